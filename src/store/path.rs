@@ -142,7 +142,9 @@ mod tests {
         for name in ["", ".", "..", ".-a", "..-a", "a/b", "a b", "a,b", "ä", "a\0b", &long] {
             assert!(StorePath::new(&format!("{HASH}-{name}")).is_err(), "{name:?}");
         }
-        for text in ["", ".", "..", ".links", HASH, "0123456789abcdefghijklmnpqrsvwxy-a", &format!("{HASH}_a")] {
+        for text in
+            ["", ".", "..", ".links", HASH, "0123456789abcdefghijklmnpqrsvwxy-a", &format!("{HASH}_a")]
+        {
             assert!(StorePath::new(text).is_err(), "{text:?}");
         }
     }

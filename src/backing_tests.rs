@@ -1,0 +1,160 @@
+//! The backing store on real files.
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+
+use super::*;
+
+fn backing(dir: &Path) -> Backing {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Backing::new(rustix::fs::open(dir, flags, Mode::empty()).unwrap())
+}
+
+fn place<'a>(dir: &'a [u8], name: &'a [u8]) -> Place<'a> {
+    Place { parent: NodeId(2), dir, name }
+}
+
+#[test]
+fn attributes_are_those_of_the_object_and_not_of_the_host() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("d")).unwrap();
+    std::fs::write(dir.path().join("d/f"), b"five!").unwrap();
+    std::fs::set_permissions(dir.path().join("d/f"), std::fs::Permissions::from_mode(0o555)).unwrap();
+    std::fs::hard_link(dir.path().join("d/f"), dir.path().join("other")).unwrap();
+    symlink("/nowhere", dir.path().join("d/l")).unwrap();
+    let backing = backing(dir.path());
+    let file = backing.stat(place(b"d", b"f")).unwrap();
+    assert_eq!((file.kind, file.perm, file.size, file.nlink), (Kind::File, 0o555, 5, 1));
+    let link = backing.stat(place(b"d", b"l")).unwrap();
+    assert_eq!((link.kind, link.size), (Kind::Symlink, 8));
+    assert_eq!(backing.readlink(place(b"d", b"l")).unwrap(), b"/nowhere");
+    assert_eq!(backing.stat(place(b"d", b"absent")), Err(Errno::NOENT));
+}
+
+#[test]
+fn no_link_leads_anywhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("store");
+    std::fs::create_dir(&store).unwrap();
+    std::fs::create_dir(dir.path().join("outside")).unwrap();
+    std::fs::write(dir.path().join("outside/secret"), b"secret").unwrap();
+    symlink("../outside", store.join("up")).unwrap();
+    symlink(dir.path().join("outside"), store.join("absolute")).unwrap();
+    symlink("../outside/secret", store.join("file")).unwrap();
+    let backing = backing(&store);
+    for (id, dir) in [&b"up"[..], b"absolute", b"..", b"../outside", b"/"].into_iter().enumerate() {
+        let place = Place { parent: NodeId(id as u64 + 10), dir, name: b"secret" };
+        assert!(backing.stat(place).is_err(), "{dir:?}");
+        assert!(backing.list(NodeId(id as u64 + 20), dir, 0, |_| true).is_err(), "{dir:?}");
+    }
+    for (id, path) in [&b"file"[..], b"up/secret", b"../outside/secret"].into_iter().enumerate() {
+        assert!(backing.read(NodeId(id as u64 + 30), path, 0, &mut [0; 8]).is_err(), "{path:?}");
+    }
+}
+
+#[test]
+fn what_a_nar_cannot_hold_is_not_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(dir.path().join("socket")).unwrap();
+    let backing = backing(dir.path());
+    assert_eq!(backing.stat(Place { parent: NodeId(1), dir: b"", name: b"socket" }), Err(Errno::NOENT));
+    let mut names = Vec::new();
+    backing
+        .list(NodeId(1), b"", 0, |entry| {
+            names.push(entry.name.to_vec());
+            true
+        })
+        .unwrap();
+    assert!(!names.contains(&b"socket".to_vec()));
+}
+
+#[test]
+fn a_listing_can_be_gone_on_from_at_every_entry() {
+    let dir = tempfile::tempdir().unwrap();
+    let names: BTreeSet<_> = (0..700).map(|n| format!("name-{n}").into_bytes()).collect();
+    for name in &names {
+        std::fs::write(dir.path().join(String::from_utf8_lossy(name).as_ref()), b"").unwrap();
+    }
+    let backing = backing(dir.path());
+    let mut seen = Vec::new();
+    let mut from = 0;
+    loop {
+        let mut taken = 0;
+        backing
+            .list(NodeId(1), b"", from, |entry| {
+                if taken == 13 {
+                    return false;
+                }
+                taken += 1;
+                from = entry.next;
+                if entry.stat.is_some() {
+                    seen.push(entry.name.to_vec())
+                }
+                true
+            })
+            .unwrap();
+        if taken == 0 {
+            break;
+        }
+    }
+    assert_eq!(seen.len(), names.len());
+    assert_eq!(seen.into_iter().collect::<BTreeSet<_>>(), names);
+}
+
+#[test]
+fn paths_longer_than_path_max_are_reached() {
+    let dir = tempfile::tempdir().unwrap();
+    let part = "x".repeat(250);
+    let mut at = rustix::fs::open(dir.path(), OFlags::DIRECTORY, Mode::empty()).unwrap();
+    for _ in 0..40 {
+        rustix::fs::mkdirat(&at, &part, Mode::from_raw_mode(0o755)).unwrap();
+        at = rustix::fs::openat(&at, &part, OFlags::DIRECTORY, Mode::empty()).unwrap();
+    }
+    let file =
+        rustix::fs::openat(&at, "f", OFlags::CREATE | OFlags::WRONLY, Mode::from_raw_mode(0o644)).unwrap();
+    rustix::io::write(&file, b"deep").unwrap();
+    let deep = vec![part; 40].join("/").into_bytes();
+    let backing = backing(dir.path());
+    assert_eq!(backing.stat(place(&deep, b"f")).unwrap().size, 4);
+    let mut buffer = [0; 8];
+    let path = [&deep[..], b"/f"].concat();
+    assert_eq!(backing.read(NodeId(9), &path, 0, &mut buffer).unwrap(), 4);
+    assert_eq!(&buffer[..4], b"deep");
+}
+
+#[test]
+fn reads_agree_with_and_without_dontcache() {
+    let dir = tempfile::tempdir().unwrap();
+    let bytes: Vec<u8> = (0..300_000u32).map(|n| (n % 251) as u8).collect();
+    std::fs::write(dir.path().join("f"), &bytes).unwrap();
+    for plain in [false, true] {
+        let backing = backing(dir.path());
+        if plain {
+            backing.without_dontcache();
+        }
+        let mut buffer = vec![0; 400_000];
+        assert_eq!(backing.read(NodeId(2), b"f", 0, &mut buffer).unwrap(), bytes.len());
+        assert_eq!(buffer[..bytes.len()], bytes);
+        assert_eq!(backing.read(NodeId(2), b"f", 299_999, &mut buffer).unwrap(), 1);
+        assert_eq!(backing.read(NodeId(2), b"f", 300_000, &mut buffer).unwrap(), 0);
+    }
+}
+
+#[test]
+fn open_descriptors_are_bounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let count = 3 * SHARDS * SHARD_LEN;
+    for n in 0..count {
+        std::fs::write(dir.path().join(n.to_string()), n.to_string()).unwrap();
+    }
+    let backing = backing(dir.path());
+    for n in 0..count {
+        let name = n.to_string();
+        let mut buffer = [0; 16];
+        let read = backing.read(NodeId(n as u64), name.as_bytes(), 0, &mut buffer).unwrap();
+        assert_eq!(&buffer[..read], name.as_bytes());
+    }
+    let kept: usize = backing.files.shards.iter().map(|shard| shard.lock().len()).sum();
+    assert_eq!(kept, SHARDS * SHARD_LEN);
+}

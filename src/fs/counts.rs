@@ -1,0 +1,71 @@
+//! Requests served, by kind.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// The kinds of request that are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Op {
+    /// A name was looked up.
+    Lookup,
+    /// References were dropped.
+    Forget,
+    /// Attributes were asked for.
+    Getattr,
+    /// A link was read.
+    Readlink,
+    /// A file was opened.
+    Open,
+    /// Bytes were read.
+    Read,
+    /// A directory was listed with attributes.
+    Readdirplus,
+    /// Totals were asked for.
+    Statfs,
+    /// A change was asked for and refused.
+    Refused,
+    /// Anything else.
+    Other,
+}
+
+const NAMES: [&str; 10] =
+    ["lookup", "forget", "getattr", "readlink", "open", "read", "readdirplus", "statfs", "refused", "other"];
+
+/// How often each kind was asked.
+#[derive(Debug, Default)]
+pub struct Counts([AtomicU64; NAMES.len()]);
+
+impl Counts {
+    /// Counts one request.
+    pub fn add(&self, op: Op) {
+        if let Some(count) = self.0.get(op as usize) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, (name, count)) in NAMES.iter().zip(&self.0).enumerate() {
+            write!(f, "{}{name}={}", if at == 0 { "" } else { " " }, count.load(Ordering::Relaxed))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_its_own_count() {
+        let counts = Counts::default();
+        counts.add(Op::Lookup);
+        counts.add(Op::Other);
+        counts.add(Op::Other);
+        assert_eq!(
+            counts.to_string(),
+            "lookup=1 forget=0 getattr=0 readlink=0 open=0 read=0 readdirplus=0 statfs=0 refused=0 other=2"
+        );
+    }
+}

@@ -1,0 +1,404 @@
+//! `fuser::Filesystem` over a [`ServedView`]: translates requests and answers, and decides nothing.
+//!
+//! Invariants:
+//! - Everything that would change something answers `EROFS` here, whatever the mount's flags are: somebody may
+//!   have remounted the superblock read-write.
+//! - No handle exists: `open` and `opendir` answer `ENOSYS`, and the kernel opens without asking from then on
+//!   (`FUSE_NO_OPEN_SUPPORT`, `FUSE_NO_OPENDIR_SUPPORT`; Linux `fs/fuse/file.c`, `fuse_file_open`).
+//!
+//! Hard point: once the kernel opens without asking, on a superblock that was remounted read-write a file can
+//! be opened for writing, mapped shared and scribbled on: the kernel then writes its dirty pages to us, is
+//! told `EROFS`, and keeps the scribbled page. A write therefore throws out what the kernel has cached of the
+//! file ([`StoreFs::spoiled`]), from another thread, as notifying inside a handler can deadlock.
+
+mod counts;
+mod view;
+
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem,
+    Generation, INodeNo, IoctlFlags, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+
+pub use counts::{Counts, Op};
+pub use view::{Entry, FsError, Node, ServedView, Totals};
+
+use crate::backing::{Kind, Stat};
+use crate::trie::NodeId;
+
+/// Store paths never change: what the kernel was told holds until it is taken back.
+const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
+/// Longest read that one request can ask for: `max_pages` of [`crate::handshake`].
+pub const READ_MAX: usize = 1 << 20;
+
+/// The view as the kernel sees it.
+#[derive(Debug)]
+pub struct StoreFs {
+    view: Arc<ServedView>,
+    counts: Arc<Counts>,
+    spoiled: Sender<NodeId>,
+}
+
+impl StoreFs {
+    /// Serves `view`. Files that somebody tried to write are sent to `spoiled`: what the kernel has cached of
+    /// them is to be thrown out.
+    #[must_use]
+    pub fn new(view: Arc<ServedView>, counts: Arc<Counts>, spoiled: Sender<NodeId>) -> Self {
+        Self { view, counts, spoiled }
+    }
+
+    fn refused(&self) -> Errno {
+        self.counts.add(Op::Refused);
+        errno(FsError::ReadOnly)
+    }
+
+    fn unsupported(&self) -> Errno {
+        self.counts.add(Op::Other);
+        errno(FsError::Unsupported)
+    }
+}
+
+/// The one table from errors to what the kernel is told.
+fn errno(error: FsError) -> Errno {
+    match error {
+        // The kernel repeats a path walk once when told this, from the root.
+        FsError::UnknownNode => Errno::ESTALE,
+        FsError::Absent | FsError::AbsentNow => Errno::ENOENT,
+        FsError::BadName => Errno::EINVAL,
+        FsError::ReadOnly => Errno::EROFS,
+        FsError::Unsupported => Errno::ENOSYS,
+        FsError::Backing(error) => match error {
+            // A directory became a link or a mount: somebody changed a store path, which is never right.
+            rustix::io::Errno::LOOP | rustix::io::Errno::XDEV | rustix::io::Errno::NOTDIR => Errno::EIO,
+            // ENOSYS would end this kind of request for the whole mount.
+            rustix::io::Errno::NOSYS => Errno::EIO,
+            other => Errno::from_i32(other.raw_os_error()),
+        },
+    }
+}
+
+fn attributes(node: Node) -> FileAttr {
+    let Stat { kind, perm, uid, gid, size, blocks, mtime: (seconds, nanoseconds), nlink } = node.stat;
+    let since = Duration::new(seconds.unsigned_abs(), 0);
+    let time = if seconds < 0 { SystemTime::UNIX_EPOCH - since } else { SystemTime::UNIX_EPOCH + since }
+        + Duration::from_nanos(nanoseconds.into());
+    FileAttr {
+        ino: INodeNo(node.id.0),
+        size,
+        blocks,
+        atime: time,
+        mtime: time,
+        ctime: time,
+        crtime: time,
+        kind: match kind {
+            Kind::File => FileType::RegularFile,
+            Kind::Directory => FileType::Directory,
+            Kind::Symlink => FileType::Symlink,
+        },
+        perm,
+        nlink,
+        uid,
+        gid,
+        rdev: 0,
+        blksize: 4096,
+        flags: 0,
+    }
+}
+
+/// A negative entry: nodeid 0 with a lifetime says that the name is absent (`fuse_lookup_name`).
+fn absent() -> FileAttr {
+    let none =
+        Stat { kind: Kind::File, perm: 0, uid: 0, gid: 0, size: 0, blocks: 0, mtime: (0, 0), nlink: 0 };
+    attributes(Node { id: NodeId(0), stat: none })
+}
+
+fn writes(flags: OpenFlags) -> bool {
+    flags.acc_mode() != OpenAccMode::O_RDONLY || flags.0 & rustix::fs::OFlags::TRUNC.bits() as i32 != 0
+}
+
+impl Filesystem for StoreFs {
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.counts.add(Op::Lookup);
+        match self.view.lookup(NodeId(parent.0), name.as_bytes()) {
+            Ok(node) => reply.entry(&FOR_EVER, &attributes(node), Generation(0)),
+            Err(FsError::Absent) => reply.entry(&FOR_EVER, &absent(), Generation(0)),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn forget(&self, _: &Request, ino: INodeNo, nlookup: u64) {
+        self.counts.add(Op::Forget);
+        self.view.forget(NodeId(ino.0), nlookup);
+    }
+
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        self.counts.add(Op::Getattr);
+        match self.view.getattr(NodeId(ino.0)) {
+            Ok(node) => reply.attr(&FOR_EVER, &attributes(node)),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        self.counts.add(Op::Readlink);
+        match self.view.readlink(NodeId(ino.0)) {
+            Ok(target) => reply.data(&target),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn open(&self, _: &Request, _: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        if writes(flags) {
+            reply.error(self.refused());
+        } else {
+            self.counts.add(Op::Open);
+            reply.error(errno(FsError::Unsupported));
+        }
+    }
+
+    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        reply.error(self.unsupported());
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        thread_local!(static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) });
+        self.counts.add(Op::Read);
+        BUFFER.with_borrow_mut(|buffer| {
+            let size = usize::try_from(size).unwrap_or(READ_MAX).min(READ_MAX);
+            if buffer.len() < size {
+                buffer.resize(size, 0);
+            }
+            let room = buffer.get_mut(..size).unwrap_or_default();
+            match self.view.read(NodeId(ino.0), offset, room) {
+                Ok(read) => reply.data(room.get(..read).unwrap_or_default()),
+                Err(error) => reply.error(errno(error)),
+            }
+        });
+    }
+
+    fn readdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: u64, reply: ReplyDirectory) {
+        // Every kernel that has openat2(2) lists with attributes once FUSE_DO_READDIRPLUS is agreed on.
+        reply.error(self.unsupported());
+    }
+
+    fn readdirplus(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        self.counts.add(Op::Readdirplus);
+        let answer = self.view.list(NodeId(ino.0), offset, |Entry { node, name, next }| {
+            let name = OsStr::from_bytes(name);
+            !reply.add(INodeNo(node.id.0), next, name, &FOR_EVER, &attributes(node), Generation(0))
+        });
+        match answer {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        self.counts.add(Op::Statfs);
+        let Totals { paths, bytes } = self.view.totals();
+        reply.statfs(bytes.div_ceil(4096), 0, 0, paths, 0, 4096, 255, 4096);
+    }
+
+    fn lseek(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        self.counts.add(Op::Other);
+        // SEEK_DATA is 3 and SEEK_HOLE is 4; the kernel answers the others itself (`fuse_file_llseek`).
+        let answer = match (u64::try_from(offset), whence) {
+            (Ok(offset), 3 | 4) => self.view.seek(NodeId(ino.0), offset, whence == 4),
+            _ => Err(FsError::Backing(rustix::io::Errno::INVAL)),
+        };
+        match answer {
+            Ok(at) => reply.offset(i64::try_from(at).unwrap_or(i64::MAX)),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        reply.error(self.unsupported());
+    }
+
+    fn access(&self, _: &Request, _: INodeNo, _: AccessFlags, reply: ReplyEmpty) {
+        reply.error(self.unsupported());
+    }
+
+    fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
+        reply.error(self.unsupported());
+    }
+
+    fn listxattr(&self, _: &Request, _: INodeNo, _: u32, reply: ReplyXattr) {
+        reply.error(self.unsupported());
+    }
+
+    fn ioctl(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: IoctlFlags,
+        _: u32,
+        _: &[u8],
+        _: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(self.unsupported());
+    }
+
+    fn setattr(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: Option<u32>,
+        _: Option<u32>,
+        _: Option<u32>,
+        _: Option<u64>,
+        _: Option<TimeOrNow>,
+        _: Option<TimeOrNow>,
+        _: Option<SystemTime>,
+        _: Option<FileHandle>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        reply.error(self.refused());
+    }
+
+    fn mknod(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {
+        reply.error(self.refused());
+    }
+
+    fn mkdir(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
+        reply.error(self.refused());
+    }
+
+    fn unlink(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(self.refused());
+    }
+
+    fn rmdir(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(self.refused());
+    }
+
+    fn symlink(&self, _: &Request, _: INodeNo, _: &OsStr, _: &Path, reply: ReplyEntry) {
+        reply.error(self.refused());
+    }
+
+    fn rename(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: &OsStr,
+        _: INodeNo,
+        _: &OsStr,
+        _: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(self.refused());
+    }
+
+    fn link(&self, _: &Request, _: INodeNo, _: INodeNo, _: &OsStr, reply: ReplyEntry) {
+        reply.error(self.refused());
+    }
+
+    fn create(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: i32, reply: ReplyCreate) {
+        reply.error(self.refused());
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        _: u64,
+        _: &[u8],
+        _: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        reply.error(self.refused());
+        // Nobody listens only while the session ends.
+        let _ = self.spoiled.send(NodeId(ino.0));
+    }
+
+    fn fallocate(&self, _: &Request, _: INodeNo, _: FileHandle, _: u64, _: u64, _: i32, reply: ReplyEmpty) {
+        reply.error(self.refused());
+    }
+
+    fn copy_file_range(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: u64,
+        _: INodeNo,
+        _: FileHandle,
+        _: u64,
+        _: u64,
+        _: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        reply.error(self.refused());
+    }
+
+    fn setxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: &[u8], _: i32, _: u32, reply: ReplyEmpty) {
+        reply.error(self.refused());
+    }
+
+    fn removexattr(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(self.refused());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `FsError` has no wildcard in the table; what the backing store says is passed on but for these.
+    #[test]
+    fn a_store_that_was_tampered_with_is_an_io_error_and_nothing_is_ever_enosys_by_accident() {
+        let told = |error: rustix::io::Errno| errno(FsError::Backing(error)).code();
+        assert_eq!(told(rustix::io::Errno::LOOP), Errno::EIO.code());
+        assert_eq!(told(rustix::io::Errno::NOSYS), Errno::EIO.code());
+        assert_eq!(told(rustix::io::Errno::MFILE), Errno::EMFILE.code());
+    }
+
+    #[test]
+    fn opening_for_anything_but_reading_is_writing() {
+        use rustix::fs::OFlags;
+        for (flags, is) in [
+            (OFlags::RDONLY, false),
+            (OFlags::RDONLY | OFlags::TRUNC, true),
+            (OFlags::WRONLY, true),
+            (OFlags::RDWR, true),
+        ] {
+            assert_eq!(writes(OpenFlags(flags.bits() as i32)), is, "{flags:?}");
+        }
+    }
+}

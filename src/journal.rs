@@ -1,0 +1,372 @@
+//! The node journal: what a successor has to know so that node ids go on meaning the same.
+//!
+//! A file in the state directory. A node is appended before the reply that makes it known to the kernel, so
+//! whatever the kernel can name is in here. Layout, version 1, numbers in little endian:
+//!
+//! ```text
+//! header   8 bytes  "nsfsnode"       4 bytes  version
+//! record   4 bytes  CRC-32 of all that follows in the record
+//!          1 byte   kind             1 byte   0xA5          2 bytes  length of the payload
+//!          payload  kind 1, a node:         8 bytes id, 8 bytes parent's id, the name
+//!                   kind 2, a backing file: 8 bytes id, 4 bytes backing id (0: closed)
+//! ```
+//!
+//! Hard points:
+//! 1. Threads append at once, each record list with one `write` to a descriptor opened with `O_APPEND`. A
+//!    kill may tear one of them while another still lands behind it: reading skips what does not check out and
+//!    goes on at the next record that does.
+//! 2. Records are idempotent, so a node may be written twice and a rewrite may race with appends.
+//! 3. Nodes that the kernel forgot leave records behind: [`Journal::rewrite`] starts the file anew.
+//! 4. When the file cannot be written (disk full) the view goes on; only a crash would not be survived.
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::RwLock;
+
+use crate::trie::{NodeId, NodeRecord};
+
+const MAGIC: &[u8; 8] = b"nsfsnode";
+/// The version of the layout above.
+pub const VERSION: u32 = 1;
+const HEADER: usize = 12;
+const RECORD_HEADER: usize = 8;
+const MARK: u8 = 0xA5;
+const KIND_NODE: u8 = 1;
+const KIND_BACKING: u8 = 2;
+/// A payload is at most a node with a name of 255 bytes.
+const PAYLOAD_MAX: usize = 16 + 255;
+/// Below this size a journal is not worth rewriting.
+const REWRITE_MIN: u64 = 16 << 20;
+
+/// Why a journal could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The operating system refused.
+    #[error("cannot {doing} the node journal '{}'", path.display())]
+    Io {
+        /// What was tried.
+        doing: &'static str,
+        /// The journal.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The file is no node journal.
+    #[error("'{}' is not a node journal; unmount the view and start it anew", .0.display())]
+    Foreign(PathBuf),
+    /// The file was written by a program with another layout.
+    #[error("the node journal '{}' has version {found}, this program knows version {VERSION}; go on with the version that wrote it, or unmount the view and start it anew", path.display())]
+    Version {
+        /// The journal.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+    },
+}
+
+/// One record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Record {
+    /// A node was handed out.
+    Node(NodeRecord),
+    /// A backing file was registered for a node with the kernel, or closed (0).
+    Backing(NodeId, u32),
+}
+
+/// A journal open for appending; any thread may append.
+#[derive(Debug)]
+pub struct Journal {
+    path: PathBuf,
+    /// Appends share it, a rewrite holds it alone.
+    file: RwLock<File>,
+    size: AtomicU64,
+    broken: AtomicBool,
+}
+
+impl Journal {
+    /// Starts an empty journal at `path`, replacing what was there.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`].
+    pub fn create(path: &Path) -> Result<Self, JournalError> {
+        let fail = |doing| move |source| JournalError::Io { doing, path: path.to_owned(), source };
+        let _ = std::fs::remove_file(path);
+        let mut file = File::options().append(true).create_new(true).open(path).map_err(fail("create"))?;
+        file.write_all(&header()).map_err(fail("write"))?;
+        Ok(Self::over(path, file, HEADER as u64))
+    }
+
+    /// Opens the journal of an earlier server and hands every whole record to `each`, in order.
+    ///
+    /// # Errors
+    /// [`JournalError`]; nothing has been changed then.
+    pub fn resume(path: &Path, mut each: impl FnMut(Record)) -> Result<Self, JournalError> {
+        let fail = |doing| move |source| JournalError::Io { doing, path: path.to_owned(), source };
+        let mut file = File::options().read(true).append(true).open(path).map_err(fail("open"))?;
+        let mut head = [0; HEADER];
+        file.read_exact(&mut head).map_err(|source| match source.kind() {
+            io::ErrorKind::UnexpectedEof => JournalError::Foreign(path.to_owned()),
+            _ => fail("read")(source),
+        })?;
+        let (magic, version) = head.split_at(MAGIC.len());
+        if magic != MAGIC {
+            return Err(JournalError::Foreign(path.to_owned()));
+        }
+        let found = u32::from_le_bytes(version.try_into().unwrap_or_default());
+        if found != VERSION {
+            return Err(JournalError::Version { path: path.to_owned(), found });
+        }
+        let mut size = HEADER as u64;
+        let mut window = Vec::with_capacity(1 << 18);
+        loop {
+            let held = window.len();
+            let read = (&file).take(1 << 18).read_to_end(&mut window).map_err(fail("read"))?;
+            size += read as u64;
+            let last = window.len() == held;
+            let used = decode(&window, last, &mut each);
+            window.drain(..used);
+            if last {
+                return Ok(Self::over(path, file, size));
+            }
+        }
+    }
+
+    fn over(path: &Path, file: File, size: u64) -> Self {
+        Self {
+            path: path.to_owned(),
+            file: RwLock::new(file),
+            size: AtomicU64::new(size),
+            broken: AtomicBool::new(false),
+        }
+    }
+
+    /// Appends `records` with one write. After a failure the journal is broken and takes nothing more.
+    ///
+    /// # Errors
+    /// The first failure only: the caller says once that a crash would not be survived.
+    pub fn append(&self, records: &[Record]) -> Result<(), JournalError> {
+        thread_local!(static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) });
+        if records.is_empty() || self.broken.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        BUFFER.with_borrow_mut(|buffer| {
+            buffer.clear();
+            for record in records {
+                encode(record, buffer);
+            }
+            let file = self.file.read();
+            match (&*file).write_all(buffer) {
+                Ok(()) => {
+                    self.size.fetch_add(buffer.len() as u64, Ordering::Relaxed);
+                    Ok(())
+                }
+                Err(_) if self.broken.swap(true, Ordering::Relaxed) => Ok(()),
+                Err(source) => Err(JournalError::Io { doing: "write", path: self.path.clone(), source }),
+            }
+        })
+    }
+
+    /// Whether so many records are outdated that a rewrite is worth it, with `live` nodes known.
+    #[must_use]
+    pub fn is_bloated(&self, live: usize) -> bool {
+        let size = self.size.load(Ordering::Relaxed);
+        size > REWRITE_MIN && size / 3 > live as u64 * (RECORD_HEADER + 16 + 24) as u64
+    }
+
+    /// Replaces the file by one that holds what `fill` writes; appends wait meanwhile.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`]; the old file goes on being used then.
+    pub fn rewrite(&self, fill: impl FnOnce(&mut dyn FnMut(&Record))) -> Result<(), JournalError> {
+        let mut current = self.file.write();
+        let next = self.path.with_extension("new");
+        let fail = |doing| {
+            let path = next.clone();
+            move |source| JournalError::Io { doing, path, source }
+        };
+        let mut bytes = header().to_vec();
+        fill(&mut |record| encode(record, &mut bytes));
+        let _ = std::fs::remove_file(&next);
+        let mut file = File::options().append(true).create_new(true).open(&next).map_err(fail("create"))?;
+        file.write_all(&bytes).map_err(fail("write"))?;
+        std::fs::rename(&next, &self.path).map_err(fail("rename"))?;
+        *current = file;
+        self.size.store(bytes.len() as u64, Ordering::Relaxed);
+        self.broken.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+fn header() -> [u8; HEADER] {
+    let mut head = [0; HEADER];
+    let (magic, version) = head.split_at_mut(MAGIC.len());
+    magic.copy_from_slice(MAGIC);
+    version.copy_from_slice(&VERSION.to_le_bytes());
+    head
+}
+
+fn encode(record: &Record, out: &mut Vec<u8>) {
+    let start = out.len();
+    out.extend_from_slice(&[0; 4]);
+    match record {
+        Record::Node(node) => {
+            let len = u16::try_from(16 + node.name.len()).unwrap_or(u16::MAX);
+            out.extend_from_slice(&[KIND_NODE, MARK]);
+            out.extend_from_slice(&len.to_le_bytes());
+            out.extend_from_slice(&node.id.0.to_le_bytes());
+            out.extend_from_slice(&node.parent.0.to_le_bytes());
+            out.extend_from_slice(&node.name);
+        }
+        Record::Backing(id, backing) => {
+            out.extend_from_slice(&[KIND_BACKING, MARK, 12, 0]);
+            out.extend_from_slice(&id.0.to_le_bytes());
+            out.extend_from_slice(&backing.to_le_bytes());
+        }
+    }
+    if let Some((place, rest)) = out.get_mut(start..).and_then(|r| r.split_first_chunk_mut::<4>()) {
+        *place = crc32fast::hash(rest).to_le_bytes();
+    }
+}
+
+/// Decodes what is whole in `window`; returns how many bytes are done with. With `last`, nothing follows.
+fn decode(window: &[u8], last: bool, each: &mut impl FnMut(Record)) -> usize {
+    let mut at = 0;
+    while let Some(rest) = window.get(at..).filter(|rest| !rest.is_empty()) {
+        match parse(rest) {
+            Parsed::Whole(record, len) => {
+                each(record);
+                at += len;
+            }
+            Parsed::Short if !last => return at,
+            Parsed::Short | Parsed::Bad => at += 1,
+        }
+    }
+    at
+}
+
+enum Parsed {
+    Whole(Record, usize),
+    /// The beginning of a record, as far as one can tell.
+    Short,
+    Bad,
+}
+
+fn parse(bytes: &[u8]) -> Parsed {
+    let Some((head, rest)) = bytes.split_first_chunk::<RECORD_HEADER>() else {
+        return Parsed::Short;
+    };
+    let [c0, c1, c2, c3, kind, mark, l0, l1] = *head;
+    let len = usize::from(u16::from_le_bytes([l0, l1]));
+    if mark != MARK || len > PAYLOAD_MAX || !matches!(kind, KIND_NODE | KIND_BACKING) {
+        return Parsed::Bad;
+    }
+    let Some(payload) = rest.get(..len) else {
+        return Parsed::Short;
+    };
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&[kind, mark, l0, l1]);
+    hasher.update(payload);
+    if hasher.finalize() != u32::from_le_bytes([c0, c1, c2, c3]) {
+        return Parsed::Bad;
+    }
+    let Some((id, payload)) = payload.split_first_chunk::<8>() else {
+        return Parsed::Bad;
+    };
+    let id = NodeId(u64::from_le_bytes(*id));
+    let record = match kind {
+        KIND_NODE => payload.split_first_chunk::<8>().map(|(parent, name)| {
+            Record::Node(NodeRecord { id, parent: NodeId(u64::from_le_bytes(*parent)), name: name.into() })
+        }),
+        _ => <[u8; 4]>::try_from(payload).ok().map(|b| Record::Backing(id, u32::from_le_bytes(b))),
+    };
+    record.map_or(Parsed::Bad, |record| Parsed::Whole(record, RECORD_HEADER + len))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn node(id: u64, name: &[u8]) -> Record {
+        Record::Node(NodeRecord { id: NodeId(id), parent: NodeId(id / 2), name: name.into() })
+    }
+
+    fn read(path: &Path) -> Vec<Record> {
+        let mut records = Vec::new();
+        Journal::resume(path, |record| records.push(record)).unwrap();
+        records
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        /// What was appended comes back, also when the last record is torn at any byte, or when a torn one
+        /// stands in the middle: then exactly the torn one is missing.
+        #[test]
+        fn torn_records_are_dropped_and_no_other(names in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..256), 2..20),
+                                                 torn in any::<prop::sample::Index>(), cut in any::<prop::sample::Index>()) {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("nodes");
+            let records: Vec<_> = names.iter().enumerate().map(|(n, name)| if name.len() % 7 == 0 {
+                Record::Backing(NodeId(n as u64), n as u32)
+            } else {
+                node(n as u64, name)
+            }).collect();
+            let torn = torn.index(records.len());
+            let mut bytes = header().to_vec();
+            for (n, record) in records.iter().enumerate() {
+                let mut one = Vec::new();
+                encode(record, &mut one);
+                if n == torn {
+                    one.truncate(cut.index(one.len()));
+                }
+                bytes.extend(one);
+            }
+            std::fs::write(&path, bytes).unwrap();
+            let mut expected = records;
+            expected.remove(torn);
+            prop_assert_eq!(read(&path), expected);
+        }
+    }
+
+    #[test]
+    fn records_longer_than_a_window_come_back_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("nodes");
+        let records: Vec<_> = (0..20_000).map(|n| node(n, format!("name-{n}").as_bytes())).collect();
+        let journal = Journal::create(&path).unwrap();
+        for some in records.chunks(77) {
+            journal.append(some).unwrap();
+        }
+        assert_eq!(read(&path), records);
+        journal.rewrite(|put| records.iter().take(10).for_each(put)).unwrap();
+        journal.append(&records[10..11]).unwrap();
+        assert_eq!(read(&path), records[..11]);
+    }
+
+    #[test]
+    fn other_versions_and_other_files_are_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("nodes");
+        let refused = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            Journal::resume(&path, |_| ()).map(|_| ()).unwrap_err()
+        };
+        assert!(matches!(refused(b""), JournalError::Foreign(_)));
+        assert!(matches!(refused(b"something else"), JournalError::Foreign(_)));
+        assert!(matches!(refused(b"nsfsnode\x02\0\0\0"), JournalError::Version { found: 2, .. }));
+    }
+
+    #[test]
+    fn a_full_disk_breaks_the_journal_once_and_quietly_after() {
+        let full = File::options().append(true).open("/dev/full").unwrap();
+        let journal = Journal::over(Path::new("/dev/full"), full, 0);
+        assert!(matches!(journal.append(&[node(2, b"a")]), Err(JournalError::Io { doing: "write", .. })));
+        assert!(journal.append(&[node(3, b"b")]).is_ok());
+    }
+}

@@ -1,0 +1,443 @@
+//! The path trie: which node id stands for which path below the store directory.
+//!
+//! Responsibility: hand out node ids for names and give back the path of an id. It decides what is reachable:
+//! its first level is the closure, so a name outside has no node and no request can name it.
+//!
+//! Invariants:
+//! - Id 1 is the root. Ids grow and are never given twice during the life of a mount, so an id that the kernel
+//!   still holds always means the same path.
+//! - A node's parent was handed out before the node itself.
+//! - A first-level node stays until the mount ends, also when its name is withdrawn: files open below it
+//!   stay readable, and nothing new can be looked up through it.
+//!
+//! Hard points:
+//! 1. Memory. One entry costs a slot of 32 bytes, its name on the heap and one index entry of 9 bytes: slots
+//!    lie in chunks that are freed once nothing in them is known to the kernel any more.
+//! 2. Locks. The one lock is held for map operations only, never over a system call. Counting a look-up of a
+//!    known name needs a shared lock only.
+//! 3. A server that succeeds another does not know how often the kernel was told of an id, and so when it is
+//!    forgotten: restored nodes are kept ([`PINNED`]).
+
+use std::collections::VecDeque;
+use std::hash::BuildHasher;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use hashbrown::{DefaultHashBuilder, HashTable};
+use parking_lot::RwLock;
+
+use crate::closure::View;
+use crate::store::StorePath;
+
+/// The FUSE inode number of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeId(pub u64);
+
+/// The store directory itself (`FUSE_ROOT_ID`).
+pub const ROOT: NodeId = NodeId(1);
+
+/// Look-up count of a node that is never forgotten: members, and what an earlier server handed out.
+const PINNED: u32 = u32::MAX;
+
+/// Slots of one chunk: 128 KiB at 32 bytes each.
+const CHUNK: usize = 4096;
+
+/// How many earlier listings of the root stay, for readers that began before a switch.
+const EPOCHS_KEPT: usize = 8;
+
+#[derive(Debug)]
+struct Slot {
+    parent: NodeId,
+    lookups: AtomicU32,
+    /// Whether a journal is known to hold this node.
+    recorded: AtomicBool,
+    name: Box<[u8]>,
+}
+
+#[derive(Debug, Default)]
+struct Chunk {
+    slots: Vec<Option<Slot>>,
+    live: usize,
+}
+
+/// One set of members as listings show it: immutable, replaced as a whole.
+#[derive(Debug)]
+pub struct Members {
+    /// Counts the switches of this mount; part of the root's directory offsets.
+    pub epoch: u32,
+    /// Names with their nodes, sorted by name.
+    pub entries: Vec<(StorePath, NodeId)>,
+    /// Sum of the NAR sizes in bytes.
+    pub nar_size: u64,
+}
+
+impl Members {
+    /// The node of a member.
+    #[must_use]
+    pub fn find(&self, name: &[u8]) -> Option<NodeId> {
+        let at = self.entries.binary_search_by(|(path, _)| path.as_str().as_bytes().cmp(name)).ok()?;
+        self.entries.get(at).map(|(_, id)| *id)
+    }
+}
+
+#[derive(Debug)]
+struct Nodes {
+    chunks: Vec<Option<Chunk>>,
+    index: HashTable<NodeId>,
+    hasher: DefaultHashBuilder,
+    next: u64,
+    live: usize,
+}
+
+/// The trie. All methods may be called from any thread.
+#[derive(Debug)]
+pub struct PathTrie {
+    nodes: RwLock<Nodes>,
+    members: RwLock<VecDeque<Arc<Members>>>,
+}
+
+/// A node made known to the kernel by [`PathTrie::enter`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entered {
+    /// Its id.
+    pub id: NodeId,
+    /// Whether a journal may not hold the node yet: whoever is told so writes it, then calls
+    /// [`PathTrie::recorded`]. Two callers may both be told, and write the same.
+    pub unrecorded: bool,
+}
+
+/// A node as a journal keeps it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeRecord {
+    /// The id handed out.
+    pub id: NodeId,
+    /// The node it lies in.
+    pub parent: NodeId,
+    /// Its name there.
+    pub name: Box<[u8]>,
+}
+
+/// What changed at the first level when a view was switched.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Switch {
+    /// Names that were not served before.
+    pub added: Vec<StorePath>,
+    /// Names that are served no more.
+    pub removed: Vec<StorePath>,
+    /// First-level nodes that got their id now.
+    pub fresh: Vec<NodeRecord>,
+}
+
+fn split(id: NodeId) -> (usize, usize) {
+    let at = usize::try_from(id.0).unwrap_or(usize::MAX);
+    (at / CHUNK, at % CHUNK)
+}
+
+impl Nodes {
+    fn slot(&self, id: NodeId) -> Option<&Slot> {
+        let (chunk, at) = split(id);
+        self.chunks.get(chunk)?.as_ref()?.slots.get(at)?.as_ref()
+    }
+
+    fn hash(&self, parent: NodeId, name: &[u8]) -> u64 {
+        self.hasher.hash_one((parent.0, name))
+    }
+
+    fn find(&self, parent: NodeId, name: &[u8]) -> Option<NodeId> {
+        let same = |id: &NodeId| self.slot(*id).is_some_and(|s| s.parent == parent && *s.name == *name);
+        self.index.find(self.hash(parent, name), same).copied()
+    }
+
+    fn put(&mut self, id: NodeId, parent: NodeId, name: &[u8], lookups: u32) {
+        let (chunk, at) = split(id);
+        if self.chunks.len() <= chunk {
+            self.chunks.resize_with(chunk + 1, || None);
+        }
+        let Some(home) = self.chunks.get_mut(chunk) else {
+            return;
+        };
+        let home = home.get_or_insert_default();
+        if home.slots.len() <= at {
+            home.slots.resize_with(at + 1, || None);
+        }
+        let Some(slot) = home.slots.get_mut(at) else {
+            return;
+        };
+        if slot
+            .replace(Slot {
+                parent,
+                lookups: AtomicU32::new(lookups),
+                recorded: AtomicBool::new(lookups == PINNED),
+                name: name.into(),
+            })
+            .is_none()
+        {
+            home.live += 1;
+            self.live += 1;
+        }
+        let hash = self.hash(parent, name);
+        let Self { chunks, index, hasher, .. } = self;
+        index.insert_unique(hash, id, |id| {
+            let (chunk, at) = split(*id);
+            let slot = chunks.get(chunk).and_then(Option::as_ref).and_then(|c| c.slots.get(at)?.as_ref());
+            slot.map_or(0, |s| hasher.hash_one((s.parent.0, &*s.name)))
+        });
+        self.next = self.next.max(id.0 + 1);
+    }
+
+    fn give(&mut self, parent: NodeId, name: &[u8], lookups: u32) -> NodeId {
+        let id = NodeId(self.next);
+        self.put(id, parent, name, lookups);
+        id
+    }
+
+    fn remove(&mut self, id: NodeId) {
+        let Some(slot) = self.slot(id) else { return };
+        let hash = self.hash(slot.parent, &slot.name);
+        if let Ok(entry) = self.index.find_entry(hash, |known| *known == id) {
+            entry.remove();
+        }
+        let (chunk, at) = split(id);
+        let Some(place) = self.chunks.get_mut(chunk) else {
+            return;
+        };
+        if let Some(home) = place
+            && home.slots.get_mut(at).and_then(Option::take).is_some()
+        {
+            home.live -= 1;
+            self.live -= 1;
+            if home.live == 0 {
+                *place = None;
+            }
+        }
+        if self.index.capacity() > 1024 && self.index.len() * 4 < self.index.capacity() {
+            let Self { chunks, index, hasher, .. } = self;
+            index.shrink_to(0, |id| {
+                let (chunk, at) = split(*id);
+                let slot = chunks.get(chunk).and_then(Option::as_ref).and_then(|c| c.slots.get(at)?.as_ref());
+                slot.map_or(0, |s| hasher.hash_one((s.parent.0, &*s.name)))
+            });
+        }
+    }
+}
+
+impl Default for PathTrie {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl PathTrie {
+    /// A trie in which nothing is reachable yet.
+    #[must_use]
+    pub fn new() -> Self {
+        let nodes = Nodes {
+            chunks: Vec::new(),
+            index: HashTable::new(),
+            hasher: DefaultHashBuilder::default(),
+            next: ROOT.0 + 1,
+            live: 0,
+        };
+        let none = Members { epoch: 0, entries: Vec::new(), nar_size: 0 };
+        Self { nodes: RwLock::new(nodes), members: RwLock::new(VecDeque::from([Arc::new(none)])) }
+    }
+
+    /// Puts back a node that an earlier server handed out. Before the first [`PathTrie::switch`] only.
+    pub fn restore(&self, record: &NodeRecord) {
+        let mut nodes = self.nodes.write();
+        if nodes.slot(record.id).is_none() && record.id > ROOT {
+            nodes.put(record.id, record.parent, &record.name, PINNED);
+        }
+    }
+
+    /// Lets listings and look-ups of the root see exactly `view` from now on; the epoch is one more than the
+    /// last, or `epoch` if that is more.
+    ///
+    /// The caller makes [`Switch::fresh`] durable first where that matters: see [`PathTrie::prepare`].
+    pub fn switch(&self, view: &View, epoch: u32) -> Switch {
+        let fresh = self.prepare(view);
+        let nodes = self.nodes.read();
+        let node = |name: &StorePath| nodes.find(ROOT, name.as_str().as_bytes());
+        let entries: Vec<_> = view.names().filter_map(|name| Some((name.clone(), node(name)?))).collect();
+        drop(nodes);
+        let mut kept = self.members.write();
+        let last = kept.back().cloned();
+        let epoch = last.as_ref().map_or(1, |m| m.epoch.wrapping_add(1)).max(epoch);
+        let next = Arc::new(Members { epoch, entries, nar_size: view.nar_size() });
+        kept.push_back(next.clone());
+        if kept.len() > EPOCHS_KEPT {
+            kept.pop_front();
+        }
+        drop(kept);
+        let before = last.as_ref().map_or(&[][..], |m| &m.entries);
+        let missing = |from: &[(StorePath, NodeId)], set: &dyn Fn(&[u8]) -> bool| -> Vec<StorePath> {
+            from.iter().map(|(name, _)| name).filter(|name| !set(name.as_str().as_bytes())).cloned().collect()
+        };
+        Switch {
+            added: missing(&next.entries, &|name| last.as_ref().is_some_and(|m| m.find(name).is_some())),
+            removed: missing(before, &|name| next.find(name).is_some()),
+            fresh,
+        }
+    }
+
+    /// Gives every name of `view` its node without showing it yet; returns the nodes that are new.
+    pub fn prepare(&self, view: &View) -> Vec<NodeRecord> {
+        let mut nodes = self.nodes.write();
+        let mut fresh = Vec::new();
+        for name in view.names().map(|name| name.as_str().as_bytes()) {
+            match nodes.find(ROOT, name) {
+                Some(id) => {
+                    if let Some(slot) = nodes.slot(id) {
+                        slot.lookups.store(PINNED, Ordering::Relaxed);
+                    }
+                }
+                None => {
+                    let id = nodes.give(ROOT, name, PINNED);
+                    fresh.push(NodeRecord { id, parent: ROOT, name: name.into() });
+                }
+            }
+        }
+        fresh
+    }
+
+    /// The members now shown.
+    #[must_use]
+    pub fn members(&self) -> Arc<Members> {
+        let kept = self.members.read();
+        // A trie is made with one set and always keeps at least one.
+        kept.back()
+            .cloned()
+            .unwrap_or_else(|| Arc::new(Members { epoch: 0, entries: Vec::new(), nar_size: 0 }))
+    }
+
+    /// The members as they were shown in `epoch`, while that is not long ago.
+    #[must_use]
+    pub fn members_of(&self, epoch: u32) -> Option<Arc<Members>> {
+        self.members.read().iter().find(|m| m.epoch == epoch).cloned()
+    }
+
+    /// Counts one look-up of `name` in `parent`, giving it a node if it has none. `None`: the kernel asked
+    /// about a parent that it was never told of.
+    ///
+    /// The root's names are not entered: they are members or nothing, see [`Members::find`].
+    pub fn enter(&self, parent: NodeId, name: &[u8]) -> Option<Entered> {
+        {
+            let nodes = self.nodes.read();
+            nodes.slot(parent)?;
+            if let Some(id) = nodes.find(parent, name) {
+                return nodes.slot(id).map(|slot| slot.count(id));
+            }
+        }
+        let mut nodes = self.nodes.write();
+        nodes.slot(parent)?;
+        if let Some(id) = nodes.find(parent, name) {
+            return nodes.slot(id).map(|slot| slot.count(id));
+        }
+        Some(Entered { id: nodes.give(parent, name, 1), unrecorded: true })
+    }
+
+    /// A journal holds `id` now.
+    pub fn recorded(&self, id: NodeId) {
+        if let Some(slot) = self.nodes.read().slot(id) {
+            slot.recorded.store(true, Ordering::Release);
+        }
+    }
+
+    /// The kernel dropped `count` of its references; a node that it no longer knows is let go.
+    /// Returns whether the node went.
+    pub fn forget(&self, id: NodeId, count: u64) -> bool {
+        let mut nodes = self.nodes.write();
+        let Some(slot) = nodes.slot(id) else { return false };
+        let known = slot.lookups.load(Ordering::Relaxed);
+        if known == PINNED {
+            return false;
+        }
+        let left = u64::from(known).saturating_sub(count);
+        if let Ok(left @ 1..) = u32::try_from(left) {
+            slot.lookups.store(left, Ordering::Relaxed);
+            return false;
+        }
+        nodes.remove(id);
+        true
+    }
+
+    /// The path of `id` below the store directory, and the parts of it: member first.
+    ///
+    /// `None`: no such node.
+    #[must_use]
+    pub fn path(&self, id: NodeId) -> Option<Vec<u8>> {
+        let nodes = self.nodes.read();
+        let mut parts: Vec<&[u8]> = Vec::with_capacity(12);
+        let mut at = id;
+        while at != ROOT {
+            let slot = nodes.slot(at)?;
+            parts.push(&slot.name);
+            at = slot.parent;
+        }
+        parts.reverse();
+        Some(parts.join(&b'/'))
+    }
+
+    /// The node that `id` lies in; the root lies in itself.
+    #[must_use]
+    pub fn parent(&self, id: NodeId) -> Option<NodeId> {
+        if id == ROOT { Some(ROOT) } else { self.nodes.read().slot(id).map(|slot| slot.parent) }
+    }
+
+    /// Whether new names may be looked up below `id`: its member is still shown.
+    #[must_use]
+    pub fn is_shown(&self, id: NodeId) -> bool {
+        if id == ROOT {
+            return true;
+        }
+        let nodes = self.nodes.read();
+        let mut at = id;
+        loop {
+            let Some(slot) = nodes.slot(at) else { return false };
+            if slot.parent == ROOT {
+                return self.members().find(&slot.name).is_some();
+            }
+            at = slot.parent;
+        }
+    }
+
+    /// Number of nodes known, the root not counted.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.nodes.read().live
+    }
+
+    /// Whether no node is known but the root.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Calls `each` for every node known, parents before what lies in them.
+    ///
+    /// # Errors
+    /// The first error of `each` ends the walk.
+    pub fn for_each<E>(&self, mut each: impl FnMut(NodeId, NodeId, &[u8]) -> Result<(), E>) -> Result<(), E> {
+        let nodes = self.nodes.read();
+        for (number, chunk) in nodes.chunks.iter().enumerate() {
+            for (at, slot) in chunk.iter().flat_map(|c| c.slots.iter().enumerate()) {
+                if let Some(slot) = slot {
+                    each(NodeId((number * CHUNK + at) as u64), slot.parent, &slot.name)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Slot {
+    fn count(&self, id: NodeId) -> Entered {
+        // A count that reaches PINNED stays there: the node is kept, which is always safe.
+        let _ = self.lookups.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_add(1));
+        Entered { id, unrecorded: !self.recorded.load(Ordering::Acquire) }
+    }
+}
+
+#[cfg(test)]
+#[path = "trie_tests.rs"]
+mod tests;

@@ -1,0 +1,167 @@
+//! The trie against a model of plain maps, with generated histories.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn member(n: u32) -> StorePath {
+    StorePath::new(&format!("{n:032}-m{n}")).unwrap()
+}
+
+fn view(members: &BTreeSet<u32>) -> View {
+    members.iter().map(|n| (member(*n), u64::from(*n))).collect()
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Switch(BTreeSet<u32>),
+    Lookup { parent: usize, name: u8 },
+    Forget { node: usize, all: bool },
+    Resume,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        1 => proptest::collection::btree_set(0u32..6, 0..6).prop_map(Step::Switch),
+        8 => (0usize..64, 0u8..6).prop_map(|(parent, name)| Step::Lookup { parent, name }),
+        3 => (0usize..64, any::<bool>()).prop_map(|(node, all)| Step::Forget { node, all }),
+        1 => Just(Step::Resume),
+    ];
+    proptest::collection::vec(step, 1..80)
+}
+
+/// A node as the model sees it: where it is, how often it was told, and whether it outlives being forgotten.
+#[derive(Debug, Clone)]
+struct Known {
+    path: Vec<u8>,
+    told: u64,
+    pinned: bool,
+}
+
+proptest! {
+    /// Whatever happened before: an id means one path for ever, a path has one id while the kernel knows it,
+    /// the root shows the last view and nothing else, and a restored trie answers as the one before it.
+    #[test]
+    fn agrees_with_a_model(history in steps()) {
+        let mut trie = PathTrie::new();
+        let mut model: BTreeMap<NodeId, Known> = BTreeMap::new();
+        let mut ever: BTreeMap<NodeId, Vec<u8>> = BTreeMap::new();
+        let mut shown = BTreeSet::new();
+        for step in history {
+            match step {
+                Step::Switch(set) => {
+                    let switch = trie.switch(&view(&set), 0);
+                    let names = |s: BTreeSet<u32>| s.into_iter().map(member).collect::<Vec<_>>();
+                    prop_assert_eq!(switch.added, names(&set - &shown));
+                    prop_assert_eq!(switch.removed, names(&shown - &set));
+                    for record in switch.fresh {
+                        prop_assert!(ever.insert(record.id, record.name.to_vec()).is_none());
+                        model.insert(record.id, Known { path: record.name.to_vec(), told: 0, pinned: true });
+                    }
+                    shown = set;
+                }
+                Step::Lookup { parent, name } => {
+                    let Some((parent, path)) = model.iter().nth(parent % model.len().max(1)).map(|(i, k)| (*i, k.path.clone()))
+                    else { continue };
+                    let entered = trie.enter(parent, &[b'a' + name]).unwrap();
+                    let path = [&path, &b"/"[..], &[b'a' + name]].concat();
+                    let known = model.iter().find(|(_, k)| k.path == path).map(|(i, _)| *i);
+                    prop_assert!(known.is_some() || entered.unrecorded);
+                    prop_assert_eq!(known.unwrap_or(entered.id), entered.id);
+                    trie.recorded(entered.id);
+                    if known.is_none() {
+                        prop_assert!(ever.insert(entered.id, path.clone()).is_none(), "an id was given twice");
+                    }
+                    model.entry(entered.id).or_insert(Known { path, told: 0, pinned: false }).told += 1;
+                }
+                Step::Forget { node, all } => {
+                    let Some((id, known)) = model.iter().nth(node % model.len().max(1)).map(|(i, k)| (*i, k.clone()))
+                    else { continue };
+                    // The kernel never forgets a directory before what it knows inside.
+                    let prefix = [&known.path, &b"/"[..]].concat();
+                    if known.told == 0 || model.values().any(|k| k.path.starts_with(&prefix)) { continue }
+                    let count = if all { known.told } else { 1 };
+                    let left = known.told - count;
+                    prop_assert_eq!(trie.forget(id, count), left == 0 && !known.pinned);
+                    if left == 0 && !known.pinned {
+                        model.remove(&id);
+                    } else {
+                        model.get_mut(&id).unwrap().told = left;
+                    }
+                }
+                Step::Resume => {
+                    let next = PathTrie::new();
+                    trie.for_each(|id, parent, name| {
+                        next.restore(&NodeRecord { id, parent, name: name.into() });
+                        Ok::<_, ()>(())
+                    }).unwrap();
+                    prop_assert!(next.switch(&view(&shown), 0).fresh.is_empty());
+                    trie = next;
+                    for known in model.values_mut() {
+                        known.pinned = true;
+                    }
+                    // Ids above the last one handed out may be given again: nobody knows them.
+                    let last = model.keys().next_back().copied().unwrap_or(ROOT);
+                    ever.retain(|id, _| *id <= last);
+                }
+            }
+            prop_assert_eq!(trie.len(), model.len());
+            for (id, known) in &model {
+                prop_assert_eq!(trie.path(*id).unwrap(), known.path.clone());
+                let top = known.path.split(|b| *b == b'/').next().unwrap();
+                prop_assert_eq!(trie.is_shown(*id), shown.iter().any(|n| member(*n).as_str().as_bytes() == top));
+            }
+            let members = trie.members();
+            let listed: Vec<_> = members.entries.iter().map(|(name, _)| name.clone()).collect();
+            prop_assert_eq!(listed, shown.iter().map(|n| member(*n)).collect::<Vec<_>>());
+            for n in 0..6 {
+                prop_assert_eq!(members.find(member(n).as_str().as_bytes()).is_some(), shown.contains(&n));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_listing_begun_before_a_switch_can_be_finished() {
+    let trie = PathTrie::new();
+    trie.switch(&view(&[1, 2].into()), 0);
+    let before = trie.members();
+    trie.switch(&view(&[3].into()), 0);
+    assert_eq!(trie.members_of(before.epoch).unwrap().entries, before.entries);
+    assert_ne!(trie.members().epoch, before.epoch);
+}
+
+#[test]
+fn the_epoch_of_an_earlier_server_is_gone_on_from() {
+    let trie = PathTrie::new();
+    trie.switch(&view(&[1].into()), 41);
+    assert_eq!(trie.members().epoch, 41);
+}
+
+#[test]
+fn forgotten_nodes_give_their_memory_back() {
+    let trie = PathTrie::new();
+    trie.switch(&view(&[1].into()), 0);
+    let top = trie.members().entries[0].1;
+    let ids: Vec<_> = (0..100_000u32).map(|n| trie.enter(top, &n.to_le_bytes()).unwrap().id).collect();
+    for id in ids {
+        assert!(trie.forget(id, 1));
+    }
+    assert_eq!(trie.len(), 1);
+    let nodes = trie.nodes.read();
+    assert_eq!(nodes.chunks.iter().flatten().count(), 1);
+    assert!(nodes.index.capacity() < 2048);
+}
+
+#[test]
+fn an_id_never_handed_out_is_nothing() {
+    let trie = PathTrie::new();
+    for id in [0, 2, 4096, u64::MAX] {
+        assert_eq!(
+            (trie.path(NodeId(id)), trie.enter(NodeId(id), b"a"), trie.forget(NodeId(id), 1)),
+            (None, None, false)
+        );
+    }
+}
