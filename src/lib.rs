@@ -11,6 +11,8 @@
 pub mod backing;
 pub mod closure;
 pub mod fs;
+pub mod handshake;
 pub mod journal;
+pub mod profile;
 pub mod store;
 pub mod trie;

@@ -1,0 +1,123 @@
+//! Paths as people type them, on real links.
+
+use std::os::unix::fs::symlink;
+
+use super::*;
+
+const SYSTEM_PATH: &str = "00000000000000000000000000000000-nixos-system-web";
+const OTHER_PATH: &str = "11111111111111111111111111111111-other";
+
+/// A chroot store in a directory of its own.
+struct Chroot {
+    dir: tempfile::TempDir,
+    real: PathBuf,
+}
+
+impl Chroot {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        let real = root.join("nix/store");
+        for name in [SYSTEM_PATH, OTHER_PATH] {
+            std::fs::create_dir_all(real.join(name).join("bin")).unwrap();
+        }
+        std::fs::create_dir_all(root.join("nix/var/nix/profiles/per-container/web")).unwrap();
+        std::fs::create_dir_all(root.join("nix/var/nix/profiles/per-container/empty")).unwrap();
+        std::fs::create_dir(root.join("plain")).unwrap();
+        std::fs::write(root.join("file"), "").unwrap();
+        let chroot = Self { dir, real };
+        chroot.link("nix/var/nix/profiles/per-container/web/system", "system-1-link");
+        chroot.link(
+            "nix/var/nix/profiles/per-container/web/system-1-link",
+            &format!("/nix/store/{SYSTEM_PATH}"),
+        );
+        chroot.link("absolute", "/nix/var/nix/profiles/per-container/web/system");
+        chroot.link("inside", &format!("/nix/store/{OTHER_PATH}/bin/../bin"));
+        chroot.link("dangling", "/nowhere/at/all");
+        chroot.link("round", "about");
+        chroot.link("about", "round");
+        chroot.link("up", "plain/../nix/var/nix/profiles/per-container/web");
+        chroot
+    }
+
+    fn path(&self, below: &str) -> PathBuf {
+        self.dir.path().canonicalize().unwrap().join(below)
+    }
+
+    fn link(&self, at: &str, target: &str) {
+        symlink(target, self.path(at)).unwrap();
+    }
+
+    fn resolve(&self, typed: &Path) -> Result<String, ProfileError> {
+        let dirs = StoreDirs { logical: Path::new("/nix/store"), real: &self.real };
+        resolve(typed, dirs).map(|resolved| resolved.path.to_string())
+    }
+}
+
+#[test]
+fn every_way_to_name_a_system_leads_to_it() {
+    let chroot = Chroot::new();
+    let profiles = "nix/var/nix/profiles/per-container/web";
+    for typed in [
+        chroot.path(profiles),
+        chroot.path(&format!("{profiles}/system")),
+        chroot.path(&format!("{profiles}/system-1-link/sw/bin")),
+        chroot.path("absolute"),
+        chroot.path("up"),
+        chroot.real.join(SYSTEM_PATH),
+        chroot.real.join(SYSTEM_PATH).join("bin"),
+        PathBuf::from("/nix/store").join(SYSTEM_PATH),
+        PathBuf::from("/nix/../nix/store").join(SYSTEM_PATH),
+        PathBuf::from(SYSTEM_PATH),
+    ] {
+        assert_eq!(chroot.resolve(&typed).unwrap(), SYSTEM_PATH, "{}", typed.display());
+    }
+    assert_eq!(chroot.resolve(&chroot.path("inside")).unwrap(), OTHER_PATH);
+}
+
+#[test]
+fn the_links_followed_are_told_in_order() {
+    let chroot = Chroot::new();
+    let dirs = StoreDirs { logical: Path::new("/nix/store"), real: &chroot.real };
+    let links = resolve(&chroot.path("absolute"), dirs).unwrap().links;
+    let web = "nix/var/nix/profiles/per-container/web";
+    let expected =
+        ["absolute", &format!("{web}/system"), &format!("{web}/system-1-link")].map(|l| chroot.path(l));
+    assert_eq!(links, expected);
+}
+
+#[test]
+fn each_failure_has_its_own_name() {
+    let chroot = Chroot::new();
+    let fails = |below: &str| chroot.resolve(&chroot.path(below)).unwrap_err();
+    assert!(matches!(fails("absent"), ProfileError::Absent(_)));
+    assert!(matches!(fails("absent/system"), ProfileError::Absent(_)));
+    assert!(matches!(fails("dangling"), ProfileError::Dangling { .. }));
+    assert!(matches!(fails("plain"), ProfileError::NotInStore { .. }));
+    assert!(matches!(fails("file"), ProfileError::NotInStore { .. }));
+    assert!(matches!(fails("nix/store"), ProfileError::NotInStore { .. }));
+    assert!(matches!(fails("nix/store/.links"), ProfileError::BadName { .. }));
+    assert!(matches!(fails("nix/var/nix/profiles/per-container/empty"), ProfileError::NoSystem(_)));
+    assert!(matches!(fails("round"), ProfileError::TooManyLinks(_)));
+}
+
+#[test]
+fn a_root_that_is_waited_for_may_be_absent_and_nothing_else() {
+    let chroot = Chroot::new();
+    let absent = |below: &str| chroot.resolve(&chroot.path(below)).unwrap_err().is_absence();
+    assert!(absent("absent") && absent("dangling") && absent("nix/var/nix/profiles/per-container/empty"));
+    assert!(!absent("round") && !absent("file"));
+}
+
+#[test]
+fn a_view_is_called_as_a_person_calls_it() {
+    for (typed, name) in [
+        ("/nix/var/nix/profiles/per-container/web", "web"),
+        ("/nix/var/nix/profiles/per-container/web/", "web"),
+        (SYSTEM_PATH, "nixos-system-web"),
+        ("result", "result"),
+    ] {
+        assert_eq!(view_name(Path::new(typed)).as_deref(), Some(name), "{typed}");
+    }
+    assert_eq!(view_name(Path::new("/")), None);
+}
