@@ -3,16 +3,23 @@
 //! The modules form one house; each uses only those above it in this list:
 //!
 //! 1. [`store`]: the only place that knows Nix's C++ store library.
-//! 2. [`closure`]: roots, members and sizes as plain values.
-//! 3. [`trie`]: node ids for what is reachable; [`journal`]: what a successor needs to know of them.
-//! 4. [`backing`]: the physical store below one directory descriptor.
-//! 5. [`fs`]: the answers to the kernel's requests.
+//! 2. [`profile`]: from a path that a person types to a store path.
+//! 3. [`closure`]: roots, members and sizes as plain values.
+//! 4. [`trie`]: node ids for what is reachable; [`journal`]: what a successor needs to know of them.
+//! 5. [`backing`]: the physical store below one directory descriptor.
+//! 6. [`fs`]: the answers to the kernel's requests; [`handshake`]: what is agreed on with it first.
+//! 7. [`wire`]: what monitor and server say to each other; [`serve`]: the server; [`sys`]: raw calls.
+//! 8. [`mount`]: the mount point and the mount table.
 
 pub mod backing;
 pub mod closure;
 pub mod fs;
 pub mod handshake;
 pub mod journal;
+pub mod mount;
 pub mod profile;
+pub mod serve;
 pub mod store;
+pub mod sys;
 pub mod trie;
+pub mod wire;

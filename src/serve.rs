@@ -1,0 +1,202 @@
+//! The server: one FUSE session, fed with closures by the monitor, from a mount or a resumption to its end.
+//!
+//! Invariants:
+//! - It needs `/dev/fuse`, the store directory and the names that the monitor sends, and nothing else of the
+//!   system: it never calls Nix.
+//! - All threads read the one descriptor of the device. A clone that is closed fails what was read through it.
+//!
+//! Hard points:
+//! 1. The session library insists on an INIT request: it gets the kernel's own again over a socket pair, its
+//!    answer is thrown away, and then the device takes the place of the socket.
+//! 2. What the kernel remembers is taken back only from threads that answer no request: the kernel waits for
+//!    locks that a request in flight may hold.
+//! 3. When the monitor dies the server goes on: what is mounted stays readable.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, mpsc};
+use std::thread;
+
+use fuser::{INodeNo, Notifier, Session, SessionACL};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+
+use crate::backing::Backing;
+use crate::fs::{Counts, ServedView, StoreFs};
+use crate::handshake;
+use crate::journal::{Journal, JournalError, Record};
+use crate::sys;
+use crate::trie::{NodeId, PathTrie, ROOT};
+use crate::wire::{self, Order, Report, Start};
+
+/// Why a server ends before its mount.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The monitor did not say what to serve.
+    #[error("the monitor sent nothing to serve; this mode is for the monitor to start")]
+    NoOrder(#[source] Option<io::Error>),
+    /// What an earlier server left cannot be gone on from.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The session could not be set up, or broke.
+    #[error("the FUSE session failed while {doing}")]
+    Session {
+        /// What was being done.
+        doing: &'static str,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn session(doing: &'static str) -> impl Fn(io::Error) -> ServeError {
+    move |source| ServeError::Session { doing, source }
+}
+
+/// Receives what to serve over `monitor`.
+///
+/// # Errors
+/// [`ServeError::NoOrder`].
+pub fn receive_start(monitor: &UnixStream) -> Result<(Start, OwnedFd, OwnedFd), ServeError> {
+    match wire::receive::<Order>(monitor) {
+        Ok(Some((Order::Start(start), descriptors))) => {
+            let mut descriptors = descriptors.into_iter();
+            match (descriptors.next(), descriptors.next()) {
+                (Some(device), Some(store)) => Ok((*start, device, store)),
+                _ => Err(ServeError::NoOrder(None)),
+            }
+        }
+        Ok(_) => Err(ServeError::NoOrder(None)),
+        Err(error) => Err(ServeError::NoOrder(Some(error))),
+    }
+}
+
+/// Serves until the view is unmounted.
+///
+/// # Errors
+/// [`ServeError`]; the mount is still there, and another server may take over.
+pub fn serve(start: Start, device: OwnedFd, store: OwnedFd, monitor: UnixStream) -> Result<(), ServeError> {
+    let trie = Arc::new(PathTrie::new());
+    let journal = open_journal(&start, &trie)?;
+    let restored = trie.len();
+    let view = Arc::new(ServedView::new(trie.clone(), Backing::new(store), journal));
+    let fresh = trie.prepare(&start.view);
+    view.record(&fresh.into_iter().map(Record::Node).collect::<Vec<_>>());
+    trie.switch(&start.view, start.epoch);
+
+    let counts = Arc::new(Counts::default());
+    let (spoiled, spoiled_nodes) = mpsc::channel();
+    let fs = StoreFs::new(view.clone(), counts.clone(), spoiled);
+    let fuse = open_session(fs, &start, &device)?;
+    drop(device);
+
+    let notifier = fuse.notifier();
+    spawn("spoiled", move || throw_out(&notifier, &spoiled_nodes))?;
+    let notifier = fuse.notifier();
+    wire::send(&monitor, &Report::Serving { restored }, &[]).map_err(session("reporting to the monitor"))?;
+    spawn("orders", {
+        let view = view.clone();
+        move || follow_orders(&monitor, &view, &notifier)
+    })?;
+    spawn("members", move || {
+        view.check_members();
+    })?;
+    let answer = fuse.run().map_err(session("answering requests"));
+    tracing::debug!(requests = %counts, nodes = trie.len(), "the session has ended");
+    answer
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), ServeError> {
+    thread::Builder::new().name(name.to_owned()).spawn(work).map_err(session("starting a thread"))?;
+    Ok(())
+}
+
+fn open_journal(start: &Start, trie: &PathTrie) -> Result<Option<Arc<Journal>>, ServeError> {
+    let Some(path) = &start.journal else { return Ok(None) };
+    if start.resume {
+        let journal = Journal::resume(path, |record| match record {
+            Record::Node(node) => trie.restore(&node),
+            Record::Backing(..) => {}
+        })?;
+        return Ok(Some(Arc::new(journal)));
+    }
+    match Journal::create(path) {
+        Ok(journal) => Ok(Some(Arc::new(journal))),
+        Err(error) => {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the view would not survive a crash of its server"
+            );
+            Ok(None)
+        }
+    }
+}
+
+/// A session over the device, though the INIT exchange is long over.
+fn open_session(fs: StoreFs, start: &Start, device: &OwnedFd) -> Result<Session<StoreFs>, ServeError> {
+    let io_error = |error: rustix::io::Errno| io::Error::from(error);
+    let doing = "replaying the INIT request";
+    let (ours, theirs) =
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .map_err(io_error)
+            .map_err(session(doing))?;
+    rustix::io::write(&ours, &start.agreement.request).map_err(io_error).map_err(session(doing))?;
+    let mut config = fuser::Config::default();
+    config.n_threads = Some(start.threads);
+    config.clone_fd = false;
+    config.acl = SessionACL::All;
+    let fuse = Session::from_fd(fs, theirs, SessionACL::All, config).map_err(session(doing))?;
+    sys::replace(fuse.as_fd(), device).map_err(session("taking over the device"))?;
+    if start.resume
+        && let Err(error) = handshake::resend(device)
+    {
+        tracing::warn!(%error, "this kernel cannot repeat requests that the last server had taken; whoever waits for one waits until it is killed (Linux 6.9 or newer can)");
+    }
+    Ok(fuse)
+}
+
+/// Throws out what the kernel has cached of files that somebody wrote to: see [`crate::fs`].
+fn throw_out(notifier: &Notifier, nodes: &mpsc::Receiver<NodeId>) {
+    for node in nodes {
+        if let Err(error) = notifier.inval_inode(INodeNo(node.0), 0, 0) {
+            tracing::warn!(%error, node = node.0, "cannot take back what was written to the page cache");
+        }
+    }
+}
+
+/// Does what the monitor says until it says no more.
+fn follow_orders(monitor: &UnixStream, view: &ServedView, notifier: &Notifier) {
+    loop {
+        match wire::receive::<Order>(monitor) {
+            Ok(Some((Order::Switch { view: next, epoch }, _))) => {
+                switch(view, notifier, &next, epoch);
+                if wire::send(monitor, &Report::Switched { epoch }, &[]).is_err() {
+                    break;
+                }
+            }
+            Ok(Some((Order::Start(_), _))) => tracing::error!("the monitor said twice what to start with"),
+            Ok(None) | Err(_) => break,
+        }
+    }
+    tracing::debug!("the monitor is gone; the view stays as it is");
+}
+
+fn switch(view: &ServedView, notifier: &Notifier, next: &crate::closure::View, epoch: u32) {
+    let fresh = view.trie().prepare(next);
+    view.record(&fresh.into_iter().map(Record::Node).collect::<Vec<_>>());
+    let switch = view.trie().switch(next, epoch);
+    // First what may have been missed before and is there now, then what is gone, then the listing.
+    for name in switch.added.iter().chain(&switch.removed) {
+        take_back(notifier.inval_entry(INodeNo(ROOT.0), OsStr::new(name.as_str())));
+    }
+    take_back(notifier.inval_inode(INodeNo(ROOT.0), 0, 0));
+    view.check_members();
+}
+
+fn take_back(answer: io::Result<()>) {
+    // ENOENT, the kernel remembers nothing of the kind, is no error and is not given by the library.
+    if let Err(error) = answer {
+        tracing::warn!(%error, "the kernel may show the old view for a name");
+    }
+}
