@@ -1,5 +1,318 @@
 //! The Nix store, asked through Nix's own C++ library.
+//!
+//! Invariants: no C++ type and no borrowed C++ memory leaves this module; every answer is copied into plain
+//! values. Opening a store changes nothing that anybody else can see: no store is created, no mount outside the
+//! calling thread's own mount namespace changes, no signal handler is installed, nothing is printed.
+//!
+//! Hard points:
+//! 1. Opening a local store as root makes its read-only mount writable, in the mount namespace of the calling
+//!    thread. So [`Store::open`] gives that thread a namespace of its own first: call it on a thread that does
+//!    nothing else.
+//! 2. Nix creates a store where there is none. So an address is taken apart here before Nix sees it (`uri`), and
+//!    what every store has must be there.
+//! 3. `auto` is decided here, by Nix's rule, because Nix's own last resort for an ordinary user is to create a
+//!    store in the home directory.
+//! 4. Before 2.34, Nix's static objects look for the home directory before `main`. A user whom no passwd entry
+//!    knows and who has no `HOME` cannot start the program at all; nothing here could help.
 
+mod error;
+mod ffi;
 mod path;
+mod uri;
 
+#[cfg(test)]
+mod tests;
+
+use std::cell::Cell;
+use std::ffi::OsString;
+use std::fmt;
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use cxx::UniquePtr;
+use nix::mount::MsFlags;
+use nix::sched::CloneFlags;
+use rustix::fs::{Access, StatVfsMountFlags};
+
+pub use error::StoreError;
+use ffi::{Failure, Kind, bridge};
 pub use path::{InvalidStorePath, PathInfo, StorePath};
+use uri::StoreUri;
+
+/// The Nix that `cpp/store.cc` was compiled with.
+const BUILT_VERSION: &str = env!("NIX_STORE_FS_NIX_VERSION");
+/// Nix's store directory unless `NIX_STORE_DIR` or the address says otherwise.
+const BUILT_STORE_DIR: &str = env!("NIX_STORE_FS_STORE_DIR");
+
+/// The version of the Nix store library that is loaded. Initialises nothing.
+#[must_use]
+pub fn nix_version() -> String {
+    bridge::nix_version()
+}
+
+/// An open Nix store with files on this machine.
+///
+/// Any one thread at a time may use it. Temporary roots last until it is dropped or, for a local store, until the
+/// process ends.
+pub struct Store {
+    handle: UniquePtr<bridge::Handle>,
+    dir: PathBuf,
+    real_dir: PathBuf,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").field("dir", &self.dir).field("real_dir", &self.real_dir).finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// Opens the store at `uri`, spelt as for Nix: `auto`, `local`, `daemon`, `unix://SOCKET`, `local?root=DIR`,
+    /// or the root directory of a store.
+    ///
+    /// As root, and unless a daemon is asked, this puts the calling thread into a mount namespace of its own, into
+    /// which later mounts and unmounts of the machine still come, and out of which nothing goes. Threads started
+    /// from this one inherit it. So call it on a thread of its own, never on one that mounts or serves.
+    ///
+    /// # Errors
+    /// Each variant of [`StoreError`] up to `Initialise`.
+    pub fn open(uri: &str) -> Result<Self, StoreError> {
+        let parsed = StoreUri::parse(uri)?;
+        initialise()?;
+        let state = parsed.state_dir(&default_state_dir()?);
+        let open = |cause: Failure| StoreError::Open { uri: uri.to_owned(), cause: cause.text };
+        let handle = match daemon_address(&parsed.kind, &state) {
+            Some(base) => {
+                let daemon = |cause: Failure| StoreError::Daemon { uri: uri.to_owned(), cause: cause.text };
+                let handle = open_handle(&base, &parsed).map_err(open)?;
+                // Otherwise the first question would find out, and its error would be about something else.
+                handle.connect().map_err(|e| daemon(e.into()))?;
+                handle
+            }
+            None => {
+                let real = parsed.real_dir(&default_store_dir());
+                require(uri, &state.join("db/db.sqlite"))?;
+                require(uri, &real)?;
+                protect_mount(uri, &real)?;
+                open_handle("local", &parsed).map_err(open)?
+            }
+        };
+        let unsupported = |e: cxx::Exception| {
+            let Failure { kind, text } = e.into();
+            match kind {
+                Kind::Unsupported => StoreError::Unsupported { uri: uri.to_owned(), why: text },
+                Kind::Other | Kind::InvalidPath => StoreError::Open { uri: uri.to_owned(), cause: text },
+            }
+        };
+        let dir = path_from(handle.logical_dir().map_err(unsupported)?);
+        let real_dir = path_from(handle.physical_dir().map_err(unsupported)?);
+        Ok(Self { handle, dir, real_dir })
+    }
+
+    /// The directory that store paths begin with, wherever their files are.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The directory that the files are in.
+    #[must_use]
+    pub fn real_dir(&self) -> &Path {
+        &self.real_dir
+    }
+
+    /// Whether the store holds `path`, complete with all that it refers to.
+    ///
+    /// The answer is remembered for an hour, see [`Store::forget`].
+    ///
+    /// # Errors
+    /// [`StoreError::Query`] if Nix cannot tell.
+    pub fn is_valid(&self, path: &StorePath) -> Result<bool, StoreError> {
+        self.handle.is_valid(path.as_str()).map_err(|e| query("ask for the validity", path, e))
+    }
+
+    /// `roots` and all that they refer to, directly or not: sorted by path, each path once.
+    ///
+    /// # Errors
+    /// [`StoreError::Invalid`] names the first root that the store does not hold.
+    pub fn closure(&self, roots: &[StorePath]) -> Result<Vec<PathInfo>, StoreError> {
+        const OPERATION: &str = "ask for the closure";
+        let Some(first) = roots.first() else { return Ok(Vec::new()) };
+        for root in roots {
+            if !self.is_valid(root)? {
+                return Err(StoreError::Invalid { path: root.clone() });
+            }
+        }
+        let names: Vec<String> = roots.iter().map(|root| root.as_str().to_owned()).collect();
+        let found = self.handle.closure(&names).map_err(|e| query(OPERATION, first, e))?;
+        let mut members = found.into_iter().map(path_info).collect::<Result<Vec<_>, _>>()?;
+        members.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+        Ok(members)
+    }
+
+    /// Keeps the garbage collector away from `path` and its closure while this store is open. Do this before
+    /// asking for the closure: what is collected between question and use is lost.
+    ///
+    /// # Errors
+    /// [`StoreError::TempRoot`].
+    pub fn add_temp_root(&self, path: &StorePath) -> Result<(), StoreError> {
+        self.handle.add_temp_root(path.as_str()).map_err(|e| StoreError::TempRoot {
+            path: path.clone(),
+            cause: Failure::from(e).text,
+        })
+    }
+
+    /// Makes `link` a symbolic link to `path`, and keeps the garbage collector away from `path` and its closure
+    /// for as long as the link is there.
+    ///
+    /// # Errors
+    /// [`StoreError::IndirectRoot`], among others if something else is at `link`.
+    pub fn add_indirect_root(&self, path: &StorePath, link: &Path) -> Result<(), StoreError> {
+        self.handle.add_indirect_root(path.as_str(), link.as_os_str().as_bytes()).map_err(|e| {
+            StoreError::IndirectRoot {
+                path: path.clone(),
+                link: link.to_owned(),
+                cause: Failure::from(e).text,
+            }
+        })
+    }
+
+    /// Forgets what Nix remembers of paths: for 30 days that one is valid, for an hour that one is not. To be
+    /// called before asking again about paths that others may have added or collected.
+    pub fn forget(&self) {
+        if let Err(e) = self.handle.forget() {
+            tracing::warn!("Nix keeps old answers about store paths: {}", Failure::from(e).text);
+        }
+    }
+}
+
+/// Once in the life of the process, whichever thread comes first.
+fn initialise() -> Result<(), StoreError> {
+    static DONE: OnceLock<Result<(), String>> = OnceLock::new();
+    let loaded = nix_version();
+    if major_minor(&loaded) != major_minor(BUILT_VERSION) {
+        return Err(StoreError::Version { built: BUILT_VERSION, loaded });
+    }
+    DONE.get_or_init(|| bridge::initialise(ffi::verbosity()).map_err(|e| Failure::from(e).text))
+        .clone()
+        .map_err(|cause| StoreError::Initialise { cause })
+}
+
+/// `2.36` of `2.36.0pre20260101`.
+fn major_minor(version: &str) -> Option<(u32, u32)> {
+    let mut numbers = version.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+fn default_state_dir() -> Result<PathBuf, StoreError> {
+    bridge::default_state_dir()
+        .map(path_from)
+        .map_err(|e| StoreError::Initialise { cause: Failure::from(e).text })
+}
+
+/// As Nix decides it; it has had no function for that which all its releases share.
+fn default_store_dir() -> PathBuf {
+    ["NIX_STORE_DIR", "NIX_STORE"]
+        .into_iter()
+        .find_map(|name| std::env::var_os(name).filter(|value| !value.is_empty()))
+        .map_or_else(|| PathBuf::from(BUILT_STORE_DIR), PathBuf::from)
+}
+
+/// The daemon's address if a daemon is to be asked, by Nix's rule for `auto`.
+fn daemon_address(kind: &uri::Kind, state: &Path) -> Option<String> {
+    match kind {
+        uri::Kind::Daemon(base) => Some(base.clone()),
+        uri::Kind::Local => None,
+        uri::Kind::Auto if rustix::fs::access(state, Access::READ_OK | Access::WRITE_OK).is_ok() => None,
+        uri::Kind::Auto => {
+            let socket = std::env::var_os("NIX_DAEMON_SOCKET_PATH")
+                .filter(|path| !path.is_empty())
+                .map_or_else(|| state.join("daemon-socket/socket"), PathBuf::from);
+            socket.exists().then(|| "daemon".to_owned())
+        }
+    }
+}
+
+fn open_handle(base: &str, uri: &StoreUri) -> Result<UniquePtr<bridge::Handle>, Failure> {
+    let params: Vec<_> =
+        uri.params.iter().map(|(key, value)| bridge::Param { key: key.clone(), value: value.clone() }).collect();
+    Ok(bridge::open_store(base, &params)?)
+}
+
+/// Nix creates what is missing; we want it to be there.
+fn require(uri: &str, path: &Path) -> Result<(), StoreError> {
+    match rustix::fs::stat(path) {
+        Ok(_) => Ok(()),
+        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => {
+            Err(StoreError::NoSuchStore { uri: uri.to_owned(), missing: path.to_owned() })
+        }
+        Err(e) => Err(StoreError::Examine { uri: uri.to_owned(), path: path.to_owned(), source: e.into() }),
+    }
+}
+
+/// Sees to it that Nix, run as root, can only make its own copy of a read-only mount writable.
+fn protect_mount(uri: &str, real: &Path) -> Result<(), StoreError> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(()); // Nix does not try
+    }
+    let Err(source) = enter_private_mount_namespace() else {
+        return Ok(());
+    };
+    let read_only =
+        rustix::fs::statvfs(real).is_ok_and(|status| status.f_flag.contains(StatVfsMountFlags::RDONLY));
+    if read_only {
+        return Err(StoreError::ReadOnlyMount { uri: uri.to_owned(), real: real.to_owned(), source });
+    }
+    Ok(()) // Nix leaves a writable mount alone
+}
+
+/// Gives the calling thread a mount namespace of its own, once.
+///
+/// Mounts below a slave: the machine's unmounts still arrive (a store held here would otherwise keep file systems
+/// busy for ever), and none of ours leaves.
+fn enter_private_mount_namespace() -> io::Result<()> {
+    thread_local!(static PRIVATE: Cell<bool> = const { Cell::new(false) });
+    if PRIVATE.get() {
+        return Ok(());
+    }
+    nix::sched::unshare(CloneFlags::CLONE_NEWNS)?;
+    // From 2.35 Nix wants to unshare by itself, and looks whether it did. The mounts of that second namespace
+    // are made slaves as well.
+    bridge::allow_private_remount().map_err(io::Error::other)?;
+    nix::mount::mount(None::<&str>, "/", None::<&str>, MsFlags::MS_SLAVE | MsFlags::MS_REC, None::<&str>)?;
+    PRIVATE.set(true);
+    Ok(())
+}
+
+fn query(operation: &'static str, path: &StorePath, exception: cxx::Exception) -> StoreError {
+    let Failure { kind, text } = exception.into();
+    match kind {
+        Kind::InvalidPath | Kind::Other | Kind::Unsupported => {
+            StoreError::Query { operation, path: path.to_string(), cause: text }
+        }
+    }
+}
+
+fn path_from(bytes: Vec<u8>) -> PathBuf {
+    PathBuf::from(OsString::from_vec(bytes))
+}
+
+fn path_info(info: bridge::Info) -> Result<PathInfo, StoreError> {
+    let present = |text: String| if text.is_empty() { None } else { Some(text) };
+    let mut references =
+        info.references.iter().map(|name| StorePath::new(name)).collect::<Result<Vec<_>, _>>()?;
+    references.sort_unstable();
+    Ok(PathInfo {
+        path: StorePath::new(&info.path)?,
+        nar_hash: info.nar_hash,
+        nar_size: info.nar_size,
+        references,
+        deriver: present(info.deriver).map(|name| StorePath::new(&name)).transpose()?,
+        registration_time: info.registration_time,
+        signatures: info.signatures,
+        ca: present(info.ca),
+        ultimate: info.ultimate,
+    })
+}

@@ -1,0 +1,123 @@
+// Everything that differs between the Nix releases we compile with, 2.24 to 2.36, found by asking the compiler
+// (__has_include, requires) rather than by version numbers: distributions patch, and no public header of Nix
+// tells its version. Include this before any other header of Nix; store.cc includes no other.
+#pragma once
+
+#if __has_include(<nix/store/store-api.hh>)
+// 2.28 and newer: headers in directories, each bringing the configuration that it needs.
+#  include <nix/store/content-address.hh>
+#  include <nix/store/globals.hh>
+#  include <nix/store/indirect-root-store.hh>
+#  include <nix/store/local-fs-store.hh>
+#  include <nix/store/path-info.hh>
+#  include <nix/store/store-api.hh>
+#  if __has_include(<nix/store/store-open.hh>)
+#    include <nix/store/store-open.hh> // 2.29: openStore() moved
+#  endif
+#  include <nix/util/config-global.hh>
+#  include <nix/util/logging.hh>
+#  include <nix/util/terminal.hh>
+#  if __has_include(<nix/util/linux-namespaces.hh>)
+#    include <nix/util/linux-namespaces.hh>
+#  endif
+#else
+// 2.24 to 2.27: one flat directory, and the results of Nix's own configuration must come first, because the
+// layout of its settings depends on them.
+#  if __has_include(<config-store.hh>)
+#    include <config-util.hh>
+#    include <config-store.hh>
+#  elif __has_include(<nix/config.h>)
+#    include <nix/config.h>
+#  else
+#    include <config.h>
+#  endif
+#  include <config-global.hh>
+#  include <content-address.hh>
+#  include <globals.hh>
+#  include <indirect-root-store.hh>
+#  include <local-fs-store.hh>
+#  include <logging.hh>
+#  include <path-info.hh>
+#  include <store-api.hh>
+#  include <terminal.hh>
+#endif
+
+#include <filesystem>
+#include <span>
+#include <string>
+#include <type_traits>
+
+namespace nix_store_fs::compat {
+
+// Paths are std::string up to 2.33 and std::filesystem::path from 2.34.
+inline std::string str(std::string path)
+{
+    return path;
+}
+inline std::string str(const std::filesystem::path & path)
+{
+    return path.string();
+}
+
+// nix::logger is a plain pointer up to 2.26 and from 2.35, a std::unique_ptr in between.
+template<class Slot>
+void install_logger(Slot & slot, nix::Logger * logger)
+{
+    if constexpr (std::is_pointer_v<Slot>)
+        slot = logger;
+    else {
+        // Nix's own logger is leaked on purpose: a static object may still hold a reference to it.
+        (void) slot.release();
+        slot.reset(logger);
+    }
+}
+
+// Activities carry `const Logger::Fields &` up to 2.35 and `std::span<const Logger::Field>` from 2.36.
+template<class Logger, class = void>
+struct FieldsOf
+{
+    using type = std::span<const typename Logger::Field>;
+};
+template<class Logger>
+struct FieldsOf<Logger, std::void_t<typename Logger::Fields>>
+{
+    using type = const typename Logger::Fields &;
+};
+using Fields = FieldsOf<nix::Logger>::type;
+
+// Hash formats got another enumeration; base 32 kept its place.
+template<class Format>
+std::string nix32(const nix::Hash & hash, std::string (nix::Hash::*to_string)(Format, bool) const)
+{
+    constexpr auto base32 = static_cast<Format>(1);
+    return (hash.*to_string)(base32, true);
+}
+
+// Signatures are texts up to 2.33, a type of their own from 2.34.
+template<class Signature>
+std::string signature(const Signature & signature)
+{
+    if constexpr (std::is_convertible_v<const Signature &, std::string>)
+        return signature;
+    else
+        return signature.to_string();
+}
+
+namespace absent {
+// Loses overload resolution against Nix's own function of this name, where there is one.
+template<class... None>
+void tryEnterPrivateMountNamespace(None...)
+{
+}
+}
+
+// From 2.35 Nix remounts a read-only store only after its own function entered a mount namespace, and throws
+// otherwise, whatever namespace the thread is in. Earlier it remounts without asking.
+inline void enter_private_mount_namespace()
+{
+    using namespace nix;
+    using namespace absent;
+    tryEnterPrivateMountNamespace();
+}
+
+} // namespace nix_store_fs::compat

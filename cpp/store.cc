@@ -1,0 +1,284 @@
+#include "nix-compat.hh"
+
+#include "nix-store-fs/src/store/ffi.rs.h"
+
+#include <utility>
+
+namespace nix_store_fs {
+
+namespace {
+
+// ---- failures ----------------------------------------------------------------------------------------------
+
+std::string plain(std::string_view text)
+{
+    return nix::filterANSIEscapes(text, true);
+}
+
+// Nix's what() has colours, an "error: " prefix and excerpts of sources; the parts it is made of have not.
+std::string describe(const nix::ErrorInfo & info)
+{
+    auto text = plain(info.msg.str());
+    for (auto & trace : info.traces)
+        text += "\n" + plain(trace.hint.str());
+    return text;
+}
+
+[[noreturn]] void rethrow()
+{
+    try {
+        throw;
+    } catch (const Failure &) {
+        throw;
+    } catch (const nix::InvalidPath & e) {
+        throw Failure(Failure::InvalidPath, describe(e.info()));
+    } catch (const nix::BaseError & e) { // not nix::Error: an interruption is none
+        throw Failure(Failure::Other, describe(e.info()));
+    } catch (const std::exception & e) { // file system, memory, JSON, …
+        throw Failure(Failure::Other, plain(e.what()));
+    } catch (...) {
+        throw Failure(Failure::Other, "Nix's store library failed without saying why");
+    }
+}
+
+// The one way from Nix's exceptions to ours.
+template<class Action>
+auto guard(Action && action) -> decltype(action())
+{
+    try {
+        return action();
+    } catch (...) {
+        rethrow();
+    }
+}
+
+// ---- values ------------------------------------------------------------------------------------------------
+
+rust::Vec<uint8_t> bytes(std::string_view text)
+{
+    rust::Vec<uint8_t> out;
+    out.reserve(text.size());
+    for (char c : text)
+        out.push_back(static_cast<uint8_t>(c));
+    return out;
+}
+
+std::string text(rust::Slice<const uint8_t> bytes)
+{
+    return std::string(bytes.begin(), bytes.end());
+}
+
+nix::StorePath store_path(std::string_view base_name)
+{
+    return nix::StorePath(base_name);
+}
+
+rust::String base_name(const nix::StorePath & path)
+{
+    auto name = path.to_string();
+    return rust::String(name.data(), name.size());
+}
+
+// ---- messages ----------------------------------------------------------------------------------------------
+
+// Hands Nix's messages to Rust and drops everything meant for a terminal. All overrides are noexcept: Nix 2.36
+// wants that, and a message must never end the operation that it tells of.
+class Messages final : public nix::Logger
+{
+    void emit(nix::Verbosity level, std::string_view message) noexcept
+    {
+        if (level > nix::verbosity)
+            return;
+        try {
+            auto line = plain(message);
+            message_from_nix(
+                static_cast<uint8_t>(level),
+                rust::Slice<const uint8_t>(reinterpret_cast<const uint8_t *>(line.data()), line.size()));
+        } catch (...) {
+            // Out of memory while formatting: the message is lost, the operation goes on.
+        }
+    }
+
+public:
+    using nix::Logger::log;
+    using nix::Logger::logEI;
+
+    void log(nix::Verbosity level, std::string_view message) noexcept override
+    {
+        emit(level, message);
+    }
+
+    void logEI(const nix::ErrorInfo & info) noexcept override
+    {
+        try {
+            emit(info.level, describe(info));
+        } catch (...) {
+            // As above.
+        }
+    }
+
+    void warn(const std::string & message) noexcept override
+    {
+        emit(nix::lvlWarn, message);
+    }
+
+    void writeToStdout(std::string_view) override {}
+
+    // What Nix begins to do is a message like any other here.
+    void startActivity(
+        nix::ActivityId,
+        nix::Verbosity level,
+        nix::ActivityType,
+        const std::string & message,
+        compat::Fields,
+        nix::ActivityId) noexcept override
+    {
+        if (!message.empty())
+            emit(level, message);
+    }
+};
+
+} // namespace
+
+// ---- the process -------------------------------------------------------------------------------------------
+
+rust::String nix_version()
+{
+    return rust::String::lossy(nix::nixVersion);
+}
+
+void initialise(uint8_t verbosity)
+{
+    guard([&] {
+        // Before anything else: reading nix.conf and looking at $HOME may warn already.
+        nix::verbosity = static_cast<nix::Verbosity>(verbosity);
+        compat::install_logger(nix::logger, new Messages);
+
+        // Not initNix(): that one installs signal handlers, starts a signal thread and sets the umask.
+        nix::initLibStore();
+
+        // We only ask. Without a build users' group, opening a local store neither hands its directory to that
+        // group nor warns that there is no such group.
+        nix::globalConfig.set("build-users-group", "");
+        nix::globalConfig.set("substitute", "false");
+        // What differs from nix.conf is sent to a daemon, which refuses most of it from most users and says so.
+        nix::globalConfig.resetOverridden();
+    });
+}
+
+rust::Vec<uint8_t> default_state_dir()
+{
+    return guard([] { return bytes(compat::str(nix::settings.nixStateDir)); });
+}
+
+void allow_private_remount()
+{
+    guard([] { compat::enter_private_mount_namespace(); });
+}
+
+// ---- a store -----------------------------------------------------------------------------------------------
+
+struct Handle::Impl
+{
+    nix::ref<nix::Store> store;
+
+    // Asked where a store has to have a directory on this machine.
+    nix::LocalFSStore & local() const
+    {
+        if (auto local = dynamic_cast<nix::LocalFSStore *>(&*store))
+            return *local;
+        throw Failure(Failure::Unsupported, "its files lie in no directory of this machine");
+    }
+
+    Info info(const nix::StorePath & path) const
+    {
+        auto found = store->queryPathInfo(path);
+        Info info;
+        info.path = base_name(path);
+        info.nar_hash = compat::nix32(found->narHash, &nix::Hash::to_string);
+        info.nar_size = found->narSize;
+        for (auto & reference : found->references)
+            info.references.push_back(base_name(reference));
+        if (found->deriver)
+            info.deriver = base_name(*found->deriver);
+        info.registration_time = found->registrationTime;
+        for (auto & signature : found->sigs)
+            info.signatures.push_back(rust::String::lossy(compat::signature(signature)));
+        if (found->ca)
+            info.ca = rust::String::lossy(nix::renderContentAddress(found->ca));
+        info.ultimate = found->ultimate;
+        return info;
+    }
+};
+
+Handle::Handle(std::unique_ptr<Impl> impl)
+    : impl(std::move(impl))
+{
+}
+
+Handle::~Handle() = default;
+
+std::unique_ptr<Handle> open_store(rust::Str base, rust::Slice<const Param> params)
+{
+    return guard([&] {
+        // Parameters go beside the address, not in it: then Nix cannot decode them otherwise than we did.
+        nix::StoreConfig::Params decoded;
+        for (auto & param : params)
+            decoded.insert_or_assign(std::string(param.key), text({param.value.data(), param.value.size()}));
+        return std::make_unique<Handle>(
+            std::make_unique<Handle::Impl>(Handle::Impl{nix::openStore(std::string(base), decoded)}));
+    });
+}
+
+rust::Vec<uint8_t> Handle::logical_dir() const
+{
+    return guard([&] { return bytes(impl->store->storeDir); });
+}
+
+rust::Vec<uint8_t> Handle::physical_dir() const
+{
+    return guard([&] { return bytes(compat::str(impl->local().getRealStoreDir())); });
+}
+
+void Handle::connect() const
+{
+    guard([&] { impl->store->connect(); });
+}
+
+bool Handle::is_valid(rust::Str path) const
+{
+    return guard([&] { return impl->store->isValidPath(store_path({path.data(), path.size()})); });
+}
+
+rust::Vec<Info> Handle::closure(rust::Slice<const rust::String> roots) const
+{
+    return guard([&] {
+        nix::StorePathSet wanted, members;
+        for (auto & root : roots)
+            wanted.insert(store_path({root.data(), root.size()}));
+        impl->store->computeFSClosure(wanted, members);
+        rust::Vec<Info> out;
+        out.reserve(members.size());
+        for (auto & member : members)
+            out.push_back(impl->info(member)); // from the cache that computing the closure has filled
+        return out;
+    });
+}
+
+void Handle::add_temp_root(rust::Str path) const
+{
+    guard([&] { impl->store->addTempRoot(store_path({path.data(), path.size()})); });
+}
+
+void Handle::add_indirect_root(rust::Str path, rust::Slice<const uint8_t> link) const
+{
+    // Creates the link as well as registering it.
+    guard([&] { impl->local().addPermRoot(store_path({path.data(), path.size()}), text(link)); });
+}
+
+void Handle::forget() const
+{
+    guard([&] { impl->store->clearPathInfoCache(); });
+}
+
+} // namespace nix_store_fs
