@@ -47,6 +47,15 @@
 #include <string>
 #include <type_traits>
 
+// Stand-ins that lose overload resolution against Nix's own functions, where there are such. A namespace beside
+// Nix's, not in ours: of two using-directives the names that land in a nearer scope hide the others.
+namespace nix_store_fs_absent {
+template<class... None>
+void tryEnterPrivateMountNamespace(None...)
+{
+}
+}
+
 namespace nix_store_fs::compat {
 
 // Paths are std::string up to 2.33 and std::filesystem::path from 2.34.
@@ -103,20 +112,12 @@ std::string signature(const Signature & signature)
         return signature.to_string();
 }
 
-namespace absent {
-// Loses overload resolution against Nix's own function of this name, where there is one.
-template<class... None>
-void tryEnterPrivateMountNamespace(None...)
-{
-}
-}
-
 // From 2.35 Nix remounts a read-only store only after its own function entered a mount namespace, and throws
 // otherwise, whatever namespace the thread is in. Earlier it remounts without asking.
 inline void enter_private_mount_namespace()
 {
     using namespace nix;
-    using namespace absent;
+    using namespace nix_store_fs_absent;
     tryEnterPrivateMountNamespace();
 }
 

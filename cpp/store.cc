@@ -30,8 +30,6 @@ std::string describe(const nix::ErrorInfo & info)
         throw;
     } catch (const Failure &) {
         throw;
-    } catch (const nix::InvalidPath & e) {
-        throw Failure(Failure::InvalidPath, describe(e.info()));
     } catch (const nix::BaseError & e) { // not nix::Error: an interruption is none
         throw Failure(Failure::Other, describe(e.info()));
     } catch (const std::exception & e) { // file system, memory, JSON, …

@@ -21,7 +21,7 @@ class Failure final : public std::exception
 {
 public:
     // The same letters as in src/store/ffi.rs.
-    enum Kind : char { Other = 'o', InvalidPath = 'i', Unsupported = 'u' };
+    enum Kind : char { Other = 'o', Unsupported = 'u' };
 
     Failure(Kind kind, const std::string & text)
         : coded(static_cast<char>(kind) + text)

@@ -23,9 +23,11 @@ use fuser::{INodeNo, Notifier, Session, SessionACL};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::backing::Backing;
+use crate::closure::View;
 use crate::fs::{Counts, ServedView, StoreFs};
 use crate::handshake;
 use crate::journal::{Journal, JournalError, Record};
+use crate::store::StorePath;
 use crate::sys;
 use crate::trie::{NodeId, PathTrie, ROOT};
 use crate::wire::{self, Order, Report, Start};
@@ -94,10 +96,14 @@ pub fn serve(start: Start, device: OwnedFd, store: OwnedFd, monitor: UnixStream)
     let notifier = fuse.notifier();
     spawn("spoiled", move || throw_out(&notifier, &spoiled_nodes))?;
     let notifier = fuse.notifier();
-    wire::send(&monitor, &Report::Serving { restored }, &[]).map_err(session("reporting to the monitor"))?;
     spawn("orders", {
         let view = view.clone();
-        move || follow_orders(&monitor, &view, &notifier)
+        move || {
+            take_back(&notifier, &start.take_back);
+            // A monitor that has died since is one that needs no report.
+            let _ = wire::send(&monitor, &Report::Serving { restored }, &[]);
+            follow_orders(&monitor, &view, &notifier);
+        }
     })?;
     spawn("members", move || {
         view.check_members();
@@ -182,21 +188,25 @@ fn follow_orders(monitor: &UnixStream, view: &ServedView, notifier: &Notifier) {
     tracing::debug!("the monitor is gone; the view stays as it is");
 }
 
-fn switch(view: &ServedView, notifier: &Notifier, next: &crate::closure::View, epoch: u32) {
+fn switch(view: &ServedView, notifier: &Notifier, next: &View, epoch: u32) {
     let fresh = view.trie().prepare(next);
     view.record(&fresh.into_iter().map(Record::Node).collect::<Vec<_>>());
     let switch = view.trie().switch(next, epoch);
-    // First what may have been missed before and is there now, then what is gone, then the listing.
-    for name in switch.added.iter().chain(&switch.removed) {
-        take_back(notifier.inval_entry(INodeNo(ROOT.0), OsStr::new(name.as_str())));
-    }
-    take_back(notifier.inval_inode(INodeNo(ROOT.0), 0, 0));
+    let names: Vec<_> = switch.added.into_iter().chain(switch.removed).collect();
+    take_back(notifier, &names);
     view.check_members();
 }
 
-fn take_back(answer: io::Result<()>) {
+/// Makes the kernel ask again for `names` at the root, and for the root's listing.
+fn take_back(notifier: &Notifier, names: &[StorePath]) {
+    if names.is_empty() {
+        return;
+    }
     // ENOENT, the kernel remembers nothing of the kind, is no error and is not given by the library.
-    if let Err(error) = answer {
-        tracing::warn!(%error, "the kernel may show the old view for a name");
+    let entries = names.iter().map(|name| notifier.inval_entry(INodeNo(ROOT.0), OsStr::new(name.as_str())));
+    for answer in entries.chain([notifier.inval_inode(INodeNo(ROOT.0), 0, 0)]) {
+        if let Err(error) = answer {
+            tracing::warn!(%error, "the kernel may show the old view for a name");
+        }
     }
 }

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::closure::View;
 use crate::handshake::Agreement;
+use crate::store::StorePath;
 
 /// Descriptors of one message at most.
 const DESCRIPTORS_MAX: usize = 4;
@@ -48,6 +49,8 @@ pub struct Start {
     pub journal: Option<PathBuf>,
     /// Whether an earlier server wrote the journal.
     pub resume: bool,
+    /// Names that the kernel may remember otherwise than they are.
+    pub take_back: Vec<StorePath>,
     /// How to log.
     pub log: LogSettings,
 }
@@ -149,9 +152,8 @@ mod tests {
     #[test]
     fn messages_keep_their_order_their_size_and_their_descriptors() {
         let (a, b) = UnixStream::pair().unwrap();
-        let view: View = (0..20_000)
-            .map(|n| (crate::store::StorePath::new(&format!("{n:032}-name")).unwrap(), n))
-            .collect();
+        let view: View =
+            (0..20_000).map(|n| (StorePath::new(&format!("{n:032}-name")).unwrap(), n)).collect();
         let sender = {
             let view = view.clone();
             std::thread::spawn(move || {

@@ -37,7 +37,7 @@ pub enum StoreError {
     },
     /// No store lies where the address points. Nix would create one there.
     #[error(
-        "there is no Nix store at '{uri}': {} does not exist; check root=, state=, real= and store=",
+        "there is no Nix store at '{uri}': {} does not exist; is Nix installed there, and are root=, state=, real= and store= right?",
         .missing.display()
     )]
     NoSuchStore {
@@ -66,7 +66,9 @@ pub enum StoreError {
         cause: String,
     },
     /// Nix refuses to open the store.
-    #[error("cannot open the Nix store '{uri}': {cause}; run as root, or use --store daemon")]
+    #[error(
+        "cannot open the Nix store '{uri}': {cause}; if that is for want of permission, run as root or use --store daemon"
+    )]
     Open {
         /// The address as given.
         uri: String,
@@ -106,7 +108,9 @@ pub enum StoreError {
         cause: String,
     },
     /// The store does not hold the path, or not completely.
-    #[error("store path '{path}' is not valid: Nix's database does not know it; build or copy it into the store first")]
+    #[error(
+        "store path '{path}' is not valid: Nix's database does not know it; build or copy it into the store first"
+    )]
     Invalid {
         /// The path.
         path: StorePath,
@@ -117,7 +121,7 @@ pub enum StoreError {
         /// What was asked, as in "cannot ask for the closure of".
         operation: &'static str,
         /// The path that was asked about; the first of several.
-        path: String,
+        path: StorePath,
         /// Nix's reason.
         cause: String,
     },
@@ -125,7 +129,9 @@ pub enum StoreError {
     #[error("Nix's database is damaged; check the store with `nix-store --verify`")]
     Damaged(#[from] InvalidStorePath),
     /// A garbage collector root that lasts as long as this process.
-    #[error("cannot protect '{path}' from garbage collection while in use: {cause}; is the store's state directory writable?")]
+    #[error(
+        "cannot protect '{path}' from garbage collection while in use: {cause}; is the store's state directory writable?"
+    )]
     TempRoot {
         /// The path.
         path: StorePath,

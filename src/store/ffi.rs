@@ -63,7 +63,6 @@ unsafe impl Send for bridge::Handle {}
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Other,
-    InvalidPath,
     Unsupported,
 }
 
@@ -77,9 +76,8 @@ pub(super) struct Failure {
 impl From<cxx::Exception> for Failure {
     fn from(exception: cxx::Exception) -> Self {
         let mut letters = exception.what().chars();
-        // The letters of `Failure::Kind` in cpp/store.hh.
+        // The letter of `Failure::Kind` in cpp/store.hh.
         let kind = match letters.next() {
-            Some('i') => Kind::InvalidPath,
             Some('u') => Kind::Unsupported,
             _ => Kind::Other,
         };

@@ -13,7 +13,8 @@
 //! 3. `auto` is decided here, by Nix's rule, because Nix's own last resort for an ordinary user is to create a
 //!    store in the home directory.
 //! 4. Before 2.34, Nix's static objects look for the home directory before `main`. A user whom no passwd entry
-//!    knows and who has no `HOME` cannot start the program at all; nothing here could help.
+//!    knows and who owns no `HOME` cannot start the program at all, whatever it is asked to do, unless
+//!    `NIX_USER_CONF_FILES` is set (`/dev/null` will do).
 
 mod error;
 mod ffi;
@@ -54,8 +55,10 @@ pub fn nix_version() -> String {
 
 /// An open Nix store with files on this machine.
 ///
-/// Any one thread at a time may use it. Temporary roots last until it is dropped or, for a local store, until the
-/// process ends.
+/// Any one thread at a time may use it. Temporary roots last until it is dropped, and a daemon's restart loses them.
+///
+/// Hold one `Store` of a place at a time if it has temporary roots: Nix names the file with the temporary roots of a
+/// local store by process, so a second one's first root replaces all those of the first.
 pub struct Store {
     handle: UniquePtr<bridge::Handle>,
     dir: PathBuf,
@@ -64,7 +67,10 @@ pub struct Store {
 
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Store").field("dir", &self.dir).field("real_dir", &self.real_dir).finish_non_exhaustive()
+        f.debug_struct("Store")
+            .field("dir", &self.dir)
+            .field("real_dir", &self.real_dir)
+            .finish_non_exhaustive()
     }
 }
 
@@ -103,7 +109,7 @@ impl Store {
             let Failure { kind, text } = e.into();
             match kind {
                 Kind::Unsupported => StoreError::Unsupported { uri: uri.to_owned(), why: text },
-                Kind::Other | Kind::InvalidPath => StoreError::Open { uri: uri.to_owned(), cause: text },
+                Kind::Other => StoreError::Open { uri: uri.to_owned(), cause: text },
             }
         };
         let dir = path_from(handle.logical_dir().map_err(unsupported)?);
@@ -125,7 +131,7 @@ impl Store {
 
     /// Whether the store holds `path`, complete with all that it refers to.
     ///
-    /// The answer is remembered for an hour, see [`Store::forget`].
+    /// A yes is remembered, see [`Store::forget`].
     ///
     /// # Errors
     /// [`StoreError::Query`] if Nix cannot tell.
@@ -139,7 +145,9 @@ impl Store {
     /// [`StoreError::Invalid`] names the first root that the store does not hold.
     pub fn closure(&self, roots: &[StorePath]) -> Result<Vec<PathInfo>, StoreError> {
         const OPERATION: &str = "ask for the closure";
-        let Some(first) = roots.first() else { return Ok(Vec::new()) };
+        let Some(first) = roots.first() else {
+            return Ok(Vec::new());
+        };
         for root in roots {
             if !self.is_valid(root)? {
                 return Err(StoreError::Invalid { path: root.clone() });
@@ -158,10 +166,9 @@ impl Store {
     /// # Errors
     /// [`StoreError::TempRoot`].
     pub fn add_temp_root(&self, path: &StorePath) -> Result<(), StoreError> {
-        self.handle.add_temp_root(path.as_str()).map_err(|e| StoreError::TempRoot {
-            path: path.clone(),
-            cause: Failure::from(e).text,
-        })
+        self.handle
+            .add_temp_root(path.as_str())
+            .map_err(|e| StoreError::TempRoot { path: path.clone(), cause: Failure::from(e).text })
     }
 
     /// Makes `link` a symbolic link to `path`, and keeps the garbage collector away from `path` and its closure
@@ -236,8 +243,11 @@ fn daemon_address(kind: &uri::Kind, state: &Path) -> Option<String> {
 }
 
 fn open_handle(base: &str, uri: &StoreUri) -> Result<UniquePtr<bridge::Handle>, Failure> {
-    let params: Vec<_> =
-        uri.params.iter().map(|(key, value)| bridge::Param { key: key.clone(), value: value.clone() }).collect();
+    let params: Vec<_> = uri
+        .params
+        .iter()
+        .map(|(key, value)| bridge::Param { key: key.clone(), value: value.clone() })
+        .collect();
     Ok(bridge::open_store(base, &params)?)
 }
 
@@ -278,8 +288,8 @@ fn enter_private_mount_namespace() -> io::Result<()> {
         return Ok(());
     }
     nix::sched::unshare(CloneFlags::CLONE_NEWNS)?;
-    // From 2.35 Nix wants to unshare by itself, and looks whether it did. The mounts of that second namespace
-    // are made slaves as well.
+    // From 2.35 Nix wants to unshare by itself, and looks whether it did; so this comes before the mounts are
+    // made slaves.
     bridge::allow_private_remount().map_err(io::Error::other)?;
     nix::mount::mount(None::<&str>, "/", None::<&str>, MsFlags::MS_SLAVE | MsFlags::MS_REC, None::<&str>)?;
     PRIVATE.set(true);
@@ -287,12 +297,7 @@ fn enter_private_mount_namespace() -> io::Result<()> {
 }
 
 fn query(operation: &'static str, path: &StorePath, exception: cxx::Exception) -> StoreError {
-    let Failure { kind, text } = exception.into();
-    match kind {
-        Kind::InvalidPath | Kind::Other | Kind::Unsupported => {
-            StoreError::Query { operation, path: path.to_string(), cause: text }
-        }
-    }
+    StoreError::Query { operation, path: path.clone(), cause: Failure::from(exception).text }
 }
 
 fn path_from(bytes: Vec<u8>) -> PathBuf {

@@ -65,7 +65,9 @@ impl StoreUri {
             Some((scheme, _)) if UNSUPPORTED.contains(&scheme) => {
                 return Err(StoreError::Unsupported {
                     uri: uri.to_owned(),
-                    why: format!("a store of the kind '{scheme}' has no directory of its own on this machine"),
+                    why: format!(
+                        "a store of the kind '{scheme}' has no directory of its own on this machine"
+                    ),
                 });
             }
             Some(_) => return Err(StoreError::UnknownUri { uri: uri.to_owned() }),

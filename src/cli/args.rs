@@ -1,0 +1,139 @@
+//! Arguments as typed.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Parser, ValueEnum};
+
+use crate::dump::Format;
+use crate::handshake::Io;
+use crate::wire::LogSettings;
+
+const AFTER_HELP: &str = "\
+Exit codes:
+  0   fine: the view was unmounted, or what was asked for was printed
+  1   another failure
+  2   wrong usage
+  3   a system or root path cannot be used: absent, dangling, not in the store
+  4   a store path is not valid: the store does not have it
+  5   the store cannot be opened or asked
+  6   the mount point cannot be used, or the view's name is taken
+  7   FUSE cannot be used: /dev/fuse, fusermount3
+  8   the reload failed and nothing has changed
+  75  handed over (SIGUSR2): the mount is left to a successor
+
+Signals: SIGTERM and SIGINT unmount; SIGHUP reloads; SIGUSR2 hands over to the next
+process that the service manager starts.";
+
+/// Serve a read-only Nix store that holds exactly the closure of one system.
+#[derive(Debug, Parser)]
+#[command(name = "nix-store-fs", disable_version_flag = true, after_help = AFTER_HELP, max_term_width = 100)]
+pub(super) struct Args {
+    /// Where to mount; made if absent, and then removed again at the end [default: /run/nix-store-fs/NAME]
+    pub(super) mountpoint: Option<PathBuf>,
+
+    /// A NixOS system: a directory of profiles, a profile, anything that links into the store, a store path, or a
+    /// store path's base name
+    #[arg(long, value_name = "PATH")]
+    pub(super) system: Option<PathBuf>,
+
+    /// One more path whose closure is served; repeatable
+    #[arg(long = "root", value_name = "PATH")]
+    pub(super) roots: Vec<PathBuf>,
+
+    /// A file with one root a line, read again at each reload; '#' begins a comment, a leading '?' marks a root
+    /// that may not exist yet
+    #[arg(long, value_name = "FILE")]
+    pub(super) roots_file: Option<PathBuf>,
+
+    /// The store, as Nix spells it: auto, local, daemon, unix://SOCKET, local?root=DIR
+    #[arg(long, value_name = "URI", default_value = "auto")]
+    pub(super) store: String,
+
+    /// What the view is called [default: last component of PATH, or the name of the store path]
+    #[arg(long)]
+    pub(super) name: Option<String>,
+
+    /// Print what would be served and exit
+    #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "text",
+          conflicts_with_all = ["mountpoint", "reload"])]
+    pub(super) dump_closure: Option<Format>,
+
+    /// Ask a running view to follow its roots again; returns when the new closure is visible
+    #[arg(long, value_name = "NAME|MOUNTPOINT", conflicts_with_all = ["mountpoint", "system", "roots", "roots_file"])]
+    pub(super) reload: Option<PathBuf>,
+
+    /// How files are read
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) io: Io,
+
+    /// Reload by itself when a link or file that the roots depend on changes
+    #[arg(long)]
+    pub(super) watch: bool,
+
+    /// At a reload, withdraw what is no longer reachable instead of keeping it
+    #[arg(long)]
+    pub(super) prune: bool,
+
+    /// Make links here that keep the collector from taking the roots, also when this process has died
+    #[arg(long, value_name = "DIR")]
+    pub(super) gc_root: Option<PathBuf>,
+
+    /// Threads that answer requests [default: processors, at least 2, at most 8]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(super) threads: Option<u16>,
+
+    /// Say more; twice for everything
+    #[arg(short, long, action = ArgAction::Count, conflicts_with = "quiet")]
+    pub(super) verbose: u8,
+
+    /// Say only what went wrong
+    #[arg(short, long)]
+    pub(super) quiet: bool,
+
+    /// Form of the log on standard error
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) log_format: LogFormat,
+
+    /// Print versions and what the running kernel offers
+    #[arg(short = 'V', long, exclusive = true)]
+    pub(super) version: bool,
+}
+
+/// Forms of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(super) enum LogFormat {
+    /// One line of text for each event
+    #[default]
+    Text,
+    /// One JSON object for each event
+    Json,
+}
+
+impl Args {
+    /// How to log.
+    pub(super) fn log(&self) -> LogSettings {
+        let verbosity = if self.quiet { 0 } else { self.verbose.saturating_add(2) };
+        LogSettings { verbosity, json: self.log_format == LogFormat::Json }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn quiet_is_less_than_nothing_said_and_verbose_is_more() {
+        let verbosity = |args: &[&str]| Args::parse_from([&["nix-store-fs"], args].concat()).log().verbosity;
+        assert_eq!(
+            [verbosity(&["-q"]), verbosity(&[]), verbosity(&["-v"]), verbosity(&["-vv"])],
+            [0, 2, 3, 4]
+        );
+    }
+}

@@ -1,0 +1,187 @@
+//! Arguments checked, and what was left out filled in.
+
+use std::path::{Path, PathBuf};
+
+use super::args::Args;
+use crate::dump::Format;
+use crate::monitor::Settings;
+use crate::mount::MountError;
+use crate::profile;
+use crate::resolve::Roots;
+
+/// Fewer than two threads cost a wake-up more a request (60 against 15 to 20 microseconds, measured); more than
+/// eight have nothing to do.
+const THREADS: std::ops::RangeInclusive<usize> = 2..=8;
+
+/// Why the arguments do not go together.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Nothing to serve.
+    #[error("nothing to serve: give --system, --root or --roots-file (see --help)")]
+    NoRoots,
+    /// No name for the view can be made up.
+    #[error("cannot make up a name for the view; give one with --name")]
+    NoName,
+    /// The name is not fit for a directory and a mount table.
+    #[error(
+        "'{0}' cannot be the name of a view: letters, digits and +-._=@: only, 200 at most, no '.' first; give another with --name"
+    )]
+    BadName(String),
+    /// The mount table knows no view there.
+    #[error("no view is mounted on '{}'; give the name or the mount point of one", .0.display())]
+    NoView(PathBuf),
+    /// The mount table cannot be read.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+}
+
+/// What is to be done, checked.
+#[derive(Debug)]
+pub(super) struct Config {
+    pub(super) action: Action,
+}
+
+/// The things that the program can do.
+#[derive(Debug)]
+pub(super) enum Action {
+    Version,
+    Mount(Box<Settings>),
+    Dump { roots: Roots, store: String, format: Format },
+    Reload { view: PathBuf, states: PathBuf },
+}
+
+impl Config {
+    /// Checks `args` without touching the store, FUSE or the mount point.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub(super) fn check(args: Args) -> Result<Self, ConfigError> {
+        let base = base();
+        let states = base.join(".state");
+        let action = if args.version {
+            Action::Version
+        } else if let Some(view) = args.reload {
+            Action::Reload { view, states }
+        } else {
+            let log = args.log();
+            let roots = Roots { system: args.system, paths: args.roots, file: args.roots_file };
+            if roots == Roots::default() {
+                return Err(ConfigError::NoRoots);
+            }
+            match args.dump_closure {
+                Some(format) => Action::Dump { roots, store: args.store, format },
+                None => {
+                    let name = args.name.or_else(|| made_up(&roots)).ok_or(ConfigError::NoName)?;
+                    check_name(&name)?;
+                    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+                    Action::Mount(Box::new(Settings {
+                        mountpoint: args.mountpoint.unwrap_or_else(|| base.join(&name)),
+                        state: states.join(&name),
+                        roots,
+                        store: args.store,
+                        threads: args
+                            .threads
+                            .map_or(cores.clamp(*THREADS.start(), *THREADS.end()), usize::from),
+                        io: args.io,
+                        watch: args.watch,
+                        prune: args.prune,
+                        gc_root: args.gc_root,
+                        log,
+                        name,
+                    }))
+                }
+            }
+        };
+        Ok(Self { action })
+    }
+}
+
+/// Where views and their state are: `/run/nix-store-fs`, for ordinary users in their own runtime directory.
+fn base() -> PathBuf {
+    let user = rustix::process::geteuid();
+    if user.is_root() {
+        return "/run/nix-store-fs".into();
+    }
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| dir.is_absolute());
+    let own = || std::env::temp_dir().join(format!("nix-store-fs-{}", user.as_raw()));
+    runtime.map_or_else(own, |dir| dir.join("nix-store-fs"))
+}
+
+fn made_up(roots: &Roots) -> Option<String> {
+    let path = roots.system.as_ref().or(roots.paths.first());
+    let from_file = || Some(roots.file.as_ref()?.file_stem()?.to_str()?.to_owned());
+    path.map_or_else(from_file, |path| profile::view_name(path))
+}
+
+fn check_name(name: &str) -> Result<(), ConfigError> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || "+-._=@:".contains(c);
+    if name.is_empty() || name.len() > 200 || name.starts_with('.') || !name.chars().all(fits) {
+        return Err(ConfigError::BadName(name.to_owned()));
+    }
+    Ok(())
+}
+
+/// The name of the view that a person calls `view`: by its name, or by where it is mounted.
+///
+/// # Errors
+/// [`ConfigError::NoView`], [`ConfigError::BadName`].
+pub(super) fn view_of(
+    view: &Path,
+    mounted: impl Fn(&Path) -> Result<Option<String>, MountError>,
+) -> Result<String, ConfigError> {
+    match view.to_str().filter(|name| !name.contains('/')) {
+        Some(name) => check_name(name).map(|()| name.to_owned()),
+        None => mounted(view)?.ok_or_else(|| ConfigError::NoView(view.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    fn check(args: &[&str]) -> Result<Action, ConfigError> {
+        Config::check(Args::parse_from([&["nix-store-fs"], args].concat())).map(|config| config.action)
+    }
+
+    fn name(args: &[&str]) -> String {
+        match check(args).unwrap() {
+            Action::Mount(settings) => settings.name,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_name_comes_from_what_is_served() {
+        assert_eq!(name(&["--system", "/profiles/per-container/web"]), "web");
+        assert_eq!(name(&["--root", "/a/b", "--roots-file", "/c"]), "b");
+        assert_eq!(name(&["--roots-file", "/etc/nix-store-fs/db.roots"]), "db");
+        assert_eq!(name(&["--system", "/a", "--name", "other"]), "other");
+    }
+
+    #[test]
+    fn names_that_would_do_harm_are_refused() {
+        for bad in ["", ".state", "..", "a/b", "a b", "a\n", "ä", &"x".repeat(201)] {
+            assert!(
+                matches!(check(&["--system", "/a", "--name", bad]), Err(ConfigError::BadName(_))),
+                "{bad:?}"
+            );
+        }
+        assert!(matches!(check(&["--system", "/"]), Err(ConfigError::NoName)));
+    }
+
+    #[test]
+    fn nothing_to_serve_is_said() {
+        assert!(matches!(check(&[]), Err(ConfigError::NoRoots)));
+        assert!(matches!(check(&["--dump-closure"]), Err(ConfigError::NoRoots)));
+    }
+
+    #[test]
+    fn a_view_is_reloaded_by_name_or_by_place() {
+        let mounted = |at: &Path| Ok((at == Path::new("/mnt")).then(|| "web".to_owned()));
+        assert_eq!(view_of(Path::new("web"), mounted).unwrap(), "web");
+        assert_eq!(view_of(Path::new("/mnt"), mounted).unwrap(), "web");
+        assert!(matches!(view_of(Path::new("/other"), mounted), Err(ConfigError::NoView(_))));
+    }
+}

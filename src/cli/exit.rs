@@ -1,0 +1,147 @@
+//! Exit codes, and what each failure exits with.
+
+use std::io;
+use std::process::ExitCode;
+
+use crate::monitor::MonitorError;
+use crate::monitor::control::ReloadError;
+use crate::monitor::state::StateError;
+use crate::mount::MountError;
+use crate::resolve::ResolveError;
+use crate::store::StoreError;
+
+use super::config::ConfigError;
+
+/// How the program ends. `--help` lists the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Fine.
+    Success = 0,
+    /// A failure that is none of the others.
+    Failure = 1,
+    /// The arguments make no sense together.
+    Usage = 2,
+    /// A system or root path cannot be used.
+    Path = 3,
+    /// A store path is not valid.
+    Invalid = 4,
+    /// The store cannot be opened or asked.
+    Store = 5,
+    /// The mount point cannot be used, or the view's name is taken.
+    MountPoint = 6,
+    /// FUSE cannot be used.
+    Fuse = 7,
+    /// A reload failed.
+    Reload = 8,
+    /// The mount is left to a successor (`EX_TEMPFAIL` of sysexits(3)).
+    HandedOver = 75,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// Whatever ended the program.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The arguments do not go together.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The view could not be served.
+    #[error(transparent)]
+    Monitor(#[from] MonitorError),
+    /// The roots do not give a closure.
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    /// The mount table could not be read.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// The reload failed.
+    #[error(transparent)]
+    Reload(#[from] ReloadError),
+    /// Standard output could not be written.
+    #[error("cannot write to standard output")]
+    Output(#[source] io::Error),
+    /// A thread of the program ended by a defect.
+    #[error("the program has a defect, please report it: a thread panicked")]
+    Panicked,
+}
+
+impl Failure {
+    /// The code to exit with.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Config(_) => Exit::Usage,
+            Self::Monitor(error) => monitor(error),
+            Self::Resolve(error) => resolve(error),
+            Self::Mount(error) => mount(error),
+            Self::Reload(_) => Exit::Reload,
+            Self::Output(_) | Self::Panicked => Exit::Failure,
+        }
+    }
+}
+
+fn monitor(error: &MonitorError) -> Exit {
+    match error {
+        MonitorError::Resolve(error) => resolve(error),
+        MonitorError::Mount(error) => mount(error),
+        MonitorError::Handshake(_) => Exit::Fuse,
+        MonitorError::State(StateError::Taken { .. }) => Exit::MountPoint,
+        MonitorError::Store { .. } => Exit::Store,
+        MonitorError::State(_) | MonitorError::Server(_) | MonitorError::System { .. } => Exit::Failure,
+    }
+}
+
+fn resolve(error: &ResolveError) -> Exit {
+    match error {
+        ResolveError::Profile(_) | ResolveError::File { .. } => Exit::Path,
+        ResolveError::Store(StoreError::Invalid { .. }) => Exit::Invalid,
+        ResolveError::Store(_) | ResolveError::NotAClosure(_) => Exit::Store,
+        ResolveError::RootLink { .. } => Exit::Failure,
+    }
+}
+
+fn mount(error: &MountError) -> Exit {
+    match error {
+        MountError::NotADirectory(_)
+        | MountError::NotEmpty(_)
+        | MountError::Mounted { .. }
+        | MountError::Point { .. } => Exit::MountPoint,
+        MountError::NoDevice
+        | MountError::Device(_)
+        | MountError::Refused { .. }
+        | MountError::NoFusermount
+        | MountError::Fusermount(_) => Exit::Fuse,
+        MountError::Table(_) => Exit::Failure,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_codes_are_those_of_the_help() {
+        use clap::CommandFactory;
+        let help = super::super::args::Args::command().render_help().to_string();
+        for exit in [
+            Exit::Success,
+            Exit::Failure,
+            Exit::Usage,
+            Exit::Path,
+            Exit::Invalid,
+            Exit::Store,
+            Exit::MountPoint,
+            Exit::Fuse,
+            Exit::Reload,
+            Exit::HandedOver,
+        ] {
+            let code = exit as u8;
+            assert!(help.lines().any(|line| line.trim_start().starts_with(&format!("{code:<4}"))), "{code}");
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Arguments in, exit code out.
+//!
+//! Three stages: [`args`] as typed, [`config`] checked, then live objects. Help, version and a wrong flag need no
+//! store, no `/dev/fuse` and no rights.
+
+mod args;
+mod config;
+mod exit;
+mod version;
+
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+
+use clap::Parser;
+use nix::sys::signal::SigSet;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::monitor::{self, Ending, control};
+use crate::resolve::{ResolveError, resolve};
+use crate::store::Store;
+use crate::wire::{LogSettings, Report};
+use crate::{dump, error, mount, serve, wire};
+use args::Args;
+use config::{Action, Config};
+pub use exit::{Exit, Failure};
+
+/// The whole program.
+#[must_use]
+pub fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == monitor::child::SERVER_ARGUMENT) {
+        return server().into();
+    }
+    let args = Args::parse();
+    let log = args.log();
+    set_up_log(log);
+    let exit = match Config::check(args).map_err(Failure::from).and_then(run) {
+        Ok(exit) => exit,
+        Err(failure) => {
+            let _ = writeln!(io::stderr(), "nix-store-fs: {}", error::chain(&failure));
+            failure.exit()
+        }
+    };
+    exit.into()
+}
+
+fn run(config: Config) -> Result<Exit, Failure> {
+    match config.action {
+        Action::Version => {
+            print(|out| version::write(out))?;
+            Ok(Exit::Success)
+        }
+        Action::Mount(settings) => match monitor::run(*settings)? {
+            Ending::Unmounted => Ok(Exit::Success),
+            Ending::HandedOver => Ok(Exit::HandedOver),
+        },
+        Action::Dump { roots, store, format } => {
+            // The store may take its thread into another mount namespace: here that harms nobody, but a thread
+            // of its own is the rule.
+            let work = move || {
+                let store = Store::open(&store)?;
+                let found = resolve(&store, &roots)?;
+                Ok::<_, ResolveError>((found.closure, store.dir().to_owned()))
+            };
+            let (closure, dir) = std::thread::spawn(work).join().map_err(|_| Failure::Panicked)??;
+            print(|out| dump::write(&closure, &dir, format, out))?;
+            Ok(Exit::Success)
+        }
+        Action::Reload { view, states } => {
+            let name = config::view_of(&view, mount::view_at)?;
+            let said = control::reload(&name, &monitor::state::control(&states.join(&name)))?;
+            print(|out| writeln!(out, "{said}"))?;
+            Ok(Exit::Success)
+        }
+    }
+}
+
+/// Writes to standard output; a reader that has seen enough is no error.
+fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Failure> {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    match write(&mut out).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        answer => answer.map_err(Failure::Output),
+    }
+}
+
+/// The other process: started by the monitor with a socket as its standard input.
+fn server() -> Exit {
+    // The monitor takes signals as data; here they do what they always do.
+    let _ = SigSet::all().thread_unblock();
+    let begun = io::stdin().as_fd().try_clone_to_owned().map(UnixStream::from).map_err(|error| {
+        let _ = writeln!(io::stderr(), "nix-store-fs: no monitor to serve: {error}");
+    });
+    let Ok(monitor) = begun else { return Exit::Failure };
+    let (start, device, store) = match serve::receive_start(&monitor) {
+        Ok(start) => start,
+        Err(failure) => {
+            let _ = writeln!(io::stderr(), "nix-store-fs: {}", error::chain(&failure));
+            return Exit::Failure;
+        }
+    };
+    set_up_log(start.log);
+    let report = monitor.try_clone();
+    match serve::serve(start, device, store, monitor) {
+        Ok(()) => Exit::Success,
+        Err(failure) => {
+            let why = error::chain(&failure);
+            match report {
+                Ok(monitor) if wire::send(&monitor, &Report::Failed(why.clone()), &[]).is_ok() => {}
+                _ => tracing::error!("{why}"),
+            }
+            Exit::Failure
+        }
+    }
+}
+
+fn set_up_log(settings: LogSettings) {
+    let level = match settings.verbosity {
+        0 => LevelFilter::ERROR,
+        1 => LevelFilter::WARN,
+        2 => LevelFilter::INFO,
+        3 => LevelFilter::DEBUG,
+        _ => LevelFilter::TRACE,
+    };
+    // The session library logs each request in detail: for who asks for everything.
+    let library = if settings.verbosity > 3 { level } else { LevelFilter::ERROR };
+    let filter = Targets::new().with_default(level).with_target("fuser", library);
+    let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    let registry = tracing_subscriber::registry().with(filter);
+    let done = if settings.json {
+        registry.with(layer.json()).try_init()
+    } else {
+        registry.with(layer.with_ansi(false).without_time().with_target(false)).try_init()
+    };
+    if let Err(error) = done {
+        let _ = writeln!(io::stderr(), "nix-store-fs: nothing will be logged: {error}");
+    }
+}

@@ -1,0 +1,145 @@
+//! The server as the monitor sees it: a child process, and a socket to speak over.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::wire::{self, Order, Report, Start};
+
+/// The argument that makes the program a server; not for people.
+pub const SERVER_ARGUMENT: &str = "--server-of-monitor";
+
+/// A server that lived less than this since it began to serve died of what it was made to do.
+const SHORT_LIFE: Duration = Duration::from_millis(100);
+/// Deaths in a row that are answered at once; later ones wait.
+const PATIENCE: u32 = 3;
+/// First and longest wait before another server is started.
+const WAIT: Duration = Duration::from_millis(50);
+const WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// A running server.
+#[derive(Debug)]
+pub struct Server {
+    process: Child,
+    socket: UnixStream,
+    serving_since: Option<Instant>,
+}
+
+impl Server {
+    /// Starts one and tells it what to serve.
+    ///
+    /// # Errors
+    /// When the program cannot be started again.
+    pub fn start(start: &Start, device: &OwnedFd, store: &OwnedFd) -> io::Result<Self> {
+        let (socket, theirs) = UnixStream::pair()?;
+        let process = Command::new("/proc/self/exe")
+            .arg0("nix-store-fs")
+            .arg(SERVER_ARGUMENT)
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::null())
+            // An interrupt from the terminal is for the monitor to handle.
+            .process_group(0)
+            .spawn()?;
+        let server = Self { process, socket, serving_since: None };
+        // A server that died already is found by its closed socket.
+        let order = Order::Start(Box::new(start.clone()));
+        let _ = wire::send(&server.socket, &order, &[device.as_fd(), store.as_fd()]);
+        Ok(server)
+    }
+
+    /// Its socket, readable when there is a report or it has died.
+    #[must_use]
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// The next report; none if it has died.
+    pub fn report(&mut self) -> Option<Report> {
+        let report = wire::receive::<Report>(&self.socket).ok().flatten().map(|(report, _)| report);
+        if matches!(report, Some(Report::Serving { .. })) {
+            self.serving_since = Some(Instant::now());
+        }
+        report
+    }
+
+    /// Tells it something; a dead one is found by its closed socket.
+    pub fn order(&self, order: &Order) {
+        let _ = wire::send(&self.socket, order, &[]);
+    }
+
+    /// Waits for its end; tells how it ended, and whether it ever did its work.
+    ///
+    /// # Errors
+    /// Those of waitpid(2).
+    pub fn wait(mut self) -> io::Result<(ExitStatus, bool)> {
+        let useful = self.serving_since.is_some_and(|since| since.elapsed() >= SHORT_LIFE);
+        Ok((self.process.wait()?, useful))
+    }
+
+    /// Ends it at once. What it had taken is given back to its successor.
+    ///
+    /// # Errors
+    /// Those of kill(2) and waitpid(2).
+    pub fn kill(mut self) -> io::Result<()> {
+        self.process.kill()?;
+        self.process.wait().map(|_| ())
+    }
+
+    /// Waits for its end until `deadline`, then ends it; returns whether it ended by itself.
+    pub fn wait_until(mut self, deadline: Instant) -> bool {
+        while let Ok(None) = self.process.try_wait() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let _ = self.kill();
+                return false;
+            }
+            // It has only to read the device once more.
+            let timeout = rustix::event::Timespec::try_from(left.min(Duration::from_millis(5))).ok();
+            let mut nothing = [];
+            let _ = rustix::event::poll(&mut nothing, timeout.as_ref());
+        }
+        true
+    }
+}
+
+/// How long to wait before the next server: not at all, unless they die again and again.
+#[derive(Debug, Default)]
+pub struct Backoff {
+    deaths: u32,
+}
+
+impl Backoff {
+    /// A server died; `useful` if it had done its work for a while. How long to wait.
+    pub fn death(&mut self, useful: bool) -> Duration {
+        self.deaths = if useful { 0 } else { self.deaths.saturating_add(1) };
+        match self.deaths.checked_sub(PATIENCE + 1) {
+            None => Duration::ZERO,
+            Some(doublings) => WAIT.saturating_mul(1 << doublings.min(16)).min(WAIT_MAX),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deaths_of_useful_servers_never_wait_and_others_wait_longer_and_longer() {
+        let mut backoff = Backoff::default();
+        assert!((0..1000).all(|_| backoff.death(true).is_zero()));
+        let waits: Vec<_> = (0..20).map(|_| backoff.death(false)).collect();
+        assert!(waits[..3].iter().all(Duration::is_zero));
+        assert!(waits[3..].is_sorted() && waits[3] == WAIT && waits[19] == WAIT_MAX);
+        assert!(backoff.death(true).is_zero());
+        assert!(backoff.death(false).is_zero());
+    }
+}

@@ -1,0 +1,182 @@
+//! How a monitor comes to have a mount: a new one, or one that an earlier monitor left.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use nix::sys::signal::Signal;
+use nix::sys::signalfd::SignalFd;
+use rustix::fs::{Mode, OFlags};
+
+use super::resolver::{Answer, Resolver, Task};
+use super::state::{State, StateDir, StateError};
+use super::watch::Watch;
+use super::{Backoff, Monitor, MonitorError, Reload, Settings, event, next_signal, system, systemd, wait};
+use crate::handshake::{self, Io, Wishes};
+use crate::mount::{Mounted, Point};
+use crate::resolve::{ResolveError, RootLinks};
+
+/// `OVERLAYFS_SUPER_MAGIC` of `linux/magic.h`.
+const OVERLAYFS: u32 = 0x794c_7630;
+
+/// What an earlier monitor left: the device, and what it wrote of the mount.
+struct Inherited {
+    device: OwnedFd,
+    mounted: Mounted,
+    state: State,
+}
+
+/// Resolves, mounts or takes over, and puts the monitor together. `None`: a signal came first.
+pub(super) fn set_up(settings: Settings, signals: SignalFd) -> Result<Option<Monitor>, MonitorError> {
+    let state = open_state(&settings)?;
+    let inherited = inherit(state.as_ref(), &settings)?;
+    let held = inherited.as_ref().map(|earlier| earlier.state.view.clone()).unwrap_or_default();
+    let links = settings.gc_root.as_ref().map(|dir| RootLinks::new(dir, &settings.name));
+    let task = Task { uri: settings.store.clone(), roots: settings.roots.clone(), held, links };
+    let resolver = Resolver::start(task).map_err(system("start a thread"))?;
+    resolver.ask();
+    let Some(answer) = first_answer(&resolver, &signals)? else {
+        return Ok(None);
+    };
+    let (found, store_path, depends_on) = match (answer, &inherited) {
+        (Ok(Answer { resolution, store }), _) => (resolution.closure.view(), store, resolution.depends_on),
+        (Err(error), Some(earlier)) => {
+            let why = crate::error::chain(&error);
+            tracing::error!("the view goes on as it was, because its roots lead nowhere now: {why}");
+            (earlier.state.view.clone(), earlier.state.store.clone(), Vec::new())
+        }
+        (Err(error), None) => return Err(error.into()),
+    };
+    let store = open_store(&store_path)?;
+    let resume = inherited.is_some();
+    let (mounted, device, agreement, view, epoch, unsettled) = match inherited {
+        Some(Inherited { device, mounted, state }) => {
+            let view = if settings.prune { found } else { state.view.union(&found) };
+            let mut unsettled = state.unsettled;
+            unsettled.extend(view.difference(&state.view).chain(state.view.difference(&view)).cloned());
+            tracing::info!(mountpoint = %mounted.at().display(), "taking over the view of an earlier monitor");
+            (mounted, device, state.agreement, view, state.epoch.wrapping_add(1), unsettled)
+        }
+        None => {
+            let (mounted, device) =
+                Point::prepare(&settings.mountpoint, &settings.name)?.mount(&settings.name)?;
+            let agreement = agree(&settings, &mounted, &device, &store)?;
+            (mounted, device, agreement, found, 1, Vec::new())
+        }
+    };
+    systemd::store_device(&device);
+    let control = state.as_ref().and_then(listen);
+    let watch = if settings.watch { Some(Watch::new().map_err(system("watch links"))?) } else { None };
+    let mut monitor = Monitor {
+        settings,
+        signals,
+        resolver,
+        state,
+        control,
+        watch,
+        mounted,
+        device,
+        store,
+        store_path,
+        agreement,
+        view,
+        epoch,
+        unsettled,
+        server: None,
+        resume,
+        served: false,
+        restart: None,
+        backoff: Backoff::default(),
+        probe: event()?,
+        ready: false,
+        since: SystemTime::now(),
+        reload: Reload::Idle,
+        queue: Vec::new(),
+        again: false,
+    };
+    monitor.watch.iter_mut().for_each(|watch| watch.set(&depends_on));
+    monitor.write_state();
+    Ok(Some(monitor))
+}
+
+/// A view can do without a state directory, but not with somebody else's.
+fn open_state(settings: &Settings) -> Result<Option<StateDir>, MonitorError> {
+    match StateDir::open(&settings.state, &settings.name) {
+        Ok(state) => Ok(Some(state)),
+        Err(error @ StateError::Taken { .. }) => Err(error.into()),
+        Err(error) => {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(
+                error,
+                "without it the view can neither be reloaded with --reload nor survive a crash"
+            );
+            Ok(None)
+        }
+    }
+}
+
+fn inherit(state: Option<&StateDir>, settings: &Settings) -> Result<Option<Inherited>, MonitorError> {
+    let (Some(device), Some(dir)) = (systemd::stored_device(), state) else { return Ok(None) };
+    let Some(state) = dir.read()? else { return Ok(None) };
+    let Some(mounted) = Mounted::found(&state.mountpoint, &settings.name, state.created)? else {
+        systemd::forget_device();
+        return Ok(None);
+    };
+    Ok(Some(Inherited { device, mounted, state }))
+}
+
+type FirstAnswer = Option<Result<Answer, ResolveError>>;
+
+fn first_answer(resolver: &Resolver, signals: &SignalFd) -> Result<FirstAnswer, MonitorError> {
+    loop {
+        wait(&[resolver.ready(), signals.as_fd()], None).map_err(system("wait for the store"))?;
+        if let Some(answer) = resolver.answer() {
+            return Ok(Some(answer));
+        }
+        if matches!(next_signal(signals), Some(Signal::SIGTERM | Signal::SIGINT)) {
+            return Ok(None);
+        }
+    }
+}
+
+fn open_store(path: &Path) -> Result<OwnedFd, MonitorError> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty())
+        .map_err(|error| MonitorError::Store { path: PathBuf::from(path), source: error.into() })
+}
+
+fn listen(dir: &StateDir) -> Option<super::Control> {
+    let path = dir.control();
+    super::Control::listen(&path)
+        .inspect_err(
+            |error| tracing::warn!(%error, path = %path.display(), "--reload cannot reach this view"),
+        )
+        .ok()
+}
+
+fn agree(
+    settings: &Settings,
+    mounted: &Mounted,
+    device: &OwnedFd,
+    store: &OwnedFd,
+) -> Result<handshake::Agreement, MonitorError> {
+    let root = rustix::process::geteuid().is_root();
+    let stacked = rustix::fs::fstatfs(store).is_ok_and(|fs| u32::try_from(fs.f_type) == Ok(OVERLAYFS));
+    let io = if root { settings.io } else { Io::Cached };
+    let wishes = Wishes { io, idmap: root, store_depth: u32::from(stacked) };
+    let agreement = handshake::answer(device, wishes).inspect_err(|_| {
+        let _ = mounted.unmount();
+    })?;
+    if agreement.io != settings.io {
+        tracing::warn!(
+            "reading passes through the server (--io cached): passing it by needs root and Linux 6.9 or newer, and a store \
+             that does not lie on two other file systems already"
+        );
+    }
+    if !root {
+        tracing::warn!(
+            "mounted as an ordinary user: only you can see the view, not root and no container of another user"
+        );
+    }
+    Ok(agreement)
+}

@@ -1,0 +1,74 @@
+//! What the monitor says to the service manager, and what it gets back from its descriptor store.
+//!
+//! Without a service manager every call does nothing (sd_notify(3), sd_pid_notify_with_fds(3)).
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use sd_notify::NotifyState;
+
+use crate::sys;
+
+/// Name of `/dev/fuse` in the descriptor store.
+const DEVICE: &str = "fuse";
+
+fn say(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "cannot speak to the service manager");
+    }
+}
+
+/// Whether a service manager listens.
+#[must_use]
+pub(super) fn is_there() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some()
+}
+
+/// The view answers; what it serves.
+pub(super) fn ready(status: &str) {
+    say(&[NotifyState::Ready, NotifyState::Status(status)]);
+}
+
+/// A reload has begun; [`ready`] ends it.
+pub(super) fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => say(&[NotifyState::Reloading, now]),
+        Err(error) => tracing::warn!(%error, "cannot tell the service manager of a reload"),
+    }
+}
+
+/// The view ends.
+pub(super) fn stopping() {
+    say(&[NotifyState::Stopping]);
+}
+
+/// Keeps the device beyond this process. Polling is off: an aborted connection is the successor's to find.
+pub(super) fn store_device(device: &OwnedFd) {
+    let state = [NotifyState::FdStore, NotifyState::FdName(DEVICE), NotifyState::Custom("FDPOLL=0")];
+    if is_there()
+        && let Err(error) = sd_notify::notify_with_fds(&state, &[device.as_fd()])
+    {
+        tracing::warn!(%error, "the service manager does not keep the device; the view would not survive a crash of its monitor");
+    }
+}
+
+/// Lets the device go.
+pub(super) fn forget_device() {
+    say(&[NotifyState::FdStoreRemove, NotifyState::FdName(DEVICE)]);
+}
+
+/// The device that an earlier process stored. To be called once.
+#[must_use]
+pub(super) fn stored_device() -> Option<OwnedFd> {
+    let mut found = None;
+    for (number, name) in sd_notify::listen_fds_with_names().ok()? {
+        match sys::adopt(number) {
+            // Only one view is served, so only the last one stored can be meant; others are closed.
+            Ok(descriptor) if name == DEVICE => found = Some(descriptor),
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(%error, number, "the service manager passed a descriptor that is not open")
+            }
+        }
+    }
+    found
+}
