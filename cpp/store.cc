@@ -20,7 +20,7 @@ std::string describe(const nix::ErrorInfo & info)
 {
     auto text = plain(info.msg.str());
     for (auto & trace : info.traces)
-        text += "\n" + plain(trace.hint.str());
+        text.append(1, '\n').append(plain(trace.hint.str()));
     return text;
 }
 

@@ -8,7 +8,8 @@
 //! record   4 bytes  CRC-32 of all that follows in the record
 //!          1 byte   kind             1 byte   0xA5          2 bytes  length of the payload
 //!          payload  kind 1, a node:         8 bytes id, 8 bytes parent's id, the name
-//!                   kind 2, a backing file: 8 bytes id, 4 bytes backing id (0: closed)
+//!                   kind 2, a backing file was registered: 8 bytes id, 4 bytes backing id
+//!                   kind 3, that registration ended:       8 bytes id, 4 bytes backing id
 //! ```
 //!
 //! Hard points:
@@ -37,6 +38,7 @@ const RECORD_HEADER: usize = 8;
 const MARK: u8 = 0xA5;
 const KIND_NODE: u8 = 1;
 const KIND_BACKING: u8 = 2;
+const KIND_BACKING_ENDED: u8 = 3;
 /// A payload is at most a node with a name of 255 bytes.
 const PAYLOAD_MAX: usize = 16 + 255;
 /// Below this size a journal is not worth rewriting.
@@ -74,8 +76,10 @@ pub enum JournalError {
 pub enum Record {
     /// A node was handed out.
     Node(NodeRecord),
-    /// A backing file was registered for a node with the kernel, or closed (0).
+    /// A backing file was registered for a node with the kernel.
     Backing(NodeId, u32),
+    /// A registration has ended.
+    BackingEnded(NodeId, u32),
 }
 
 /// A journal open for appending; any thread may append.
@@ -222,15 +226,18 @@ fn encode(record: &Record, out: &mut Vec<u8>) {
             out.extend_from_slice(&node.parent.0.to_le_bytes());
             out.extend_from_slice(&node.name);
         }
-        Record::Backing(id, backing) => {
-            out.extend_from_slice(&[KIND_BACKING, MARK, 12, 0]);
-            out.extend_from_slice(&id.0.to_le_bytes());
-            out.extend_from_slice(&backing.to_le_bytes());
-        }
+        Record::Backing(id, number) => encode_backing(KIND_BACKING, *id, *number, out),
+        Record::BackingEnded(id, number) => encode_backing(KIND_BACKING_ENDED, *id, *number, out),
     }
     if let Some((place, rest)) = out.get_mut(start..).and_then(|r| r.split_first_chunk_mut::<4>()) {
         *place = crc32fast::hash(rest).to_le_bytes();
     }
+}
+
+fn encode_backing(kind: u8, id: NodeId, number: u32, out: &mut Vec<u8>) {
+    out.extend_from_slice(&[kind, MARK, 12, 0]);
+    out.extend_from_slice(&id.0.to_le_bytes());
+    out.extend_from_slice(&number.to_le_bytes());
 }
 
 /// Decodes what is whole in `window`; returns how many bytes are done with. With `last`, nothing follows.
@@ -262,7 +269,7 @@ fn parse(bytes: &[u8]) -> Parsed {
     };
     let [c0, c1, c2, c3, kind, mark, l0, l1] = *head;
     let len = usize::from(u16::from_le_bytes([l0, l1]));
-    if mark != MARK || len > PAYLOAD_MAX || !matches!(kind, KIND_NODE | KIND_BACKING) {
+    if mark != MARK || len > PAYLOAD_MAX || !matches!(kind, KIND_NODE | KIND_BACKING | KIND_BACKING_ENDED) {
         return Parsed::Bad;
     }
     let Some(payload) = rest.get(..len) else {
@@ -282,7 +289,10 @@ fn parse(bytes: &[u8]) -> Parsed {
         KIND_NODE => payload.split_first_chunk::<8>().map(|(parent, name)| {
             Record::Node(NodeRecord { id, parent: NodeId(u64::from_le_bytes(*parent)), name: name.into() })
         }),
-        _ => <[u8; 4]>::try_from(payload).ok().map(|b| Record::Backing(id, u32::from_le_bytes(b))),
+        _ => <[u8; 4]>::try_from(payload).ok().map(u32::from_le_bytes).map(|number| match kind {
+            KIND_BACKING => Record::Backing(id, number),
+            _ => Record::BackingEnded(id, number),
+        }),
     };
     record.map_or(Parsed::Bad, |record| Parsed::Whole(record, RECORD_HEADER + len))
 }
@@ -314,6 +324,8 @@ mod tests {
             let path = dir.path().join("nodes");
             let records: Vec<_> = names.iter().enumerate().map(|(n, name)| if name.len() % 7 == 0 {
                 Record::Backing(NodeId(n as u64), n as u32)
+            } else if name.len() % 7 == 1 {
+                Record::BackingEnded(NodeId(n as u64), n as u32)
             } else {
                 node(n as u64, name)
             }).collect();

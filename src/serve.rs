@@ -24,8 +24,8 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::backing::Backing;
 use crate::closure::View;
-use crate::fs::{Counts, ServedView, StoreFs};
-use crate::handshake;
+use crate::fs::{Counts, Registrations, ServedView, StoreFs};
+use crate::handshake::{self, Io};
 use crate::journal::{Journal, JournalError, Record};
 use crate::store::StorePath;
 use crate::sys;
@@ -80,9 +80,10 @@ pub fn receive_start(monitor: &UnixStream) -> Result<(Start, OwnedFd, OwnedFd), 
 /// [`ServeError`]; the mount is still there, and another server may take over.
 pub fn serve(start: Start, device: OwnedFd, store: OwnedFd, monitor: UnixStream) -> Result<(), ServeError> {
     let trie = Arc::new(PathTrie::new());
-    let journal = open_journal(&start, &trie)?;
+    let registrations = (start.agreement.io == Io::Passthrough).then(Arc::<Registrations>::default);
+    let journal = open_journal(&start, &trie, registrations.as_deref())?;
     let restored = trie.len();
-    let view = Arc::new(ServedView::new(trie.clone(), Backing::new(store), journal));
+    let view = Arc::new(ServedView::new(trie.clone(), Backing::new(store), journal, registrations));
     let fresh = trie.prepare(&start.view);
     view.record(&fresh.into_iter().map(Record::Node).collect::<Vec<_>>());
     trie.switch(&start.view, start.epoch);
@@ -118,12 +119,21 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), ServeEr
     Ok(())
 }
 
-fn open_journal(start: &Start, trie: &PathTrie) -> Result<Option<Arc<Journal>>, ServeError> {
+fn open_journal(
+    start: &Start,
+    trie: &PathTrie,
+    registrations: Option<&Registrations>,
+) -> Result<Option<Arc<Journal>>, ServeError> {
     let Some(path) = &start.journal else { return Ok(None) };
     if start.resume {
         let journal = Journal::resume(path, |record| match record {
             Record::Node(node) => trie.restore(&node),
-            Record::Backing(..) => {}
+            Record::Backing(node, number) => {
+                registrations.inspect(|all| all.restore(node, number));
+            }
+            Record::BackingEnded(node, number) => {
+                registrations.inspect(|all| all.restore_end(node, number));
+            }
         })?;
         return Ok(Some(Arc::new(journal)));
     }

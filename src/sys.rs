@@ -6,6 +6,7 @@ use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use fuser::{BackingId, ReplyOpen};
 use rustix::io::DupFlags;
 
 /// Makes the number of `target` mean what `by` means; what it meant before is closed, close-on-exec stays set
@@ -34,6 +35,15 @@ pub fn adopt(number: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: the number is open, systemd passed it for this process to own, and the caller asks for each one
     // once: the variables that name it are read once at start.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// A registered backing file by its number, for the answer to an open. Dropping it ends the registration;
+/// [`BackingId::into_raw`] gives it up without.
+#[must_use]
+pub fn wrap_backing(reply: &ReplyOpen, number: u32) -> BackingId {
+    // SAFETY: the kernel checks the number against those of this connection, so one that is not open there is an
+    // error of the open, and never reaches memory. Callers pass numbers that this connection's kernel handed out.
+    unsafe { reply.wrap_backing(number) }
 }
 
 #[cfg(test)]

@@ -4,7 +4,8 @@
 //! - Everything that would change something answers `EROFS` here, whatever the mount's flags are: somebody may
 //!   have remounted the superblock read-write.
 //! - No handle exists: `open` and `opendir` answer `ENOSYS`, and the kernel opens without asking from then on
-//!   (`FUSE_NO_OPEN_SUPPORT`, `FUSE_NO_OPENDIR_SUPPORT`; Linux `fs/fuse/file.c`, `fuse_file_open`).
+//!   (`FUSE_NO_OPEN_SUPPORT`, `FUSE_NO_OPENDIR_SUPPORT`; Linux `fs/fuse/file.c`, `fuse_file_open`). With
+//!   `--io passthrough` files are opened with a backing file, and are still known by their node alone.
 //!
 //! Hard point: once the kernel opens without asking, on a superblock that was remounted read-write a file can
 //! be opened for writing, mapped shared and scribbled on: the kernel then writes its dirty pages to us, is
@@ -12,6 +13,7 @@
 //! file ([`StoreFs::spoiled`]), from another thread, as notifying inside a handler can deadlock.
 
 mod counts;
+mod passthrough;
 mod view;
 
 use std::cell::RefCell;
@@ -19,21 +21,25 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem,
-    Generation, INodeNo, IoctlFlags, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    FopenFlags, Generation, INodeNo, IoctlFlags, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
+    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 pub use counts::{Counts, Op};
 pub use view::{Entry, FsError, Node, ServedView, Totals};
 
 use crate::backing::{Kind, Stat};
+use crate::journal::Record;
 use crate::trie::NodeId;
+use passthrough::File;
+pub use passthrough::Registrations;
 
 /// Store paths never change: what the kernel was told holds until it is taken back.
 const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
@@ -46,6 +52,9 @@ pub struct StoreFs {
     view: Arc<ServedView>,
     counts: Arc<Counts>,
     spoiled: Sender<NodeId>,
+    /// What the kernel reads by itself; none: everything is read through the server.
+    registrations: Option<Arc<Registrations>>,
+    warned: AtomicBool,
 }
 
 impl StoreFs {
@@ -53,7 +62,36 @@ impl StoreFs {
     /// them is to be thrown out.
     #[must_use]
     pub fn new(view: Arc<ServedView>, counts: Arc<Counts>, spoiled: Sender<NodeId>) -> Self {
-        Self { view, counts, spoiled }
+        let registrations = view.registrations().cloned();
+        Self { view, counts, spoiled, registrations, warned: AtomicBool::new(false) }
+    }
+
+    /// Opens `id` so that the kernel reads the file by itself.
+    fn pass_through(&self, registrations: &Registrations, id: NodeId, reply: ReplyOpen) {
+        if let Some(file) = registrations.open(id) {
+            return file.answer(reply);
+        }
+        let opened = self.view.file(id);
+        let registered = match &opened {
+            Ok(file) => File::register(&reply, &**file),
+            Err(error) => return reply.error(errno(*error)),
+        };
+        match registered {
+            Ok(file) => {
+                let mine = file.number();
+                let file = registrations.insert(id, file);
+                if file.number() == mine {
+                    self.view.record(&[Record::Backing(id, mine)]);
+                }
+                file.answer(reply);
+            }
+            Err(error) => {
+                if !self.warned.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(%error, "the kernel takes no backing file; such files are read through the server");
+                }
+                reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
+            }
+        }
     }
 
     fn refused(&self) -> Errno {
@@ -156,13 +194,33 @@ impl Filesystem for StoreFs {
         }
     }
 
-    fn open(&self, _: &Request, _: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         if writes(flags) {
-            reply.error(self.refused());
-        } else {
-            self.counts.add(Op::Open);
-            reply.error(errno(FsError::Unsupported));
+            return reply.error(self.refused());
         }
+        self.counts.add(Op::Open);
+        match &self.registrations {
+            Some(registrations) => self.pass_through(registrations, NodeId(ino.0), reply),
+            None => reply.error(errno(FsError::Unsupported)),
+        }
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.counts.add(Op::Other);
+        let ended = self.registrations.as_ref().map(|all| all.close(NodeId(ino.0))).unwrap_or_default();
+        let records: Vec<_> =
+            ended.iter().map(|(node, file)| Record::BackingEnded(*node, file.number())).collect();
+        self.view.record(&records);
+        reply.ok();
     }
 
     fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {

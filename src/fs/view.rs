@@ -12,11 +12,13 @@
 //! 2. A root listing that spans a reload goes on with the set that it began with: see [`root_offset`].
 
 use std::collections::HashSet;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
+use super::Registrations;
 use crate::backing::{Backing, Kind, Place, Stat};
 use crate::journal::{Journal, Record};
 use crate::store::StorePath;
@@ -83,16 +85,38 @@ pub struct ServedView {
     trie: Arc<PathTrie>,
     backing: Backing,
     journal: Option<Arc<Journal>>,
+    /// What the kernel reads by itself, if it may.
+    registrations: Option<Arc<Registrations>>,
     /// Members found to be gone from disk, each warned of once.
     gone: Mutex<HashSet<NodeId>>,
 }
 
 impl ServedView {
     /// A view of what `trie` shows, with the contents of `backing`. Without a journal, node ids die with the
-    /// process.
+    /// process; without registrations, every byte is read through it.
     #[must_use]
-    pub fn new(trie: Arc<PathTrie>, backing: Backing, journal: Option<Arc<Journal>>) -> Self {
-        Self { trie, backing, journal, gone: Mutex::default() }
+    pub fn new(
+        trie: Arc<PathTrie>,
+        backing: Backing,
+        journal: Option<Arc<Journal>>,
+        registrations: Option<Arc<Registrations>>,
+    ) -> Self {
+        Self { trie, backing, journal, registrations, gone: Mutex::default() }
+    }
+
+    /// What the kernel reads by itself, if it may.
+    #[must_use]
+    pub fn registrations(&self) -> Option<&Arc<Registrations>> {
+        self.registrations.as_ref()
+    }
+
+    /// The plain file `id`, open for reading.
+    ///
+    /// # Errors
+    /// [`FsError::UnknownNode`] or the backing store's.
+    pub fn file(&self, id: NodeId) -> Result<Arc<OwnedFd>, FsError> {
+        let path = self.trie.path(id).ok_or(FsError::UnknownNode)?;
+        Ok(self.backing.file(id, &path)?)
     }
 
     /// The trie.
@@ -340,6 +364,9 @@ impl ServedView {
                     put(&Record::Node(NodeRecord { id, parent, name: name.into() }));
                     Ok::<_, std::convert::Infallible>(())
                 });
+                if let Some(registrations) = &self.registrations {
+                    registrations.for_each(|node, number| put(&Record::Backing(node, number)));
+                }
             };
             if let Err(error) = journal.rewrite(live) {
                 tracing::warn!(error = &error as &dyn std::error::Error, "the node journal keeps growing");

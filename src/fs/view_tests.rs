@@ -41,7 +41,7 @@ impl Fixture {
     fn serve(store: &Path, trie: Arc<PathTrie>, journal: Arc<Journal>) -> ServedView {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let store = rustix::fs::open(store, flags, Mode::empty()).unwrap();
-        ServedView::new(trie, Backing::new(store), Some(journal))
+        ServedView::new(trie, Backing::new(store), Some(journal), None)
     }
 
     /// What the next server would be.
