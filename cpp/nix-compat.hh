@@ -94,12 +94,12 @@ struct FieldsOf<Logger, std::void_t<typename Logger::Fields>>
 };
 using Fields = FieldsOf<nix::Logger>::type;
 
-// Hash formats got another enumeration; base 32 kept its place.
+// Hash formats got another enumeration; SRI kept its place.
 template<class Format>
-std::string nix32(const nix::Hash & hash, std::string (nix::Hash::*to_string)(Format, bool) const)
+std::string sri(const nix::Hash & hash, std::string (nix::Hash::*to_string)(Format, bool) const)
 {
-    constexpr auto base32 = static_cast<Format>(1);
-    return (hash.*to_string)(base32, true);
+    constexpr auto sri = static_cast<Format>(3);
+    return (hash.*to_string)(sri, true);
 }
 
 // Signatures are texts up to 2.33, a type of their own from 2.34.

@@ -193,7 +193,7 @@ struct Handle::Impl
         auto found = store->queryPathInfo(path);
         Info info;
         info.path = base_name(path);
-        info.nar_hash = compat::nix32(found->narHash, &nix::Hash::to_string);
+        info.nar_hash = compat::sri(found->narHash, &nix::Hash::to_string);
         info.nar_size = found->narSize;
         for (auto & reference : found->references)
             info.references.push_back(base_name(reference));

@@ -45,6 +45,9 @@ pub enum ProfileError {
         /// The store directory.
         store: PathBuf,
     },
+    /// The store directory itself.
+    #[error("'{}' is the store directory itself; give a path in it, or a link or profile that leads to one", .0.display())]
+    TheStore(PathBuf),
     /// A directory that holds no `system` profile.
     #[error(
         "the directory of profiles '{}' has no 'system'; containers declared in the host's configuration have \
@@ -133,7 +136,7 @@ pub fn resolve(typed: &Path, dirs: StoreDirs<'_>) -> Result<Resolved, ProfileErr
     let mut walk = Walk { typed, dirs, links: Vec::new() };
     match walk.follow(&absolute)? {
         End::Store(path) => Ok(Resolved { path, links: walk.links }),
-        End::Directory(dir) if dir == dirs.real || dir == dirs.logical => Err(walk.not_in_store(dir)),
+        End::Directory(dir) if dir == dirs.real || dir == dirs.logical => Err(ProfileError::TheStore(dir)),
         End::Directory(dir) => match walk.follow(&dir.join(SYSTEM)) {
             Ok(End::Store(path)) => Ok(Resolved { path, links: walk.links }),
             Ok(End::Directory(path) | End::Other(path)) => Err(walk.not_in_store(path)),

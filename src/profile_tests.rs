@@ -95,7 +95,7 @@ fn each_failure_has_its_own_name() {
     assert!(matches!(fails("dangling"), ProfileError::Dangling { .. }));
     assert!(matches!(fails("plain"), ProfileError::NotInStore { .. }));
     assert!(matches!(fails("file"), ProfileError::NotInStore { .. }));
-    assert!(matches!(fails("nix/store"), ProfileError::NotInStore { .. }));
+    assert!(matches!(fails("nix/store"), ProfileError::TheStore(_)));
     assert!(matches!(fails("nix/store/.links"), ProfileError::BadName { .. }));
     assert!(matches!(fails("nix/var/nix/profiles/per-container/empty"), ProfileError::NoSystem(_)));
     assert!(matches!(fails("round"), ProfileError::TooManyLinks(_)));

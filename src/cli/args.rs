@@ -95,7 +95,7 @@ pub(super) struct Args {
     pub(super) log_format: LogFormat,
 
     /// Print versions and what the running kernel offers
-    #[arg(short = 'V', long, exclusive = true)]
+    #[arg(short = 'V', long)]
     pub(super) version: bool,
 }
 

@@ -108,6 +108,7 @@ fn resolve(error: &ResolveError) -> Exit {
 fn mount(error: &MountError) -> Exit {
     match error {
         MountError::NotADirectory(_)
+        | MountError::Dangling(_)
         | MountError::NotEmpty(_)
         | MountError::Mounted { .. }
         | MountError::Point { .. } => Exit::MountPoint,

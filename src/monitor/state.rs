@@ -7,7 +7,8 @@
 //! control   the socket for `--reload`
 //! ```
 //!
-//! The directory is open to its owner only and goes with the view.
+//! The directory is open to its owner only and goes with the view. Without a state nobody can take over: such a
+//! directory goes with the process that made it.
 
 use std::fs::{DirBuilder, File};
 use std::io;
@@ -171,7 +172,17 @@ impl StateDir {
 
     /// Removes the directory and what belongs to it: the view has ended.
     pub fn remove(self) {
-        for file in ["state", "state.new", "nodes", "nodes.new", "control", "lock"] {
+        let _ = std::fs::remove_file(self.path.join("state"));
+    }
+}
+
+impl Drop for StateDir {
+    fn drop(&mut self) {
+        if self.path.join("state").exists() {
+            return;
+        }
+        // The lock goes first: whoever opens the directory from now on makes it anew.
+        for file in ["lock", "state.new", "nodes", "nodes.new", "control"] {
             let _ = std::fs::remove_file(self.path.join(file));
         }
         let _ = std::fs::remove_dir(&self.path);
@@ -214,6 +225,16 @@ mod tests {
         let again = StateDir::open(&path, "b").unwrap();
         assert_eq!(again.read().unwrap(), Some(state()));
         again.remove();
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_directory_without_a_state_goes_with_its_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b");
+        let open = StateDir::open(&path, "b").unwrap();
+        std::fs::write(open.journal(), "").unwrap();
+        drop(open);
         assert!(!path.exists());
     }
 

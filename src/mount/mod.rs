@@ -27,8 +27,11 @@ const DEVICE: &str = "/dev/fuse";
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
     /// The mount point is something else than a directory.
-    #[error("the mount point '{}' is not a directory; give another one", .0.display())]
+    #[error("'{}' is not a directory, so nothing can be mounted there; give another mount point", .0.display())]
     NotADirectory(PathBuf),
+    /// The mount point is a link to nothing.
+    #[error("the mount point '{}' is a link that leads nowhere; make what it leads to, or give another one", .0.display())]
+    Dangling(PathBuf),
     /// The mount point holds something.
     #[error("the mount point '{}' is not empty; empty it or give another one", .0.display())]
     NotEmpty(PathBuf),
@@ -41,7 +44,7 @@ pub enum MountError {
         by: String,
     },
     /// The mount point cannot be used.
-    #[error("cannot {doing} the mount point '{}'", at.display())]
+    #[error("cannot {doing} the mount point '{}'; give another one", at.display())]
     Point {
         /// What was tried.
         doing: &'static str,
@@ -74,7 +77,9 @@ pub enum MountError {
     )]
     NoFusermount,
     /// `fusermount3` failed.
-    #[error("fusermount3 failed: {0}")]
+    #[error(
+        "fusermount3 cannot mount for an ordinary user: {0}; ask the administrator for access to /dev/fuse and the mount point, or run as root"
+    )]
     Fusermount(String),
     /// The mount table cannot be read.
     #[error("cannot read the mount table")]
@@ -122,7 +127,13 @@ impl Point {
         let fail = |doing| move |source| MountError::Point { doing, at: at.to_owned(), source };
         let parent = at.parent().filter(|parent| !parent.as_os_str().is_empty());
         if let Some(parent) = parent {
-            std::fs::create_dir_all(parent).map_err(fail("create the directory above"))?;
+            if parent.exists() && !parent.is_dir() {
+                return Err(MountError::NotADirectory(parent.to_owned()));
+            }
+            std::fs::create_dir_all(parent).map_err(fail("create the directories above"))?;
+        }
+        if at.is_symlink() && !at.exists() && !is_dead(at) {
+            return Err(MountError::Dangling(at.to_owned()));
         }
         clear_dead(at, name)?;
         let created = match std::fs::create_dir(at) {
@@ -174,9 +185,13 @@ impl Drop for Point {
     }
 }
 
+/// Whether the server of what is mounted at `at` is gone.
+fn is_dead(at: &Path) -> bool {
+    matches!(rustix::fs::stat(at), Err(Errno::NOTCONN))
+}
+
 fn clear_dead(at: &Path, name: &str) -> Result<(), MountError> {
-    let dead = matches!(rustix::fs::lstat(at), Err(Errno::NOTCONN));
-    if !dead {
+    if !is_dead(at) {
         return Ok(());
     }
     let top = mounts()?.into_iter().rfind(|mount| mount.at == at);

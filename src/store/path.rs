@@ -103,7 +103,7 @@ impl<'de> Deserialize<'de> for StorePath {
 pub struct PathInfo {
     /// The path itself.
     pub path: StorePath,
-    /// Hash of the path's NAR serialisation, `sha256:<base 32>`.
+    /// Hash of the path's NAR serialisation in SRI form, `sha256-<base 64>`, as `nix path-info --json` gives it.
     pub nar_hash: String,
     /// Size of the NAR serialisation in bytes; 0 where Nix does not know it.
     pub nar_size: u64,

@@ -120,7 +120,14 @@ impl Scratch {
             assert_eq!(paths, self.nix_store(&["-qR"], root));
             for info in &closure {
                 let ask = |what: &str| self.nix_store(&["-q", what], &info.path);
-                assert_eq!(ask("--hash").concat(), info.nar_hash);
+                let [_, hash] = ask("--hash")
+                    .concat()
+                    .split(':')
+                    .map(str::to_owned)
+                    .collect::<Vec<_>>()
+                    .try_into()
+                    .unwrap();
+                assert_eq!(base32(&info.nar_hash), hash);
                 assert_eq!(ask("--size"), [info.nar_size.to_string()]);
                 let references: Vec<_> =
                     info.references.iter().map(|path| format!("/nix/store/{path}")).collect();
@@ -534,4 +541,11 @@ fn child() {
         }
         other => panic!("no such job: {other}"),
     }
+}
+
+/// The base 32 form of a hash in SRI form, by Nix's own command.
+fn base32(sri: &str) -> String {
+    let output = Command::new("nix-hash").args(["--type", "sha256", "--to-base32", sri]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
