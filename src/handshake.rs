@@ -23,6 +23,8 @@ const VERSION: (u32, u32) = (7, 40);
 const READ_BUFFER: usize = 8192;
 /// Pages that one read request may ask for: 1 MiB, the kernel's own limit (`fs.fuse.max_pages_limit`).
 const MAX_PAGES: u16 = 256;
+/// Bytes of the longest read request.
+pub const READ_MAX: u32 = MAX_PAGES as u32 * 4096;
 /// Background requests, as read-ahead is, in flight at once.
 const MAX_BACKGROUND: u16 = 64;
 

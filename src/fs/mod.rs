@@ -36,6 +36,7 @@ pub use counts::{Counts, Op};
 pub use view::{Entry, FsError, Node, ServedView, Totals};
 
 use crate::backing::{Kind, Stat};
+use crate::handshake::READ_MAX;
 use crate::journal::Record;
 use crate::trie::NodeId;
 use passthrough::File;
@@ -43,9 +44,6 @@ pub use passthrough::Registrations;
 
 /// Store paths never change: what the kernel was told holds until it is taken back.
 const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
-/// Longest read that one request can ask for: `max_pages` of [`crate::handshake`].
-pub const READ_MAX: usize = 1 << 20;
-
 /// The view as the kernel sees it.
 #[derive(Debug)]
 pub struct StoreFs {
@@ -241,7 +239,7 @@ impl Filesystem for StoreFs {
         thread_local!(static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) });
         self.counts.add(Op::Read);
         BUFFER.with_borrow_mut(|buffer| {
-            let size = usize::try_from(size).unwrap_or(READ_MAX).min(READ_MAX);
+            let size = size.min(READ_MAX) as usize;
             if buffer.len() < size {
                 buffer.resize(size, 0);
             }

@@ -167,6 +167,9 @@ fn agree(
     let agreement = handshake::answer(device, wishes).inspect_err(|_| {
         let _ = mounted.unmount();
     })?;
+    if root && let Err(error) = mounted.set_read_ahead(handshake::READ_MAX) {
+        tracing::debug!(error = &error as &dyn std::error::Error, "files are read in smaller pieces");
+    }
     if agreement.io != settings.io {
         tracing::warn!(
             "reading passes through the server (--io cached): passing it by needs root and Linux 6.9 or newer, and a store \
