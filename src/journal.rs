@@ -4,7 +4,7 @@
 //! whatever the kernel can name is in here. Layout, version 1, numbers in little endian:
 //!
 //! ```text
-//! header   8 bytes  "nsfsnode"       4 bytes  version
+//! header   8 bytes  "nsfsnode"       4 bytes  version     4 bytes  losses
 //! record   4 bytes  CRC-32 of all that follows in the record
 //!          1 byte   kind             1 byte   0xA5          2 bytes  length of the payload
 //!          payload  kind 1, a node:         8 bytes id, 8 bytes parent's id, the name
@@ -18,13 +18,17 @@
 //!    goes on at the next record that does.
 //! 2. Records are idempotent, so a node may be written twice and a rewrite may race with appends.
 //! 3. Nodes that the kernel forgot leave records behind: [`Journal::rewrite`] starts the file anew.
-//! 4. When the file cannot be written (disk full) the view goes on; only a crash would not be survived.
+//! 4. When the file cannot be written (disk full) the view goes on; only a crash would not be survived. What
+//!    must not happen then is that a successor gives an id again that the kernel knows as something else. So
+//!    the header, whose place on the disk is there already, counts how often ids may have been lost, and a
+//!    successor begins as many times [`LOST_IDS`] further on.
 
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::RwLock;
 
@@ -33,7 +37,11 @@ use crate::trie::{NodeId, NodeRecord};
 const MAGIC: &[u8; 8] = b"nsfsnode";
 /// The version of the layout above.
 pub const VERSION: u32 = 1;
-const HEADER: usize = 12;
+const HEADER: usize = 16;
+/// Where the header counts losses.
+const LOSSES_AT: u64 = 12;
+/// More ids than any server hands out that cannot write them down.
+const LOST_IDS: u64 = 1 << 32;
 const RECORD_HEADER: usize = 8;
 const MARK: u8 = 0xA5;
 const KIND_NODE: u8 = 1;
@@ -85,11 +93,13 @@ pub enum Record {
 /// A journal open for appending; any thread may append.
 #[derive(Debug)]
 pub struct Journal {
+    losses: AtomicU32,
     path: PathBuf,
     /// Appends share it, a rewrite holds it alone.
     file: RwLock<File>,
     size: AtomicU64,
     broken: AtomicBool,
+    rewriting: AtomicBool,
 }
 
 impl Journal {
@@ -101,8 +111,8 @@ impl Journal {
         let fail = |doing| move |source| JournalError::Io { doing, path: path.to_owned(), source };
         let _ = std::fs::remove_file(path);
         let mut file = File::options().append(true).create_new(true).open(path).map_err(fail("create"))?;
-        file.write_all(&header()).map_err(fail("write"))?;
-        Ok(Self::over(path, file, HEADER as u64))
+        file.write_all(&header(0)).map_err(fail("write"))?;
+        Ok(Self::over(path, file, HEADER as u64, 0))
     }
 
     /// Opens the journal of an earlier server and hands every whole record to `each`, in order.
@@ -117,11 +127,13 @@ impl Journal {
             io::ErrorKind::UnexpectedEof => JournalError::Foreign(path.to_owned()),
             _ => fail("read")(source),
         })?;
-        let (magic, version) = head.split_at(MAGIC.len());
+        let (magic, rest) = head.split_at(MAGIC.len());
         if magic != MAGIC {
             return Err(JournalError::Foreign(path.to_owned()));
         }
-        let found = u32::from_le_bytes(version.try_into().unwrap_or_default());
+        let number = |bytes: &[u8]| u32::from_le_bytes(bytes.try_into().unwrap_or_default());
+        let (version, losses) = rest.split_at(4);
+        let (found, losses) = (number(version), number(losses));
         if found != VERSION {
             return Err(JournalError::Version { path: path.to_owned(), found });
         }
@@ -135,13 +147,38 @@ impl Journal {
             let used = decode(&window, last, &mut each);
             window.drain(..used);
             if last {
-                return Ok(Self::over(path, file, size));
+                let journal = Self::over(path, file, size, losses);
+                if losses > 0 {
+                    // The server before this one began where a loss had been counted, and wrote nothing down.
+                    journal.count_loss();
+                }
+                return Ok(journal);
             }
         }
     }
 
-    fn over(path: &Path, file: File, size: u64) -> Self {
+    /// How far behind the last id in the journal the first new one has to be.
+    #[must_use]
+    pub fn lost_ids(&self) -> u64 {
+        u64::from(self.losses.load(Ordering::Relaxed)) * LOST_IDS
+    }
+
+    fn count_loss(&self) {
+        let losses = self.losses.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+        // Not through the descriptor for appending, which knows no positions.
+        let written = File::options()
+            .write(true)
+            .open(&self.path)
+            .and_then(|file| file.write_all_at(&losses.to_le_bytes(), LOSSES_AT));
+        if let Err(error) = written {
+            tracing::error!(%error, path = %self.path.display(), "cannot even note that the node journal is incomplete");
+        }
+    }
+
+    fn over(path: &Path, file: File, size: u64, losses: u32) -> Self {
         Self {
+            losses: AtomicU32::new(losses),
+            rewriting: AtomicBool::new(false),
             path: path.to_owned(),
             file: RwLock::new(file),
             size: AtomicU64::new(size),
@@ -170,16 +207,24 @@ impl Journal {
                     Ok(())
                 }
                 Err(_) if self.broken.swap(true, Ordering::Relaxed) => Ok(()),
-                Err(source) => Err(JournalError::Io { doing: "write", path: self.path.clone(), source }),
+                Err(source) => {
+                    drop(file);
+                    self.count_loss();
+                    Err(JournalError::Io { doing: "write", path: self.path.clone(), source })
+                }
             }
         })
     }
 
-    /// Whether so many records are outdated that a rewrite is worth it, with `live` nodes known.
+    /// Whether so many records are outdated that a rewrite is worth it, with `live` nodes known. Who is told so
+    /// is the one to do it.
     #[must_use]
-    pub fn is_bloated(&self, live: usize) -> bool {
+    pub fn claim_rewrite(&self, live: usize) -> bool {
         let size = self.size.load(Ordering::Relaxed);
-        size > REWRITE_MIN && size / 3 > live as u64 * (RECORD_HEADER + 16 + 24) as u64
+        size > REWRITE_MIN
+            && size / 3 > live as u64 * (RECORD_HEADER + 16 + 24) as u64
+            && !self.broken.load(Ordering::Relaxed)
+            && !self.rewriting.swap(true, Ordering::Relaxed)
     }
 
     /// Replaces the file by one that holds what `fill` writes; appends wait meanwhile.
@@ -187,13 +232,19 @@ impl Journal {
     /// # Errors
     /// [`JournalError::Io`]; the old file goes on being used then.
     pub fn rewrite(&self, fill: impl FnOnce(&mut dyn FnMut(&Record))) -> Result<(), JournalError> {
+        let answer = self.replace(fill);
+        self.rewriting.store(false, Ordering::Relaxed);
+        answer
+    }
+
+    fn replace(&self, fill: impl FnOnce(&mut dyn FnMut(&Record))) -> Result<(), JournalError> {
         let mut current = self.file.write();
         let next = self.path.with_extension("new");
         let fail = |doing| {
             let path = next.clone();
             move |source| JournalError::Io { doing, path, source }
         };
-        let mut bytes = header().to_vec();
+        let mut bytes = header(self.losses.load(Ordering::Relaxed));
         fill(&mut |record| encode(record, &mut bytes));
         let _ = std::fs::remove_file(&next);
         let mut file = File::options().append(true).create_new(true).open(&next).map_err(fail("create"))?;
@@ -201,17 +252,12 @@ impl Journal {
         std::fs::rename(&next, &self.path).map_err(fail("rename"))?;
         *current = file;
         self.size.store(bytes.len() as u64, Ordering::Relaxed);
-        self.broken.store(false, Ordering::Relaxed);
         Ok(())
     }
 }
 
-fn header() -> [u8; HEADER] {
-    let mut head = [0; HEADER];
-    let (magic, version) = head.split_at_mut(MAGIC.len());
-    magic.copy_from_slice(MAGIC);
-    version.copy_from_slice(&VERSION.to_le_bytes());
-    head
+fn header(losses: u32) -> Vec<u8> {
+    [MAGIC.as_slice(), &VERSION.to_le_bytes(), &losses.to_le_bytes()].concat()
 }
 
 fn encode(record: &Record, out: &mut Vec<u8>) {
@@ -330,7 +376,7 @@ mod tests {
                 node(n as u64, name)
             }).collect();
             let torn = torn.index(records.len());
-            let mut bytes = header().to_vec();
+            let mut bytes = header(0);
             for (n, record) in records.iter().enumerate() {
                 let mut one = Vec::new();
                 encode(record, &mut one);
@@ -370,15 +416,22 @@ mod tests {
             Journal::resume(&path, |_| ()).map(|_| ()).unwrap_err()
         };
         assert!(matches!(refused(b""), JournalError::Foreign(_)));
-        assert!(matches!(refused(b"something else"), JournalError::Foreign(_)));
-        assert!(matches!(refused(b"nsfsnode\x02\0\0\0"), JournalError::Version { found: 2, .. }));
+        assert!(matches!(refused(b"something else entirely"), JournalError::Foreign(_)));
+        assert!(matches!(refused(b"nsfsnode\x02\0\0\0\0\0\0\0"), JournalError::Version { found: 2, .. }));
     }
 
     #[test]
-    fn a_full_disk_breaks_the_journal_once_and_quietly_after() {
+    fn a_full_disk_breaks_the_journal_once_and_quietly_after_and_ids_are_not_given_twice() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("nodes");
+        Journal::create(&path).unwrap().append(&[node(2, b"a")]).unwrap();
         let full = File::options().append(true).open("/dev/full").unwrap();
-        let journal = Journal::over(Path::new("/dev/full"), full, 0);
-        assert!(matches!(journal.append(&[node(2, b"a")]), Err(JournalError::Io { doing: "write", .. })));
-        assert!(journal.append(&[node(3, b"b")]).is_ok());
+        let journal = Journal::over(&path, full, 0, 0);
+        assert!(matches!(journal.append(&[node(3, b"b")]), Err(JournalError::Io { doing: "write", .. })));
+        assert!(journal.append(&[node(4, b"c")]).is_ok());
+        assert_eq!(read(&path), [node(2, b"a")]);
+        let lost = |_| Journal::resume(&path, |_| ()).unwrap().lost_ids();
+        let lost: Vec<_> = (0..3).map(lost).collect();
+        assert!(lost.is_sorted_by(|a, b| b - a >= LOST_IDS) && lost[0] >= LOST_IDS, "{lost:?}");
     }
 }

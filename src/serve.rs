@@ -135,6 +135,7 @@ fn open_journal(
                 registrations.inspect(|all| all.restore_end(node, number));
             }
         })?;
+        trie.skip(journal.lost_ids());
         return Ok(Some(Arc::new(journal)));
     }
     match Journal::create(path) {

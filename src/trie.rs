@@ -23,7 +23,7 @@ use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use hashbrown::{DefaultHashBuilder, HashTable};
+use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
 use parking_lot::RwLock;
 
 use crate::closure::View;
@@ -40,7 +40,10 @@ pub const ROOT: NodeId = NodeId(1);
 const PINNED: u32 = u32::MAX;
 
 /// Slots of one chunk: 128 KiB at 32 bytes each.
-const CHUNK: usize = 4096;
+const CHUNK: u64 = 4096;
+
+/// An index of less is not worth shrinking.
+const INDEX_MIN: usize = 1024;
 
 /// How many earlier listings of the root stay, for readers that began before a switch.
 const EPOCHS_KEPT: usize = 8;
@@ -82,7 +85,7 @@ impl Members {
 
 #[derive(Debug)]
 struct Nodes {
-    chunks: Vec<Option<Chunk>>,
+    chunks: HashMap<u64, Chunk>,
     index: HashTable<NodeId>,
     hasher: DefaultHashBuilder,
     next: u64,
@@ -128,15 +131,20 @@ pub struct Switch {
     pub fresh: Vec<NodeRecord>,
 }
 
-fn split(id: NodeId) -> (usize, usize) {
-    let at = usize::try_from(id.0).unwrap_or(usize::MAX);
-    (at / CHUNK, at % CHUNK)
+fn split(id: NodeId) -> (u64, usize) {
+    (id.0 / CHUNK, (id.0 % CHUNK) as usize)
+}
+
+type Chunks = HashMap<u64, Chunk>;
+
+fn slot_in(chunks: &Chunks, id: NodeId) -> Option<&Slot> {
+    let (chunk, at) = split(id);
+    chunks.get(&chunk)?.slots.get(at)?.as_ref()
 }
 
 impl Nodes {
     fn slot(&self, id: NodeId) -> Option<&Slot> {
-        let (chunk, at) = split(id);
-        self.chunks.get(chunk)?.as_ref()?.slots.get(at)?.as_ref()
+        slot_in(&self.chunks, id)
     }
 
     fn hash(&self, parent: NodeId, name: &[u8]) -> u64 {
@@ -149,39 +157,19 @@ impl Nodes {
     }
 
     fn put(&mut self, id: NodeId, parent: NodeId, name: &[u8], lookups: u32) {
+        let hash = self.hash(parent, name);
+        let Self { chunks, index, hasher, .. } = self;
         let (chunk, at) = split(id);
-        if self.chunks.len() <= chunk {
-            self.chunks.resize_with(chunk + 1, || None);
-        }
-        let Some(home) = self.chunks.get_mut(chunk) else {
-            return;
-        };
-        let home = home.get_or_insert_default();
+        let home = chunks.entry(chunk).or_default();
         if home.slots.len() <= at {
             home.slots.resize_with(at + 1, || None);
         }
-        let Some(slot) = home.slots.get_mut(at) else {
-            return;
-        };
-        if slot
-            .replace(Slot {
-                parent,
-                lookups: AtomicU32::new(lookups),
-                recorded: AtomicBool::new(lookups == PINNED),
-                name: name.into(),
-            })
-            .is_none()
-        {
-            home.live += 1;
-            self.live += 1;
-        }
-        let hash = self.hash(parent, name);
-        let Self { chunks, index, hasher, .. } = self;
-        index.insert_unique(hash, id, |id| {
-            let (chunk, at) = split(*id);
-            let slot = chunks.get(chunk).and_then(Option::as_ref).and_then(|c| c.slots.get(at)?.as_ref());
-            slot.map_or(0, |s| hasher.hash_one((s.parent.0, &*s.name)))
-        });
+        let Some(place) = home.slots.get_mut(at) else { return };
+        let (count, recorded) = (AtomicU32::new(lookups), AtomicBool::new(lookups == PINNED));
+        *place = Some(Slot { parent, lookups: count, recorded, name: name.into() });
+        home.live += 1;
+        self.live += 1;
+        index.insert_unique(hash, id, rehash(chunks, hasher));
         self.next = self.next.max(id.0 + 1);
     }
 
@@ -197,28 +185,26 @@ impl Nodes {
         if let Ok(entry) = self.index.find_entry(hash, |known| *known == id) {
             entry.remove();
         }
+        let Self { chunks, index, hasher, .. } = self;
         let (chunk, at) = split(id);
-        let Some(place) = self.chunks.get_mut(chunk) else {
-            return;
-        };
-        if let Some(home) = place
+        if let Some(home) = chunks.get_mut(&chunk)
             && home.slots.get_mut(at).and_then(Option::take).is_some()
         {
             home.live -= 1;
             self.live -= 1;
             if home.live == 0 {
-                *place = None;
+                chunks.remove(&chunk);
             }
         }
-        if self.index.capacity() > 1024 && self.index.len() * 4 < self.index.capacity() {
-            let Self { chunks, index, hasher, .. } = self;
-            index.shrink_to(0, |id| {
-                let (chunk, at) = split(*id);
-                let slot = chunks.get(chunk).and_then(Option::as_ref).and_then(|c| c.slots.get(at)?.as_ref());
-                slot.map_or(0, |s| hasher.hash_one((s.parent.0, &*s.name)))
-            });
+        if index.capacity() > INDEX_MIN && index.len() * 4 < index.capacity() {
+            index.shrink_to(0, rehash(chunks, hasher));
         }
     }
+}
+
+fn rehash<'a>(chunks: &'a Chunks, hasher: &'a DefaultHashBuilder) -> impl Fn(&NodeId) -> u64 + 'a {
+    // Every id of the index has its slot.
+    |id| slot_in(chunks, *id).map_or(0, |slot| hasher.hash_one((slot.parent.0, &*slot.name)))
 }
 
 impl Default for PathTrie {
@@ -232,7 +218,7 @@ impl PathTrie {
     #[must_use]
     pub fn new() -> Self {
         let nodes = Nodes {
-            chunks: Vec::new(),
+            chunks: HashMap::new(),
             index: HashTable::new(),
             hasher: DefaultHashBuilder::default(),
             next: ROOT.0 + 1,
@@ -248,6 +234,12 @@ impl PathTrie {
         if nodes.slot(record.id).is_none() && record.id > ROOT {
             nodes.put(record.id, record.parent, &record.name, PINNED);
         }
+    }
+
+    /// Begins `further` ids behind what was restored: so many may be known to the kernel and to nobody else.
+    pub fn skip(&self, further: u64) {
+        let mut nodes = self.nodes.write();
+        nodes.next = nodes.next.saturating_add(further);
     }
 
     /// Lets listings and look-ups of the root see exactly `view` from now on; the epoch is one more than the
@@ -419,10 +411,12 @@ impl PathTrie {
     /// The first error of `each` ends the walk.
     pub fn for_each<E>(&self, mut each: impl FnMut(NodeId, NodeId, &[u8]) -> Result<(), E>) -> Result<(), E> {
         let nodes = self.nodes.read();
-        for (number, chunk) in nodes.chunks.iter().enumerate() {
-            for (at, slot) in chunk.iter().flat_map(|c| c.slots.iter().enumerate()) {
+        let mut chunks: Vec<_> = nodes.chunks.iter().collect();
+        chunks.sort_unstable_by_key(|(number, _)| **number);
+        for (number, chunk) in chunks {
+            for (at, slot) in (0..).zip(&chunk.slots) {
                 if let Some(slot) = slot {
-                    each(NodeId((number * CHUNK + at) as u64), slot.parent, &slot.name)?;
+                    each(NodeId(number * CHUNK + at), slot.parent, &slot.name)?;
                 }
             }
         }

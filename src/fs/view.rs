@@ -358,7 +358,7 @@ impl ServedView {
                 self.trie.recorded(node.id);
             }
         }
-        if journal.is_bloated(self.trie.len()) {
+        if journal.claim_rewrite(self.trie.len()) {
             let live = |put: &mut dyn FnMut(&Record)| {
                 let _ = self.trie.for_each(|id, parent, name| {
                     put(&Record::Node(NodeRecord { id, parent, name: name.into() }));
