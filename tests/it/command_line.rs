@@ -1,0 +1,81 @@
+//! What the program prints when all is well, and when it is called wrongly.
+
+use crate::util::fixture::Fixture;
+use crate::util::program::Program;
+use crate::util::snapshot;
+
+#[test]
+fn help() {
+    assert_run!("help", &Program::new().arg("--help").run());
+    assert_run!("help-short", &Program::new().arg("-h").run());
+}
+
+/// The version, the store library linked with, and the FUSE features of the running kernel; the last two differ
+/// from machine to machine.
+#[test]
+fn version() {
+    let finished = Program::new().arg("--version").run();
+    assert!(finished.stdout.starts_with(concat!("nix-store-fs ", env!("CARGO_PKG_VERSION"))), "{finished:?}");
+    assert!(finished.stdout.contains("libnixstore 2."), "{finished:?}");
+    assert!(finished.stdout.contains("\nLinux "), "{finished:?}");
+    assert!(finished.stdout.contains("passthrough"), "{finished:?}");
+    assert_eq!(finished.status.code(), Some(0));
+    assert_eq!(finished.stderr, "");
+    assert!(Program::new().arg("-V").run().status.success());
+}
+
+/// Help and version need no store, no `/dev/fuse` and no home.
+#[test]
+fn help_and_version_need_nothing() {
+    for argument in ["--help", "--version"] {
+        let finished =
+            Program::new().args(["--store", "local?root=/nonexistent", argument]).env("PATH", "").run();
+        assert_eq!(finished.status.code(), Some(0), "{argument}: {}", snapshot::render(&finished));
+    }
+}
+
+#[test]
+fn wrong_usage() {
+    for (name, arguments) in [
+        ("usage-nothing", &[][..]),
+        ("usage-unknown-option", &["--sytem", "x"]),
+        ("usage-no-root", &["/mnt"]),
+        ("usage-dump-format", &["--system", "x", "--dump-closure=xml"]),
+        ("usage-threads", &["--system", "x", "--threads", "none"]),
+        ("usage-no-threads", &["--system", "x", "--threads", "0"]),
+        ("usage-two-mount-points", &["--system", "x", "/a", "/b"]),
+        ("usage-name", &["--system", "x", "--name", "../up"]),
+        ("usage-log-format", &["--system", "x", "--log-format", "yaml"]),
+    ] {
+        let finished = Program::new().args(arguments).run();
+        assert_eq!(finished.status.code(), Some(2), "{name}: {}", snapshot::render(&finished));
+        assert_eq!(finished.stdout, "", "{name}");
+        assert_run!(name, &finished);
+    }
+}
+
+#[test]
+fn dump_text() {
+    need!(Nix);
+    let fixture = Fixture::new();
+    assert_run!("dump-text", &fixture.program().arg("--dump-closure").run());
+}
+
+#[test]
+fn dump_json() {
+    need!(Nix);
+    let fixture = Fixture::new();
+    assert_run!("dump-json", &fixture.program().arg("--dump-closure=json").run());
+}
+
+/// A reader that stops reading early is no error.
+#[test]
+fn dump_into_a_closed_pipe() {
+    need!(Nix);
+    let fixture = Fixture::new();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let (status, stderr) = fixture.program().arg("--dump-closure=json").run_into(writer);
+    assert_eq!(status.code(), Some(0), "{stderr}");
+    assert_eq!(stderr, "");
+}

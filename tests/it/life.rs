@@ -1,0 +1,160 @@
+//! Mounting, being ready, unmounting; what is left behind, and what the mount table says.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rustix::mount::UnmountFlags;
+use rustix::process::Signal;
+
+use crate::util::fixture::Fixture;
+use crate::util::program::unique_name;
+use crate::util::{mounts, tree};
+
+/// READY=1 is said when the view answers, not before: the first look, at once, finds the closure.
+#[test]
+fn ready_means_the_view_answers() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let view = fixture.mount();
+    assert_eq!(tree::list(view.path()).unwrap().len(), fixture.members().len());
+}
+
+#[test]
+fn the_mount_table_says_what_it_is() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let dir = crate::util::scratch();
+    let name = unique_name();
+    let view = fixture.program().args(["--name", &name]).arg(dir.path()).mount_at(dir.path());
+    let mount = mounts::at(view.path()).expect("a mount");
+    assert_eq!(mount.source, format!("nix-store-fs:{name}"));
+    assert_eq!(mount.kind, "fuse.nix-store-fs");
+    for option in ["ro", "nosuid", "nodev"] {
+        assert!(mount.options.iter().any(|found| found == option), "{option}: {mount:?}");
+    }
+    for option in ["ro", "default_permissions", "allow_other"] {
+        assert!(mount.super_options.iter().any(|found| found == option), "{option}: {mount:?}");
+    }
+}
+
+/// A signal unmounts, exits 0, and removes a mount point that the program had made.
+#[test]
+fn sigterm_and_sigint_unmount() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    for signal in [Signal::TERM, Signal::INT] {
+        for existed in [true, false] {
+            let dir = crate::util::scratch();
+            let at = dir.path().join("a/view");
+            fs::create_dir(dir.path().join("a")).unwrap();
+            if existed {
+                fs::create_dir(&at).unwrap();
+            }
+            let mut view = fixture.program().args(["--name", &unique_name()]).arg(&at).mount_at(&at);
+            assert!(mounts::at(&at).is_some());
+            view.signal(signal);
+            assert_eq!(view.end().code(), Some(0), "{signal:?}: {}", view.stderr());
+            assert!(mounts::at(&at).is_none(), "{signal:?}: still mounted");
+            assert_eq!(at.exists(), existed, "{signal:?}: a mount point is removed if the program made it");
+            assert!(dir.path().join("a").exists());
+        }
+    }
+}
+
+/// A reader that is still inside does not keep the program from ending.
+#[test]
+fn sigterm_with_an_open_file() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let mut view = fixture.mount();
+    let open = fs::File::open(view.path().join(&fixture.data.base).join("text")).unwrap();
+    view.signal(Signal::TERM);
+    assert_eq!(view.end().code(), Some(0), "{}", view.stderr());
+    assert!(mounts::at(view.path()).is_none());
+    drop(open);
+}
+
+#[test]
+fn somebody_else_unmounts() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    for flags in [UnmountFlags::empty(), UnmountFlags::DETACH] {
+        let mut view = fixture.mount();
+        rustix::mount::unmount(view.path(), flags).unwrap();
+        assert_eq!(view.end().code(), Some(0), "{}", view.stderr());
+        assert!(mounts::at(view.path()).is_none());
+    }
+}
+
+/// Without a mount point it is `/run/nix-store-fs/NAME`, and nothing of that is there afterwards.
+#[test]
+fn the_default_mount_point() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let name = unique_name();
+    let at = Path::new("/run/nix-store-fs").join(&name);
+    let mut view = fixture.program().args(["--name", &name]).mount_at(&at);
+    assert_eq!(tree::list(&at).unwrap().len(), fixture.members().len());
+    view.signal(Signal::TERM);
+    assert_eq!(view.end().code(), Some(0), "{}", view.stderr());
+    assert!(mounts::at(&at).is_none());
+    assert!(!at.exists(), "the mount point is left behind");
+}
+
+/// The name comes from the last component of the path, or from the store path's name.
+#[test]
+fn the_default_name() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let profile = unique_name();
+    fixture.store.profile(&format!("per-container/{profile}/system"), &fixture.system.path);
+    let container = fixture.store.profiles().join("per-container").join(&profile);
+    let named = unique_name();
+    let system = fixture.store.add(&named, &[], |path| fs::write(path, "").unwrap());
+    for (path, name) in [(container, profile), (PathBuf::from(&system.path), named)] {
+        let dir = crate::util::scratch();
+        let view = crate::util::program::Program::on(&fixture.store)
+            .arg("--system")
+            .arg(&path)
+            .arg(dir.path())
+            .mount_at(dir.path());
+        assert_eq!(mounts::at(view.path()).unwrap().source, format!("nix-store-fs:{name}"));
+    }
+}
+
+/// Two views of one store side by side, each with its own closure.
+#[test]
+fn two_views_at_once() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let first = fixture.mount();
+    let second =
+        crate::util::program::Program::on(&fixture.store).args(["--system", &fixture.file.path]).mount();
+    assert_eq!(tree::list(first.path()).unwrap().len(), fixture.members().len());
+    assert_eq!(tree::list(second.path()).unwrap(), [PathBuf::from(&fixture.file.base)]);
+}
+
+/// With any number of threads the same files are served.
+#[test]
+fn options_of_serving() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let real = tree::walk(&fixture.store.physical(), &fixture.data.base);
+    for options in [&["--threads", "1"][..], &["--threads", "5"], &["--io", "cached"]] {
+        let view = fixture.program().args(options).mount();
+        tree::assert_same(&real, &tree::walk(view.path(), &fixture.data.base));
+    }
+}
+
+/// The same files when the kernel reads them by itself.
+#[test]
+fn passthrough_serves_the_same() {
+    need!(Root, Fuse, Nix, Passthrough);
+    let fixture = Fixture::new();
+    let view = fixture.program().args(["--io", "passthrough"]).mount();
+    for _ in 0..2 {
+        for base in fixture.members() {
+            tree::assert_same(&tree::walk(&fixture.store.physical(), &base), &tree::walk(view.path(), &base));
+        }
+    }
+}

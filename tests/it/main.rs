@@ -1,0 +1,28 @@
+//! The program from outside: the real binary, a real Nix store of the test's own, real mounts.
+//!
+//! One binary, a module for each theme. Nothing here looks inside the program; what it promises is checked
+//! against another witness: Nix's own commands, the physical store, or the kernel's tables. A test that needs
+//! something of the machine says so in its first line (`need!`), and see [`util::gate`] for what happens when
+//! the machine has not got it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "helpers of tests fail by panicking"
+)]
+
+#[macro_use]
+mod util;
+
+mod bad_input;
+mod command_line;
+mod container;
+mod hidden;
+mod kinds;
+mod life;
+mod oracle;
+mod overlay;
+mod readers;
+mod readonly;
+mod user;

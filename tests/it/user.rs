@@ -1,0 +1,48 @@
+//! An ordinary user mounts through fusermount3: for themselves alone, which the program says.
+
+use rustix::process::Signal;
+
+use crate::util::fixture::Fixture;
+use crate::util::program::unique_name;
+use crate::util::store::NixStore;
+use crate::util::user::{NOBODY, User};
+
+#[test]
+fn an_ordinary_user_mounts() {
+    need!(Root, Fuse, Nix, Fusermount);
+    let fixture = Fixture::in_store(NixStore::owned_by(NOBODY));
+    let user = User::new();
+    let name = unique_name();
+    // The default mount point of a user is below their runtime directory.
+    let at = user.runtime().join("nix-store-fs").join(&name);
+    let program = user.with_device(fixture.program(), "0666", "/usr/bin:/bin").args(["--name", &name]);
+    let mut view = program.mount_at(&at);
+
+    let data = at.join(&fixture.data.base);
+    let text = data.join("text").display().to_string();
+    let read = User::beside(view.pid(), NOBODY, &["cat", &text]);
+    assert_eq!(read.stdout, b"hello\n", "{read:?}");
+    let listed = User::beside(view.pid(), NOBODY, &["ls", "-1", &at.display().to_string()]);
+    assert_eq!(String::from_utf8(listed.stdout).unwrap().lines().collect::<Vec<_>>(), fixture.members());
+    let outside = at.join(&fixture.outside.base).display().to_string();
+    let outside = User::beside(view.pid(), NOBODY, &["ls", "-d", &outside]);
+    assert!(String::from_utf8_lossy(&outside.stderr).contains("No such file"), "{outside:?}");
+    let other = User::beside(view.pid(), 65533, &["cat", &text]);
+    assert!(String::from_utf8_lossy(&other.stderr).contains("Permission denied"), "{other:?}");
+
+    let table = User::beside(view.pid(), NOBODY, &["cat", "/proc/self/mountinfo"]);
+    let table = String::from_utf8(table.stdout).unwrap();
+    let line = table.lines().find(|line| line.contains(&name)).expect("the mount is in the table");
+    assert!(line.contains(&format!(" - fuse.nix-store-fs nix-store-fs:{name} ")), "{line}");
+    assert!(line.contains("default_permissions") && !line.contains("allow_other"), "{line}");
+    assert!(line.contains("nosuid,nodev") && line.contains(" ro,"), "{line}");
+
+    view.signal(Signal::TERM);
+    assert_eq!(view.end().code(), Some(0), "{}", view.stderr());
+    assert!(
+        view.stderr().contains("only you can see the view"),
+        "it says that others cannot see the view: {}",
+        view.stderr()
+    );
+    assert_eq!(user.left_behind(), [] as [std::path::PathBuf; 0]);
+}

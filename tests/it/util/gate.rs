@@ -1,0 +1,86 @@
+//! What a test needs of the machine.
+//!
+//! A test that cannot have it says so and passes, so that a developer without root can still run the rest. With
+//! `CI` set it fails instead: there, a test that does not run is a promise that nobody checks. The line goes to
+//! standard error past the test harness, which would keep it to itself, and to a file that `scripts/test` shows.
+
+use std::io::Write;
+use std::path::Path;
+
+/// Something that not every machine has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Need {
+    Root,
+    Fuse,
+    Nix,
+    Busybox,
+    Nspawn,
+    Fusermount,
+    /// Linux 6.9, which no promise of the program's depends on: the only need that continuous integration excuses.
+    Passthrough,
+}
+
+impl Need {
+    fn missing(self) -> Option<&'static str> {
+        let (there, what) = match self {
+            Self::Root => (rustix::process::geteuid().is_root(), "to run as root"),
+            Self::Fuse => (
+                std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").is_ok(),
+                "/dev/fuse, readable and writable",
+            ),
+            Self::Nix => (in_path("nix-store"), "the command nix-store"),
+            Self::Busybox => (in_path("busybox"), "a static busybox"),
+            Self::Nspawn => (in_path("systemd-nspawn"), "the command systemd-nspawn"),
+            Self::Fusermount => (in_path("fusermount3"), "the command fusermount3"),
+            Self::Passthrough => (kernel_release() >= (6, 9), "Linux 6.9 for passthrough"),
+        };
+        (!there).then_some(what)
+    }
+}
+
+/// Where a command is.
+pub(crate) fn find(command: &str) -> Option<std::path::PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|dir| dir.join(command)).find(|file| file.is_file())
+}
+
+/// Major and minor number of the running kernel.
+fn kernel_release() -> (u32, u32) {
+    let system = rustix::system::uname();
+    let release = system.release().to_string_lossy();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+fn in_path(command: &str) -> bool {
+    find(command).is_some()
+}
+
+/// Whether all of it is there. Says what is not, and panics over it in continuous integration.
+pub(crate) fn have(module: &str, needs: &[Need]) -> bool {
+    let missing: Vec<&str> = needs.iter().filter_map(|need| need.missing()).collect();
+    if missing.is_empty() {
+        return true;
+    }
+    // The harness names a test's thread after it, except where it runs tests one by one in the main thread.
+    let thread = std::thread::current();
+    let test = thread.name().filter(|name| *name != "main").unwrap_or(module);
+    let line = format!("NOT RUN: {test} needs {}\n", missing.join(", and "));
+    std::io::stderr().write_all(line.as_bytes()).expect("standard error");
+    let list = Path::new(env!("CARGO_TARGET_TMPDIR")).join("not-run");
+    if let Ok(mut file) = std::fs::OpenOptions::new().create(true).append(true).open(list) {
+        file.write_all(line.as_bytes()).expect("the list of tests not run");
+    }
+    let excused = needs.iter().all(|need| need.missing().is_none() || matches!(need, Need::Passthrough));
+    assert!(excused || std::env::var_os("CI").is_none(), "{line}");
+    false
+}
+
+/// First line of a test that needs something of the machine; returns from it when that is not there.
+macro_rules! need {
+    ($($need:ident),+) => {
+        if !$crate::util::gate::have(module_path!(), &[$($crate::util::gate::Need::$need),+]) {
+            return;
+        }
+    };
+}

@@ -1,0 +1,44 @@
+//! What the tests stand on: gates, a private Nix store, the program with its mounts, and trees to compare.
+
+#[macro_use]
+pub(crate) mod gate;
+pub(crate) mod fixture;
+pub(crate) mod mounts;
+pub(crate) mod program;
+#[macro_use]
+pub(crate) mod snapshot;
+pub(crate) mod store;
+pub(crate) mod tree;
+pub(crate) mod user;
+
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+/// How long anything may take before a test gives up. It is only ever reached when something hangs.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A directory of the test's own, with a name that snapshots recognise and other users may enter.
+pub(crate) fn scratch() -> tempfile::TempDir {
+    use std::os::unix::fs::PermissionsExt;
+    tempfile::Builder::new()
+        .prefix("nsf-it.")
+        .permissions(std::fs::Permissions::from_mode(0o755))
+        .tempdir()
+        .expect("a scratch directory")
+}
+
+/// Waits until one of the descriptors can be read; true for each one that can.
+pub(crate) fn wait_readable<const N: usize>(fds: [&dyn AsFd; N], until: Instant) -> [bool; N] {
+    let mut polled = fds.map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN));
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let timeout = Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
+        match poll(&mut polled, Some(&timeout)) {
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => panic!("poll: {error}"),
+            Ok(_) => return polled.map(|fd| !fd.revents().is_empty()),
+        }
+    }
+}

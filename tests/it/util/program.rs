@@ -1,0 +1,227 @@
+//! The program, run to its end or as a mount.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
+
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use tempfile::TempDir;
+
+use super::store::NixStore;
+use super::{DEADLINE, mounts, wait_readable};
+
+/// A command line in the making.
+#[derive(Debug)]
+pub(crate) struct Program {
+    binary: PathBuf,
+    wrapper: Vec<OsString>,
+    arguments: Vec<OsString>,
+    environment: Vec<(OsString, OsString)>,
+}
+
+/// How a run of the program ended.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    pub(crate) status: ExitStatus,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Program {
+    pub(crate) const PATH: &str = env!("CARGO_BIN_EXE_nix-store-fs");
+
+    pub(crate) fn new() -> Self {
+        Self {
+            binary: Self::PATH.into(),
+            wrapper: Vec::new(),
+            arguments: Vec::new(),
+            environment: Vec::new(),
+        }
+    }
+
+    /// The program on a store of the test's own.
+    pub(crate) fn on(store: &NixStore) -> Self {
+        Self::new().arg("--store").arg(store.uri())
+    }
+
+    /// Runs it through another command, which has to `exec` it.
+    pub(crate) fn inside<A: AsRef<OsStr>>(mut self, wrapper: impl IntoIterator<Item = A>) -> Self {
+        self.wrapper = wrapper.into_iter().map(|word| word.as_ref().to_owned()).collect();
+        self
+    }
+
+    /// Another copy of the program.
+    pub(crate) fn binary(mut self, binary: impl Into<PathBuf>) -> Self {
+        self.binary = binary.into();
+        self
+    }
+
+    pub(crate) fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
+        self.arguments.push(argument.as_ref().to_owned());
+        self
+    }
+
+    pub(crate) fn args<A: AsRef<OsStr>>(self, arguments: impl IntoIterator<Item = A>) -> Self {
+        arguments.into_iter().fold(self, |program, argument| program.arg(argument))
+    }
+
+    pub(crate) fn env(mut self, key: &str, value: impl AsRef<OsStr>) -> Self {
+        self.environment.push((key.into(), value.as_ref().to_owned()));
+        self
+    }
+
+    fn command(&self) -> Command {
+        let mut words = self.wrapper.iter().cloned().chain([self.binary.clone().into()]);
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words).args(&self.arguments);
+        super::store::nix_environment(&mut command).env_remove("NOTIFY_SOCKET").env("LC_ALL", "C");
+        command.envs(self.environment.iter().map(|(key, value)| (key, value)));
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// Runs it to its end.
+    pub(crate) fn run(self) -> Finished {
+        let output = super::scratch();
+        let out = output.path().join("stdout");
+        let (status, stderr) = self.run_into(File::create(&out).unwrap());
+        Finished { status, stdout: String::from_utf8(fs::read(out).unwrap()).expect("UTF-8"), stderr }
+    }
+
+    /// Runs it to its end with its output going elsewhere; returns its status and what it said.
+    pub(crate) fn run_into(self, stdout: impl Into<Stdio>) -> (ExitStatus, String) {
+        let output = super::scratch();
+        let err = output.path().join("stderr");
+        let mut command = self.command();
+        command.stdout(stdout).stderr(File::create(&err).unwrap());
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let status = wait(&mut child);
+        if status.is_none() {
+            terminate(&mut child);
+        }
+        let stderr = String::from_utf8(fs::read(err).unwrap()).expect("UTF-8");
+        (status.unwrap_or_else(|| panic!("{command:?} did not end; it said: {stderr}")), stderr)
+    }
+
+    /// Mounts on a directory of its own.
+    pub(crate) fn mount(self) -> Mounted {
+        let dir = super::scratch();
+        let at = dir.path().join("view");
+        fs::create_dir(&at).unwrap();
+        self.arg("--name").arg(unique_name()).arg(&at).start(dir, at)
+    }
+
+    /// Mounts where the arguments already given say, which the caller knows to be `at`.
+    pub(crate) fn mount_at(self, at: impl Into<PathBuf>) -> Mounted {
+        self.start(super::scratch(), at.into())
+    }
+
+    fn start(self, dir: TempDir, at: PathBuf) -> Mounted {
+        let socket = dir.path().join("notify");
+        let ready = UnixDatagram::bind(&socket).unwrap();
+        fs::set_permissions(&socket, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
+        let stderr = dir.path().join("stderr");
+        let mut command = self.command();
+        command.env("NOTIFY_SOCKET", &socket).stdout(Stdio::null()).stderr(File::create(&stderr).unwrap());
+        let child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        // From here on the guard ends the child, also when what follows panics.
+        let mut mounted = Mounted { child, at, stderr, ready, _dir: dir };
+        mounted.wait_ready();
+        mounted
+    }
+}
+
+/// A name no other test uses, at this time or in another run that left something behind.
+pub(crate) fn unique_name() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("it-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// A running program whose view answers. Dropping it unmounts and ends the program, by force if need be.
+#[derive(Debug)]
+pub(crate) struct Mounted {
+    child: Child,
+    at: PathBuf,
+    stderr: PathBuf,
+    ready: UnixDatagram,
+    _dir: TempDir,
+}
+
+impl Mounted {
+    pub(crate) fn path(&self) -> &Path {
+        &self.at
+    }
+
+    /// What the program said so far.
+    pub(crate) fn stderr(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.stderr).unwrap_or_default()).into_owned()
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(self.pid(), signal).expect("signal the program");
+    }
+
+    /// The exit status of a program that was told to end, or whose mount is gone.
+    pub(crate) fn end(&mut self) -> ExitStatus {
+        wait(&mut self.child).unwrap_or_else(|| panic!("the program goes on; it said: {}", self.stderr()))
+    }
+
+    fn wait_ready(&mut self) {
+        let until = Instant::now() + DEADLINE;
+        let alive = pidfd_open(self.pid(), PidfdFlags::empty()).expect("pidfd_open");
+        let mut message = [0; 4096];
+        loop {
+            match wait_readable([&self.ready, &alive], until) {
+                [true, _] => {
+                    let length = self.ready.recv(&mut message).unwrap();
+                    if message[..length].split(|&byte| byte == b'\n').any(|line| line == b"READY=1") {
+                        return;
+                    }
+                }
+                [false, true] => panic!("the program ended before it was ready; it said: {}", self.stderr()),
+                [false, false] => panic!("the program is not ready; it said: {}", self.stderr()),
+            }
+        }
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- the program said:\n{}---", self.stderr());
+        }
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _gone = kill_process(self.pid(), Signal::TERM);
+            if wait(&mut self.child).is_none() {
+                eprintln!("the program on {} ignored SIGTERM", self.at.display());
+                terminate(&mut self.child);
+            }
+        }
+        while mounts::at(&self.at).is_some() {
+            eprintln!("{} was still mounted", self.at.display());
+            if rustix::mount::unmount(&self.at, rustix::mount::UnmountFlags::DETACH).is_err() {
+                break;
+            }
+        }
+    }
+}
+
+/// Waits for a child to end, up to the deadline.
+fn wait(child: &mut Child) -> Option<ExitStatus> {
+    let ended = pidfd_open(Pid::from_child(child), PidfdFlags::empty()).ok()?;
+    let [ended] = wait_readable([&ended], Instant::now() + DEADLINE);
+    if ended { child.wait().ok() } else { None }
+}
+
+fn terminate(child: &mut Child) {
+    let _gone = child.kill();
+    let _reaped = child.wait();
+}
