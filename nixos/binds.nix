@@ -1,0 +1,114 @@
+# Which of a container's own mounts would undo its private store. Pure functions over option values.
+{ lib }:
+let
+  # Absent from a container with a private store, or, for the store itself, replaced.
+  store = "/nix/store";
+  hiddenTrees = [
+    "/nix/var/nix/db"
+    "/nix/var/nix/daemon-socket"
+    # the views of all containers
+    "/run/nix-store-fs"
+  ];
+
+  # As the kernel would walk it, links apart: `.`, `..` and doubled slashes resolved.
+  normalise =
+    path:
+    let
+      step =
+        done: part:
+        if part == "" || part == "." then
+          done
+        else if part == ".." then
+          lib.take (lib.length done - 1) done
+        else
+          done ++ [ part ];
+    in
+    "/" + lib.concatStringsSep "/" (lib.foldl' step [ ] (lib.splitString "/" path));
+
+  isAt = path: place: path == place;
+  isAbove = path: place: path == "/" || lib.hasPrefix "${path}/" place;
+  isBelow = path: place: lib.hasPrefix "${place}/" path;
+
+  # A single store path may be bound by name: that shows what was asked for and no more.
+  shows =
+    host:
+    lib.filter (place: isAt host place || isAbove host place) ([ store ] ++ hiddenTrees)
+    ++ lib.filter (isBelow host) hiddenTrees;
+  covers = inside: isAt inside store || isAbove inside store || isBelow inside store;
+
+  # the two sides of a flag's `HOST[:CONTAINER[:OPTIONS]]`
+  sides =
+    value:
+    let
+      parts = lib.splitString ":" value;
+      host = lib.head parts;
+    in
+    {
+      inherit host;
+      inside = if lib.length parts > 1 then lib.elemAt parts 1 else host;
+    };
+
+  problemsOf =
+    where:
+    { host, inside }:
+    let
+      shown = shows (normalise host);
+    in
+    lib.optional (shown != [ ])
+      "${where} would show the container ${lib.head shown} of the host, which privateStore hides. Bind something below it, or disable privateStore."
+    ++
+      lib.optional (covers (normalise inside))
+        "${where} would cover the container's private store at ${store}. Choose another mount point, or disable privateStore.";
+in
+{
+  bindProblems =
+    name: bind:
+    problemsOf ''bindMounts."${name}"'' {
+      host = lib.head (lib.splitString ":" (if bind.hostPath != null then bind.hostPath else bind.mountPoint));
+      inside = bind.mountPoint;
+    };
+
+  tmpfsProblems =
+    value:
+    problemsOf "tmpfs ${value}" {
+      host = "/tmpfs";
+      inside = lib.head (lib.splitString ":" value);
+    };
+
+  # `extraFlags` are words for a shell: one element may hold several flags, and quotes.
+  flagProblems =
+    flags:
+    let
+      words = lib.filter (word: word != "") (
+        lib.splitString " " (lib.replaceStrings [ "\"" "'" "\n" "\t" ] [ "" "" " " " " ] (lib.concatStringsSep " " flags))
+      );
+      bindOf =
+        word: builtins.match "--(bind|bind-ro|overlay|overlay-ro|tmpfs)=[+]?(.*)" word;
+    in
+    lib.concatMap (
+      word:
+      let
+        bind = bindOf word;
+        parts = lib.splitString ":" (lib.elemAt bind 1);
+      in
+      if bind == null then
+        lib.optional (lib.elem word [ "--bind" "--bind-ro" "--overlay" "--overlay-ro" "--tmpfs" ])
+          "extraFlags: write ${word}=… as one word, so that privateStore can tell what it would show."
+      else if lib.head bind == "tmpfs" then
+        problemsOf "extraFlags: ${word}" {
+          host = "/tmpfs";
+          inside = lib.head parts;
+        }
+      else if lib.hasPrefix "overlay" (lib.head bind) then
+        # any number of lower directories, the last part being the place inside
+        lib.concatMap (
+          host:
+          problemsOf "extraFlags: ${word}" {
+            inherit host;
+            inside = lib.last parts;
+          }
+        ) parts
+      else
+        problemsOf "extraFlags: ${word}" (sides (lib.elemAt bind 1))
+    ) words;
+}

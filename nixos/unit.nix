@@ -1,0 +1,149 @@
+# The unit that serves one view, as the attributes of one of `systemd.services`.
+#
+# Hard points
+# 1. The mount has to appear in the host's mount namespace. Every option that gives a unit a mount namespace of its
+#    own is therefore out, and with it most of the usual hardening: ProtectSystem=, ProtectHome=, PrivateTmp=,
+#    PrivateDevices=, ProtectKernel*=, ProtectControlGroups=, ProtectProc=, ProtectHostname=, PrivateNetwork=,
+#    ReadOnlyPaths=, BindPaths=, RootDirectory=, DynamicUser=.
+# 2. The units that use the view have Requires= on it, so that it is there before them. systemd passes a restart on
+#    to them, also the automatic one after a crash, unless RestartMode=direct.
+# 3. A changed unit must not be restarted by a configuration switch, for the same reason. It is reloaded, and when the
+#    command line is no longer that of the running server, the server then hands its mount over to a successor.
+{
+  lib,
+  pkgs,
+  package,
+}:
+let
+  program = "${package}/bin/nix-store-fs";
+
+  # Hands over to a successor if the running server was not started with this command line.
+  succeed = pkgs.writeShellScript "nix-store-fs-succeed" ''
+    mapfile -d "" -t running <"/proc/$MAINPID/cmdline"
+    if [ "''${running[*]}" != "$*" ]; then
+      kill -s USR2 "$MAINPID"
+    fi
+  '';
+in
+{
+  name,
+  mountPoint,
+  description,
+  roots,
+  io ? "cached",
+  watch ? false,
+  prune ? false,
+  gcRoot ? null,
+  onDemand ? false,
+}:
+let
+  command = lib.concatStringsSep " " (
+    [ program ]
+    ++ roots
+    ++ [
+      "--name"
+      name
+      "--io"
+      io
+    ]
+    ++ lib.optional watch "--watch"
+    ++ lib.optional prune "--prune"
+    ++ lib.optionals (gcRoot != null) [
+      "--gc-root"
+      (toString gcRoot)
+    ]
+    ++ [ mountPoint ]
+  );
+in
+{
+  inherit description;
+
+  unitConfig = {
+    RequiresMountsFor = "/nix/store /nix/var/nix";
+    # A server that is killed again and again is started again and again.
+    StartLimitIntervalSec = 0;
+  }
+  // lib.optionalAttrs onDemand {
+    # Goes when its last user goes, and stays while that is restarted.
+    StopWhenUnneeded = true;
+  };
+
+  # Hard point 3. And were it to be restarted after all, then in one step: a stop and a start would take its users down
+  # and not bring them back.
+  reloadIfChanged = true;
+  stopIfChanged = false;
+
+  serviceConfig = {
+    Type = "notify";
+    ExecStart = command;
+    # Returns when the new closure is visible, and fails with the server's reason if it cannot be.
+    ExecReload = [
+      "${program} --reload ${name}"
+      "${succeed} ${command}"
+    ];
+
+    # Death of the server. Its connection to the kernel lies in systemd's descriptor store, so that the mount
+    # outlives it; the next server goes on where it ended.
+    FileDescriptorStoreMax = 4;
+    FileDescriptorStorePreserve = "yes";
+    Restart = "always";
+    RestartMode = "direct";
+    RestartSec = 0;
+    # 75: handed over. The others are refusals with a reason, which trying again at once would only repeat.
+    RestartForceExitStatus = 75;
+    RestartPreventExitStatus = "2 3 4 5 6 7";
+    SuccessExitStatus = 75;
+    # A restart by hand hands over as well; a stop unmounts.
+    RestartKillSignal = "SIGUSR2";
+    # The monitor is told, and ends its server.
+    KillMode = "mixed";
+
+    # Mount points and state; another view's are there too, and the own ones are needed by the successor.
+    RuntimeDirectory = "nix-store-fs";
+    RuntimeDirectoryPreserve = "yes";
+
+    # Whoever reads from the view waits for the server: no limit set on containers or on system services should
+    # reach it, and nearly everything else is a better victim when memory runs out.
+    Slice = "nixstorefs.slice";
+    OOMScoreAdjust = -900;
+
+    # Root, since mounting for all users needs it and so does the store's database. What of root's rights is left:
+    CapabilityBoundingSet = [
+      # mount and unmount, register files for passthrough, leave the host's mount namespace
+      "CAP_SYS_ADMIN"
+      # read the store and open its database whatever their modes
+      "CAP_DAC_OVERRIDE"
+      "CAP_DAC_READ_SEARCH"
+      # what the store library does when it opens a local store: owner and mode of its directories
+      "CAP_CHOWN"
+      "CAP_FOWNER"
+      # the server gives up its own rights, and the monitor ends it
+      "CAP_SETPCAP"
+      "CAP_SETUID"
+      "CAP_SETGID"
+      "CAP_KILL"
+    ];
+    NoNewPrivileges = true;
+    DevicePolicy = "closed";
+    DeviceAllow = "/dev/fuse rw";
+    # notification, control socket, the daemon of a store that has one
+    RestrictAddressFamilies = "AF_UNIX";
+    # its own mount namespace for opening the store, and whatever the server locks itself into; no users'
+    RestrictNamespaces = "mnt net ipc pid uts";
+    RestrictRealtime = true;
+    # not RestrictSUIDSGID=: it answers ENOSYS to openat2, with which the server reads the store
+    LockPersonality = true;
+    MemoryDenyWriteExecute = true;
+    SystemCallArchitectures = "native";
+    SystemCallFilter = [
+      "@system-service"
+      "@mount"
+      # with which the server locks itself in; newer releases of systemd have them in @system-service
+      "seccomp"
+      "landlock_create_ruleset"
+      "landlock_add_rule"
+      "landlock_restrict_self"
+    ];
+    SystemCallErrorNumber = "EPERM";
+  };
+}
