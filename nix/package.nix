@@ -1,0 +1,52 @@
+# nix-store-fs, against the store library of one release of Nix.
+{
+  lib,
+  rustPlatform,
+  pkg-config,
+  nixVersions,
+  nixComponents ? nixVersions.nixComponents_2_31 or nixVersions.nixComponents_2_34,
+}:
+let
+  cargo = lib.importTOML ../Cargo.toml;
+in
+rustPlatform.buildRustPackage {
+  pname = cargo.package.name;
+  inherit (cargo.package) version;
+
+  src = lib.fileset.toSource {
+    root = ../.;
+    # Whatever cargo reads, and nothing whose change would only build the same again.
+    fileset = lib.fileset.unions (
+      [
+        ../Cargo.lock
+        ../Cargo.toml
+        ../src
+      ]
+      ++ map lib.fileset.maybeMissing [
+        ../benches
+        ../build.rs
+        ../cpp
+        ../examples
+        ../tests
+      ]
+    );
+  };
+  cargoLock.lockFile = ../Cargo.lock;
+
+  nativeBuildInputs = [ pkg-config ];
+  buildInputs = [
+    nixComponents.nix-store
+    nixComponents.nix-util
+  ];
+
+  # A build sandbox has neither /dev/fuse nor root: what needs them runs in the NixOS tests.
+  doCheck = true;
+  cargoTestFlags = [ "--lib" ];
+
+  meta = {
+    inherit (cargo.package) description;
+    license = lib.licenses.mit;
+    platforms = lib.platforms.linux;
+    mainProgram = cargo.package.name;
+  };
+}
