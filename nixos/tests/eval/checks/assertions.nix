@@ -1,0 +1,168 @@
+# Configurations that would undo a private store, or need a newer kernel, and those that are fine.
+common:
+let
+  inherit (common)
+    check
+    failing
+    has
+    onKernel
+    services
+    system
+    withContainer
+    ;
+  inherit (builtins)
+    length
+    ;
+
+  bind = host: inside: withContainer { bindMounts.${inside}.hostPath = host; };
+  refusesBind =
+    host: shown:
+    check "a bind of ${host} is an error that names ${shown}"
+      (map (has ''containers.web.bindMounts."/inside" would show the container ${shown} of the host'') (
+        bind host "/inside"
+      ))
+      [ true ];
+  covering =
+    inside:
+    check "a bind over ${inside} is an error"
+      (map (has "would cover the container's private store") (bind "/srv/other" inside))
+      [ true ];
+  refusesFlag =
+    flag: shown:
+    check "the extra flag ${flag} is an error that names ${shown}"
+      (map (has "would show the container ${shown} of the host") (withContainer { extraFlags = [ flag ]; }))
+      [ true ];
+in
+[
+  (refusesBind "/nix/store" "/nix/store")
+  (refusesBind "/nix/store/" "/nix/store")
+  (refusesBind "//nix/./store" "/nix/store")
+  (refusesBind "/nix/var/../store" "/nix/store")
+  (refusesBind "/nix" "/nix/store")
+  (refusesBind "/" "/nix/store")
+  (refusesBind "/nix/var" "/nix/var/nix/db")
+  (refusesBind "/nix/var/nix" "/nix/var/nix/db")
+  (refusesBind "/nix/var/nix/db" "/nix/var/nix/db")
+  (refusesBind "/nix/var/nix/db/db.sqlite" "/nix/var/nix/db")
+  (refusesBind "/nix/var/nix/daemon-socket" "/nix/var/nix/daemon-socket")
+  (refusesBind "/nix/var/nix/daemon-socket/socket" "/nix/var/nix/daemon-socket")
+  (refusesBind "/run" "/run/nix-store-fs")
+  (refusesBind "/run/nix-store-fs/other" "/run/nix-store-fs")
+  (covering "/nix/store")
+  (covering "/nix")
+  (covering "/nix/store/inner")
+  (check "a bind without a host path is judged by its mount point"
+    (length (withContainer { bindMounts."/nix/store" = { }; }))
+    2
+  )
+  (check "one store path may be bound by name"
+    (bind "/nix/store/00000000000000000000000000000000-page" "/srv/page")
+    [ ]
+  )
+  (check "names that only begin alike are left alone" (bind "/nix/storeroom" "/nix/storeroom" ++ bind "/nix/st" "/nix/st") [ ])
+  (check "so is everything in a container without a private store"
+    (failing [
+      {
+        containers.web = {
+          path = "${system "web"}";
+          bindMounts."/host".hostPath = "/";
+        };
+      }
+    ])
+    [ ]
+  )
+  (refusesFlag "--bind=/nix/store:/store" "/nix/store")
+  (refusesFlag "--bind-ro=/nix/var/nix/db:/db" "/nix/var/nix/db")
+  (refusesFlag "--quiet --bind-ro=/:/host" "/nix/store")
+  (refusesFlag "--bind-ro='/nix/store':/host" "/nix/store")
+  (refusesFlag "--overlay=/nix/store:/a:/inside" "/nix/store")
+  (check "a flag apart from its value is an error"
+    (map (has "as one word") (withContainer { extraFlags = [ "--bind" "/nix/store" ]; }))
+    [ true ]
+  )
+  (check "a tmpfs over the store is an error"
+    (map (has "would cover") (withContainer { tmpfs = [ "/nix:mode=0755" ]; }))
+    [ true ]
+  )
+  (check "other flags are left alone"
+    (withContainer {
+      extraFlags = [
+        "--bind=/srv:/srv"
+        "--drop-capability=CAP_SYS_CHROOT"
+      ];
+      tmpfs = [ "/var" ];
+    })
+    [ ]
+  )
+  (check "passthrough needs Linux 6.9, for a view"
+    (map (has "needs Linux 6.9") (
+      onKernel "6.8.12" { services.nix-store-fs.views.test.io = "passthrough"; }
+    ))
+    [ true ]
+  )
+  (check "passthrough needs Linux 6.9, for a container"
+    (map (has "views.kept.io") (
+      onKernel "6.6.1" {
+        containers.kept = {
+          path = "${system "kept"}";
+          privateStore = {
+            enable = true;
+            io = "passthrough";
+          };
+        };
+      }
+    ))
+    [ true ]
+  )
+  (check "passthrough needs Linux 6.9, for a service"
+    (map (has "systemd.services.job.privateStore.io") (
+      onKernel "6.6.1" {
+        systemd.services.job.privateStore = {
+          enable = true;
+          io = "passthrough";
+        };
+      }
+    ))
+    [ true ]
+  )
+  (check "an old kernel is enough for the rest"
+    (onKernel "5.15.1" {
+      containers.web = {
+        path = "${system "web"}";
+        privateStore.enable = true;
+      };
+    })
+    [ ]
+  )
+  (check "imperative containers need containers"
+    (map (has "boot.enableContainers = true") (
+      failing [
+        {
+          boot.enableContainers = false;
+          services.nix-store-fs.imperativeContainers.enable = true;
+        }
+      ]
+    ))
+    [ true ]
+  )
+  (check "a view's name has to be a name"
+    (map (has "Choose another name") (
+      failing [ { services.nix-store-fs.views."a b".roots = [ ]; services.nix-store-fs.views.".state".roots = [ ]; } ]
+    ))
+    [
+      true
+      true
+    ]
+  )
+  (check "two services that would share a view are an error"
+    (map (has "would share a view") (
+      failing [
+        {
+          systemd.services."a@b".privateStore.enable = true;
+          systemd.services."a-b".privateStore.enable = true;
+        }
+      ]
+    ))
+    [ true ]
+  )
+]

@@ -1,0 +1,164 @@
+# The units of views, containers and services, apart from their texts.
+common:
+let
+  inherit (common)
+    check
+    config
+    has
+    lib
+    pkgs
+    services
+    ;
+  inherit (builtins)
+    attrNames
+    concatMap
+    elem
+    filter
+    head
+    unsafeDiscardStringContext
+    ;
+
+  # of systemd.exec(5): each of these makes systemd unshare the mount namespace
+  namespacing = [
+    "BindPaths"
+    "BindReadOnlyPaths"
+    "DynamicUser"
+    "ExecPaths"
+    "ExtensionDirectories"
+    "ExtensionImages"
+    "InaccessiblePaths"
+    "LogNamespace"
+    "MountAPIVFS"
+    "MountFlags"
+    "MountImages"
+    "NoExecPaths"
+    "PrivateDevices"
+    "PrivateIPC"
+    "PrivateMounts"
+    "PrivateNetwork"
+    "PrivateTmp"
+    "PrivateUsers"
+    "ProcSubset"
+    "ProtectControlGroups"
+    "ProtectHome"
+    "ProtectHostname"
+    "ProtectKernelLogs"
+    "ProtectKernelModules"
+    "ProtectKernelTunables"
+    "ProtectProc"
+    "ProtectSystem"
+    "ReadOnlyPaths"
+    "ReadWritePaths"
+    "RootDirectory"
+    "RootImage"
+    "TemporaryFileSystem"
+  ];
+in
+[
+  (check "a container requires its view, and comes after it"
+    (map (elem "nix-store-fs@web.service") [
+      services."container@web".requires
+      services."container@web".after
+    ])
+    [
+      true
+      true
+    ]
+  )
+  (check "a container made by nixos-container requires its view"
+    (map (elem "nix-store-fs@%i.service") [
+      services."container@".requires
+      services."container@".after
+    ])
+    [
+      true
+      true
+    ]
+  )
+  (check "no unit binds itself to a view" (concatMap (service: service.bindsTo or [ ]) (lib.attrValues services)) [ ])
+  (check "a container without a private store requires none"
+    (filter (has "nix-store-fs") services."container@plain".requires)
+    [ ]
+  )
+  (check "the reload of a container reloads its view first"
+    (unsafeDiscardStringContext (head services."container@web".serviceConfig.ExecReload))
+    (unsafeDiscardStringContext "${pkgs.systemd}/bin/systemctl reload nix-store-fs@web.service")
+  )
+  (check "and then does what it did"
+    (map toString (lib.drop 1 services."container@web".serviceConfig.ExecReload))
+    [ (toString services."container@plain".serviceConfig.ExecReload) ]
+  )
+  (check "a view that belongs to nobody starts at boot" services."nix-store-fs@build".wantedBy [ "multi-user.target" ])
+  (check "a view that belongs to a container does not" services."nix-store-fs@web".wantedBy [ ])
+  (check "no view is restarted by a configuration switch"
+    (map
+      (name: [
+        services.${name}.reloadIfChanged
+        services.${name}.stopIfChanged
+      ])
+      [
+        "nix-store-fs@web"
+        "nix-store-fs@build"
+        "nix-store-fs@"
+      ]
+    )
+    [
+      [
+        true
+        false
+      ]
+      [
+        true
+        false
+      ]
+      [
+        true
+        false
+      ]
+    ]
+  )
+  (check "no view's unit has a mount namespace of its own"
+    (concatMap (
+      name: filter (key: elem key namespacing) (attrNames services.${name}.serviceConfig)
+    ) (filter (lib.hasPrefix "nix-store-fs@") (attrNames services)))
+    [ ]
+  )
+  (check "no view's unit is denied openat2, by which the server reads the store"
+    (filter (name: services.${name}.serviceConfig ? RestrictSUIDSGID) (
+      filter (lib.hasPrefix "nix-store-fs@") (attrNames services)
+    ))
+    [ ]
+  )
+  (check "/dev/fuse is not for containers"
+    (filter (has "fuse") services."container@web".serviceConfig.DeviceAllow)
+    [ ]
+  )
+  (check "unless they ask for it"
+    [
+      services."container@kept".serviceConfig.DeviceAllow
+      config.containers.kept.bindMounts."/dev/fuse".isReadOnly
+    ]
+    [
+      [ "/dev/fuse rw" ]
+      false
+    ]
+  )
+  (check "a service sees its view, and neither database nor socket"
+    [
+      services.job.serviceConfig.BindReadOnlyPaths
+      services.job.serviceConfig.InaccessiblePaths
+      (filter (has "nix-store-fs") services.job.requires)
+      (filter (has "nix-store-fs") services.job.after)
+    ]
+    [
+      [ "/run/nix-store-fs/service-job:/nix/store" ]
+      [
+        "-/nix/var/nix/db"
+        "-/nix/var/nix/daemon-socket"
+        "-/run/nix-store-fs"
+      ]
+      [ "nix-store-fs@service-job.service" ]
+      [ "nix-store-fs@service-job.service" ]
+    ]
+  )
+]
