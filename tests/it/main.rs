@@ -18,6 +18,7 @@ mod util;
 mod bad_input;
 mod command_line;
 mod container;
+mod handles;
 mod hidden;
 mod kinds;
 mod life;
