@@ -1,0 +1,131 @@
+//! How the trie and the closure scale, without kernel or disk: `cargo bench --bench core`.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a benchmark ends where it cannot go on")]
+#![allow(missing_docs, reason = "nothing here is for others")]
+
+use divan::{Bencher, black_box};
+use nix_store_fs::closure::{Closure, View};
+use nix_store_fs::store::{PathInfo, StorePath};
+use nix_store_fs::trie::{NodeId, NodeRecord, PathTrie, ROOT};
+
+/// Store paths: a small container, a large system, a whole store.
+const SIZES: [u32; 3] = [300, 3_000, 30_000];
+/// Files below each store path: what the closures measured have, about.
+const FILES: u32 = 100;
+
+fn path(n: u32) -> StorePath {
+    StorePath::new(&format!("{:032}-package-{n}", n * 7_919 % 1_000_003)).unwrap()
+}
+
+fn infos(count: u32) -> Vec<PathInfo> {
+    let info = |n: u32| PathInfo {
+        path: path(n),
+        nar_hash: String::new(),
+        nar_size: u64::from(n),
+        references: (n.saturating_sub(8)..n).map(path).collect(),
+        deriver: None,
+        registration_time: 0,
+        signatures: Vec::new(),
+        ca: None,
+        ultimate: false,
+    };
+    (0..count).map(info).collect()
+}
+
+fn view(count: u32) -> View {
+    (0..count).map(|n| (path(n), u64::from(n))).collect()
+}
+
+/// A trie that shows `count` paths, with [`FILES`] known below each of the first 300.
+fn trie(count: u32) -> (PathTrie, Vec<NodeId>) {
+    let trie = PathTrie::new();
+    trie.switch(&view(count), 0);
+    let members = trie.members();
+    let tops: Vec<_> = members.entries.iter().take(300).map(|(_, id)| *id).collect();
+    for top in &tops {
+        for n in 0..FILES {
+            trie.enter(*top, format!("file-{n}").as_bytes()).unwrap();
+        }
+    }
+    (trie, tops)
+}
+
+#[divan::bench(args = SIZES)]
+fn closure_from_the_stores_answer(bencher: Bencher<'_, '_>, count: u32) {
+    let root = vec![path(count - 1)];
+    bencher
+        .with_inputs(|| (root.clone(), infos(count)))
+        .bench_values(|(root, infos)| Closure::new(root, infos));
+}
+
+#[divan::bench(args = SIZES)]
+fn view_grown_by_another(bencher: Bencher<'_, '_>, count: u32) {
+    let (a, b) = (view(count), view(count + 10));
+    bencher.bench(|| black_box(&a).union(black_box(&b)));
+}
+
+#[divan::bench(args = SIZES)]
+fn trie_built_and_shown(bencher: Bencher<'_, '_>, count: u32) {
+    let view = view(count);
+    bencher.bench(|| {
+        let trie = PathTrie::new();
+        trie.switch(black_box(&view), 0);
+        trie
+    });
+}
+
+#[divan::bench(args = SIZES)]
+fn member_looked_up(bencher: Bencher<'_, '_>, count: u32) {
+    let (trie, _) = trie(count);
+    let name = path(count / 2);
+    bencher.bench(|| trie.members().find(black_box(name.as_str().as_bytes())));
+}
+
+#[divan::bench(args = SIZES)]
+fn known_name_looked_up(bencher: Bencher<'_, '_>, count: u32) {
+    let (trie, tops) = trie(count);
+    bencher.bench(|| trie.enter(black_box(tops[17]), black_box(b"file-17")));
+}
+
+#[divan::bench(args = SIZES)]
+fn new_name_looked_up(bencher: Bencher<'_, '_>, count: u32) {
+    let (trie, tops) = trie(count);
+    let mut n = 0u64;
+    bencher.bench_local(|| {
+        n += 1;
+        trie.enter(tops[17], &n.to_le_bytes())
+    });
+}
+
+#[divan::bench(args = SIZES)]
+fn path_of_a_node(bencher: Bencher<'_, '_>, count: u32) {
+    let (trie, tops) = trie(count);
+    let node = trie.enter(tops[17], b"file-17").unwrap().id;
+    bencher.bench(|| trie.path(black_box(node)));
+}
+
+#[divan::bench(args = SIZES)]
+fn root_listed(bencher: Bencher<'_, '_>, count: u32) {
+    let (trie, _) = trie(count);
+    bencher.bench(|| {
+        trie.members().entries.iter().map(|(name, id)| name.as_str().len() as u64 ^ id.0).sum::<u64>()
+    });
+}
+
+#[divan::bench(args = [31_813, 1_000_000])]
+fn trie_restored(bencher: Bencher<'_, '_>, nodes: u64) {
+    let record = |n: u64| NodeRecord {
+        id: NodeId(n + 2),
+        parent: if n < 300 { ROOT } else { NodeId(n % 300 + 2) },
+        name: format!("file-name-{n}").into_bytes().into(),
+    };
+    let records: Vec<_> = (0..nodes).map(record).collect();
+    bencher.bench(|| {
+        let trie = PathTrie::new();
+        records.iter().for_each(|record| trie.restore(record));
+        trie
+    });
+}
+
+fn main() {
+    divan::main();
+}
