@@ -1,0 +1,221 @@
+//! The figures for readers: raw as CSV, the tables as Markdown.
+
+use std::fmt::Write;
+
+use crate::columns::{Column, Kind};
+use crate::corpus::Corpus;
+use crate::limits::{self, Io};
+use crate::machine::Machine;
+use crate::rounds::Extent;
+use crate::samples::{Samples, Unit, float};
+
+const GIB: f64 = 1024.0 * 1024.0 * 1024.0;
+
+/// A row of the table of ratios.
+#[derive(Debug)]
+pub(crate) struct Row {
+    /// As in the raw figures.
+    pub(crate) name: &'static str,
+    /// What one operation is.
+    pub(crate) operation: &'static str,
+}
+
+/// The rows that have a ratio to the bind mount, in the order of the table.
+pub(crate) const ROWS: [Row; 20] = [
+    Row { name: "lstat, first", operation: "entry" },
+    Row { name: "lstat, again", operation: "entry" },
+    Row { name: "open small, first", operation: "file under 32 KiB" },
+    Row { name: "open small, again", operation: "file under 32 KiB" },
+    Row { name: "missing, first", operation: "name" },
+    Row { name: "missing, again", operation: "name" },
+    Row { name: "list, first", operation: "entry" },
+    Row { name: "list, again", operation: "entry" },
+    Row { name: "bytes, first", operation: "file" },
+    Row { name: "bytes, again", operation: "file" },
+    Row { name: "large bytes, again", operation: "file of 1 MiB and more" },
+    Row { name: "bytes, cold disk", operation: "file" },
+    Row { name: "mmap, first", operation: "library" },
+    Row { name: "mmap, again", operation: "library" },
+    Row { name: "python, first", operation: "start" },
+    Row { name: "python, again", operation: "start" },
+    Row { name: "script, first", operation: "script of 100 commands" },
+    Row { name: "script, again", operation: "script of 100 commands" },
+    Row { name: "boot, first", operation: "boot to READY" },
+    Row { name: "boot, again", operation: "boot to READY" },
+];
+
+const EXTRA: [&str; 14] = [
+    "set-up",
+    "--dump-closure",
+    "FUSE floor",
+    "resident at READY",
+    "private at READY",
+    "resident after every lstat",
+    "private after every lstat",
+    "private after reading all",
+    "private after the kernel forgot",
+    "server's CPU time, names",
+    "server's CPU time, contents",
+    "page cache added",
+    "page cache added by a second view",
+    "metadata tree",
+];
+
+/// A finished run.
+#[derive(Debug)]
+pub(crate) struct Report<'a> {
+    /// Where it was done.
+    pub(crate) machine: &'a Machine,
+    /// On what.
+    pub(crate) corpus: &'a Corpus,
+    /// In which columns; the first is the bind mount.
+    pub(crate) columns: &'a [Column],
+    /// How much.
+    pub(crate) extent: &'a Extent,
+    /// The figures.
+    pub(crate) samples: &'a Samples,
+    /// What a reader has to know about them.
+    pub(crate) notes: &'a [String],
+}
+
+impl Report<'_> {
+    /// One line for each figure as it came; the conditions in every line, so that files can be put together.
+    pub(crate) fn csv(&self) -> String {
+        let mut out = String::from("date,kernel,cpu,column,threads,row,round,operations,value,unit\n");
+        let Machine { date, kernel, cpu, .. } = self.machine;
+        for sample in &self.samples.all {
+            let column = self.columns.get(sample.column).map_or("", |column| &column.name);
+            // Writing to a String cannot fail.
+            writeln!(
+                out,
+                "{date},{kernel},\"{}\",\"{}\",{},\"{}\",{},{},{:.9},{}",
+                quoted(cpu),
+                quoted(column),
+                sample.threads,
+                sample.row,
+                sample.round,
+                sample.operations,
+                sample.value,
+                sample.unit.name()
+            )
+            .ok();
+        }
+        out
+    }
+
+    /// Everything a reader sees first.
+    pub(crate) fn markdown(&self) -> String {
+        let Self { machine, corpus, extent, .. } = self;
+        let mut out = format!(
+            "# Views of one closure, measured in one run\n\n\
+             {}, Linux {}, {}, {} cores, {:.1} GiB of memory, load {} before the run. \
+             {} store paths, {} entries, {} files, {:.2} GB. \
+             Medians of {} rounds, from cold disk of {}; each round on fresh mounts, columns in turn.\n",
+            machine.date,
+            machine.kernel,
+            machine.cpu,
+            machine.cores,
+            float(machine.memory) / GIB,
+            machine.load,
+            corpus.members.len(),
+            corpus.entries.len(),
+            corpus.files.len(),
+            float(corpus.bytes) / 1e9,
+            self.samples.rounds("lstat, first"),
+            self.samples.rounds("bytes, cold disk"),
+        );
+        for threads in &extent.threads {
+            self.ratios(&mut out, *threads);
+        }
+        self.extra(&mut out);
+        // A quick run proves that the command works; its times are not judged.
+        if extent.drop_caches {
+            self.limits(&mut out);
+        }
+        if !self.notes.is_empty() {
+            out.push_str("\n## Notes\n\n");
+            for note in self.notes {
+                writeln!(out, "- {note}").ok();
+            }
+        }
+        out
+    }
+
+    /// The heading of a table with some columns of words, then one for each column of the run.
+    fn heading(&self, out: &mut String, words: &[&str], bind: &str) {
+        let rivals = self.columns.iter().skip(1).map(|column| column.name.as_str());
+        let figures: Vec<&str> = std::iter::once(bind).chain(rivals).collect();
+        write!(out, "\n| {} | {} |", words.join(" | "), figures.join(" | ")).ok();
+        writeln!(out, "\n|{}{}", "---|".repeat(words.len()), "---:|".repeat(figures.len())).ok();
+    }
+
+    fn ratios(&self, out: &mut String, threads: usize) {
+        let plural = if threads == 1 { "" } else { "s" };
+        write!(out, "\n## {threads} client thread{plural}: times the bind mount\n").ok();
+        self.heading(out, &["row", "per"], "bind, µs");
+        for row in &ROWS {
+            let Some(bind) = self.samples.median(row.name, threads, 0) else {
+                continue;
+            };
+            write!(out, "| {} | {} | {} |", row.name, row.operation, figure(bind * 1e6)).ok();
+            for column in 1..self.columns.len() {
+                match self.samples.median(row.name, threads, column) {
+                    Some(value) => write!(out, " {} |", figure(value / bind)).ok(),
+                    None => write!(out, " - |").ok(),
+                };
+            }
+            out.push('\n');
+        }
+    }
+
+    fn extra(&self, out: &mut String) {
+        out.push_str("\n## Other figures\n");
+        self.heading(out, &["figure"], "bind");
+        for row in EXTRA {
+            let unit = self.samples.all.iter().find(|sample| sample.row == row).map(|sample| sample.unit);
+            let Some(unit) = unit else { continue };
+            write!(out, "| {row}, {} |", if unit == Unit::Seconds { "ms" } else { "MiB" }).ok();
+            let scale = if unit == Unit::Seconds { 1e3 } else { 1.0 / (1024.0 * 1024.0) };
+            for column in 0..self.columns.len() {
+                match self.samples.median(row, 1, column) {
+                    Some(value) => write!(out, " {} |", figure(value * scale)).ok(),
+                    None => write!(out, " - |").ok(),
+                };
+            }
+            out.push('\n');
+        }
+    }
+
+    fn limits(&self, out: &mut String) {
+        for (column, shown) in self.columns.iter().enumerate() {
+            let io = match &shown.kind {
+                Kind::Program(arguments) if arguments.iter().any(|word| word == "passthrough") => {
+                    Io::Passthrough
+                }
+                Kind::Program(_) => Io::Cached,
+                _ => continue,
+            };
+            write!(out, "\n## Limits: {}\n\n| row | limit | measured | |\n|---|---|---:|---|\n", shown.name)
+                .ok();
+            for verdict in limits::judge(self.samples, self.corpus, io, column, 0) {
+                let word = if verdict.reached { "reached" } else { "missed" };
+                let measured = figure(verdict.measured);
+                writeln!(out, "| {} | {} | {measured} | {word} |", verdict.row, verdict.limit).ok();
+            }
+        }
+    }
+}
+
+fn quoted(text: &str) -> String {
+    text.replace('"', "\"\"")
+}
+
+/// Three digits that mean something.
+pub(crate) fn figure(value: f64) -> String {
+    match value.abs() {
+        size if size >= 100.0 => format!("{value:.0}"),
+        size if size >= 10.0 => format!("{value:.1}"),
+        size if size >= 0.1 => format!("{value:.2}"),
+        _ => format!("{value:.4}"),
+    }
+}
