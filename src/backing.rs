@@ -125,6 +125,14 @@ impl Backing {
         }
     }
 
+    /// Opens the store directory in the way that everything in it will be opened.
+    ///
+    /// # Errors
+    /// Those of openat2(2); `ENOSYS` also where a system call filter refuses it.
+    pub fn check(&self) -> Result<(), Errno> {
+        open_beneath(&self.store, b".", OFlags::RDONLY | OFlags::DIRECTORY).map(drop)
+    }
+
     /// Attributes of what lies at `place`, of the link itself if it is one.
     ///
     /// # Errors

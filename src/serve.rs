@@ -41,6 +41,11 @@ pub enum ServeError {
     /// What an earlier server left cannot be gone on from.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// Nothing in the store can be opened.
+    #[error(
+        "the store directory cannot be opened with openat2(2); Linux 5.6 or newer is needed, and no system call filter that refuses the call, as RestrictSUIDSGID= in a unit does"
+    )]
+    Store(#[source] io::Error),
     /// The session could not be set up, or broke.
     #[error("the FUSE session failed while {doing}")]
     Session {
@@ -80,10 +85,12 @@ pub fn receive_start(monitor: &UnixStream) -> Result<(Start, OwnedFd, OwnedFd), 
 /// [`ServeError`]; the mount is still there, and another server may take over.
 pub fn serve(start: Start, device: OwnedFd, store: OwnedFd, monitor: UnixStream) -> Result<(), ServeError> {
     let trie = Arc::new(PathTrie::new());
+    let backing = Backing::new(store);
+    backing.check().map_err(|error| ServeError::Store(error.into()))?;
     let registrations = (start.agreement.io == Io::Passthrough).then(Arc::<Registrations>::default);
     let journal = open_journal(&start, &trie, registrations.as_deref())?;
     let restored = trie.len();
-    let view = Arc::new(ServedView::new(trie.clone(), Backing::new(store), journal, registrations));
+    let view = Arc::new(ServedView::new(trie.clone(), backing, journal, registrations));
     let fresh = trie.prepare(&start.view);
     view.record(&fresh.into_iter().map(Record::Node).collect::<Vec<_>>());
     trie.switch(&start.view, start.epoch);

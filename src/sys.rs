@@ -1,4 +1,4 @@
-//! The raw calls that no library offers safely: descriptors by number.
+//! The raw calls that no library offers safely: descriptors by number, and the allocator's.
 
 #![allow(unsafe_code)]
 
@@ -44,6 +44,19 @@ pub fn wrap_backing(reply: &ReplyOpen, number: u32) -> BackingId {
     // SAFETY: the kernel checks the number against those of this connection, so one that is not open there is an
     // error of the open, and never reaches memory. Callers pass numbers that this connection's kernel handed out.
     unsafe { reply.wrap_backing(number) }
+}
+
+/// Gives memory that was freed back to the kernel (malloc_trim(3)); the allocator keeps it otherwise, where small
+/// pieces were freed. Where the C library has no such call, nothing happens.
+pub fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    {
+        unsafe extern "C" {
+            fn malloc_trim(pad: usize) -> std::ffi::c_int;
+        }
+        // SAFETY: the call takes a number, touches only free memory, and may be made from any thread.
+        unsafe { malloc_trim(0) };
+    }
 }
 
 #[cfg(test)]

@@ -117,7 +117,7 @@ fn mount(error: &MountError) -> Exit {
         | MountError::Refused { .. }
         | MountError::NoFusermount
         | MountError::Fusermount(_) => Exit::Fuse,
-        MountError::Table(_) => Exit::Failure,
+        MountError::Table(_) | MountError::ReadAhead { .. } => Exit::Failure,
     }
 }
 

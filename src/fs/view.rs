@@ -9,20 +9,30 @@
 //! 1. What may be cached. A name that is absent below a store path stays absent, as store paths never change;
 //!    one that is absent at the root stays so until a reload, which takes it back; a member that is gone from
 //!    disk may come back by a repair, so that answer is never cached.
-//! 2. A root listing that spans a reload goes on with the set that it began with: see [`root_offset`].
+//! 2. The kernel asks once more after the last entry of a directory, to be told that there is none: where a
+//!    listing ended is remembered for a moment, so that this costs no look at the disk.
+//! 3. A root listing that spans a reload goes on with the set that it began with: see [`root_offset`].
 
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::Registrations;
-use crate::backing::{Backing, Kind, Place, Stat};
+use crate::backing::{Backing, DirEntry, Kind, Place, Stat};
 use crate::journal::{Journal, Record};
 use crate::store::StorePath;
+use crate::sys;
 use crate::trie::{Members, NodeId, NodeRecord, PathTrie, ROOT};
+
+/// Listings whose end is remembered: more than there are threads that list at once.
+const ENDS: usize = 16;
+
+/// Nodes forgotten between two times that memory is given back: 300 KiB at least, and a pause of a millisecond.
+const TRIM_EVERY: u64 = 4096;
 
 /// Why an operation is not answered with what was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -87,6 +97,10 @@ pub struct ServedView {
     journal: Option<Arc<Journal>>,
     /// What the kernel reads by itself, if it may.
     registrations: Option<Arc<Registrations>>,
+    /// Where listings of the last few directories ended.
+    ends: [Mutex<(NodeId, u64)>; ENDS],
+    /// Nodes forgotten so far.
+    forgotten: AtomicU64,
     /// Members found to be gone from disk, each warned of once.
     gone: Mutex<HashSet<NodeId>>,
 }
@@ -101,7 +115,15 @@ impl ServedView {
         journal: Option<Arc<Journal>>,
         registrations: Option<Arc<Registrations>>,
     ) -> Self {
-        Self { trie, backing, journal, registrations, gone: Mutex::default() }
+        Self {
+            trie,
+            backing,
+            journal,
+            registrations,
+            ends: std::array::from_fn(|_| Mutex::new((ROOT, 0))),
+            forgotten: AtomicU64::new(0),
+            gone: Mutex::default(),
+        }
     }
 
     /// What the kernel reads by itself, if it may.
@@ -273,32 +295,51 @@ impl ServedView {
         if !self.trie.is_shown(id) {
             return Err(FsError::AbsentNow);
         }
+        let end = self.ends.get(id.0 as usize % ENDS);
+        if offset > 0 && end.is_some_and(|end| *end.lock() == (id, offset)) {
+            return Ok(());
+        }
         let mut records = Vec::new();
+        let mut last = None;
         let answer = self.backing.list(id, &path, offset, |entry| {
-            let Some(stat) = entry.stat else {
-                // `.` and `..`: their attributes are not looked at, only kind and inode number.
-                let id = if entry.name == b"." { id } else { parent };
-                return each(Entry { node: Node { id, stat: DOT }, name: entry.name, next: entry.next });
-            };
-            let Some(entered) = self.trie.enter(id, entry.name) else {
-                return false;
-            };
-            let node = Node { id: entered.id, stat };
-            if !each(Entry { node, name: entry.name, next: entry.next }) {
-                self.forget(entered.id, 1);
-                return false;
-            }
-            if entered.unrecorded {
-                let name = entry.name.into();
-                records.push(Record::Node(NodeRecord { id: entered.id, parent: id, name }));
-            }
-            true
+            let taken = self.list_entry(id, parent, entry, &mut records, &mut each);
+            last = if taken { Some(entry.next) } else { None };
+            taken
         });
+        if let (Some(end), Some(next), Ok(())) = (end, last, answer) {
+            *end.lock() = (id, next);
+        }
         self.record(&records);
         match answer {
             Err(Errno::NOENT) => Err(self.absent_below(id, &path)),
             answer => Ok(answer?),
         }
+    }
+
+    fn list_entry(
+        &self,
+        id: NodeId,
+        parent: NodeId,
+        entry: DirEntry<'_>,
+        records: &mut Vec<Record>,
+        each: &mut impl FnMut(Entry<'_>) -> bool,
+    ) -> bool {
+        let Some(stat) = entry.stat else {
+            // `.` and `..`: their attributes are not looked at, only kind and inode number.
+            let id = if entry.name == b"." { id } else { parent };
+            return each(Entry { node: Node { id, stat: DOT }, name: entry.name, next: entry.next });
+        };
+        let Some(entered) = self.trie.enter(id, entry.name) else { return false };
+        let node = Node { id: entered.id, stat };
+        if !each(Entry { node, name: entry.name, next: entry.next }) {
+            self.forget(entered.id, 1);
+            return false;
+        }
+        if entered.unrecorded {
+            let name = entry.name.into();
+            records.push(Record::Node(NodeRecord { id: entered.id, parent: id, name }));
+        }
+        true
     }
 
     fn list_root(&self, offset: u64, mut each: impl FnMut(Entry<'_>) -> bool) -> Result<(), FsError> {
@@ -334,6 +375,9 @@ impl ServedView {
     pub fn forget(&self, id: NodeId, count: u64) {
         if self.trie.forget(id, count) {
             self.backing.close(id);
+            if self.forgotten.fetch_add(1, Ordering::Relaxed) % TRIM_EVERY == TRIM_EVERY - 1 {
+                sys::give_memory_back();
+            }
         }
     }
 

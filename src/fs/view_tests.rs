@@ -166,6 +166,28 @@ fn a_successor_knows_every_node_that_was_told() {
 }
 
 #[test]
+fn a_listing_ends_where_it_ended_and_nowhere_else() {
+    let fixture = Fixture::new(&[A]);
+    let bin = walk(&fixture.view, &[A, "bin"]).unwrap().id;
+    let listed = |from| {
+        let mut all = Vec::new();
+        let each = |entry: Entry<'_>| {
+            all.push((entry.name.to_vec(), entry.next));
+            true
+        };
+        fixture.view.list(bin, from, each).unwrap();
+        all
+    };
+    for _ in 0..3 {
+        let all = listed(0);
+        assert_eq!(all.len(), 3);
+        for (at, (_, next)) in all.iter().enumerate() {
+            assert_eq!(listed(*next), all[at + 1..]);
+        }
+    }
+}
+
+#[test]
 fn the_root_tells_the_closure_and_nothing_of_the_host() {
     let fixture = Fixture::new(&[A, B]);
     let before = fixture.view.getattr(ROOT).unwrap();

@@ -54,6 +54,15 @@ pub enum MountError {
         #[source]
         source: io::Error,
     },
+    /// The read-ahead cannot be set.
+    #[error("cannot set the read-ahead of '{}' in sysfs", at.display())]
+    ReadAhead {
+        /// The mount point.
+        at: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// There is no FUSE device.
     #[error(
         "/dev/fuse does not exist; load the kernel module with 'modprobe fuse', or pass the device into this container"
@@ -268,7 +277,7 @@ impl Mounted {
     /// writable sysfs; without, files are read in smaller pieces.
     ///
     /// # Errors
-    /// [`MountError::Table`], or what sysfs answered as [`MountError::Point`].
+    /// [`MountError::Table`], [`MountError::ReadAhead`].
     pub fn set_read_ahead(&self, bytes: u32) -> Result<(), MountError> {
         let found = mounts()?.into_iter().rfind(|mount| mount.at == self.at);
         let Some(Mount { device, .. }) = found else { return Ok(()) };
