@@ -282,9 +282,8 @@ impl Mounted {
         let found = mounts()?.into_iter().rfind(|mount| mount.at == self.at);
         let Some(Mount { device, .. }) = found else { return Ok(()) };
         // The mount's own queue: Documentation/ABI/testing/sysfs-class-bdi.
-        std::fs::write(format!("/sys/class/bdi/{device}/read_ahead_kb"), (bytes / 1024).to_string()).map_err(
-            |source| MountError::Point { doing: "set the read-ahead of", at: self.at.clone(), source },
-        )
+        std::fs::write(format!("/sys/class/bdi/{device}/read_ahead_kb"), (bytes / 1024).to_string())
+            .map_err(|source| MountError::ReadAhead { at: self.at.clone(), source })
     }
 
     /// Where it is.
