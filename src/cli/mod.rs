@@ -21,6 +21,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::monitor::{self, Ending, control};
 use crate::resolve::{ResolveError, resolve};
+use crate::serve::ServeError;
 use crate::store::Store;
 use crate::wire::{LogSettings, Report};
 use crate::{dump, error, mount, serve, wire};
@@ -97,6 +98,8 @@ fn server() -> Exit {
     let Ok(monitor) = begun else { return Exit::Failure };
     let (start, device, store) = match serve::receive_start(&monitor) {
         Ok(start) => start,
+        // The monitor ended before it had anything to serve, and has said why.
+        Err(ServeError::NoOrder(None)) => return Exit::Failure,
         Err(failure) => {
             let _ = writeln!(io::stderr(), "nix-store-fs: {}", error::chain(&failure));
             return Exit::Failure;

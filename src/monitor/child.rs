@@ -29,11 +29,11 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts one and tells it what to serve.
+    /// Starts one, which then waits to be told what to serve.
     ///
     /// # Errors
     /// When the program cannot be started again.
-    pub fn start(start: &Start, device: &OwnedFd, store: &OwnedFd) -> io::Result<Self> {
+    pub fn spawn() -> io::Result<Self> {
         let (socket, theirs) = UnixStream::pair()?;
         let process = Command::new("/proc/self/exe")
             .arg0("nix-store-fs")
@@ -43,11 +43,13 @@ impl Server {
             // An interrupt from the terminal is for the monitor to handle.
             .process_group(0)
             .spawn()?;
-        let server = Self { process, socket, serving_since: None };
-        // A server that died already is found by its closed socket.
-        let order = Order::Start(Box::new(start.clone()));
-        let _ = wire::send(&server.socket, &order, &[device.as_fd(), store.as_fd()]);
-        Ok(server)
+        Ok(Self { process, socket, serving_since: None })
+    }
+
+    /// Tells it what to serve. One that died already is found by its closed socket.
+    pub fn begin(&self, start: Start, device: &OwnedFd, store: &OwnedFd) {
+        let order = Order::Start(Box::new(start));
+        let _ = wire::send(&self.socket, &order, &[device.as_fd(), store.as_fd()]);
     }
 
     /// Its socket, readable when there is a report or it has died.
@@ -76,12 +78,14 @@ impl Server {
         let _ = wire::send(&self.socket, order, &[]);
     }
 
-    /// Waits for its end; tells how it ended, and whether it ever did its work.
+    /// Its socket is closed, so it has ended or is to: tells how it ended, and whether it ever did its work.
     ///
     /// # Errors
-    /// Those of waitpid(2).
+    /// Those of kill(2) and waitpid(2).
     pub fn wait(mut self) -> io::Result<(ExitStatus, bool)> {
         let useful = self.serving_since.is_some_and(|since| since.elapsed() >= SHORT_LIFE);
+        // No effect on one that is ending already.
+        self.process.kill()?;
         Ok((self.process.wait()?, useful))
     }
 

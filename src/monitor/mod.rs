@@ -196,6 +196,8 @@ struct Monitor {
     /// Names that the kernel may remember otherwise than they are.
     unsettled: Vec<StorePath>,
     server: Option<Server>,
+    /// Started while the roots were being resolved: loading the program takes longer than that.
+    spare: Option<Server>,
     /// Whether a journal exists that the next server goes on from.
     resume: bool,
     /// Whether any server of this monitor has served.
@@ -225,7 +227,9 @@ enum Event {
 
 impl Monitor {
     fn serve(&mut self) -> Result<Ending, MonitorError> {
-        self.start_server()?;
+        if let Err(error) = self.start_server() {
+            return Err(self.give_up(crate::error::chain(&error)));
+        }
         loop {
             for event in self.wait()? {
                 let ending = match event {
@@ -252,8 +256,11 @@ impl Monitor {
                     return Ok(ending);
                 }
             }
-            if self.restart.is_some_and(|at| at <= Instant::now()) {
-                self.start_server()?;
+            if self.restart.is_some_and(|at| at <= Instant::now())
+                && let Err(error) = self.start_server()
+            {
+                tracing::error!("{}; trying again", crate::error::chain(&error));
+                self.restart = Some(Instant::now() + self.backoff.death(false).max(FAREWELL));
             }
             if self.watch.as_mut().is_some_and(Watch::is_due) {
                 tracing::info!("a link of the roots has changed");
@@ -289,7 +296,11 @@ impl Monitor {
             take_back: self.unsettled.clone(),
             log: self.settings.log,
         };
-        let server = Server::start(&start, &self.device, &self.store).map_err(system("start the server"))?;
+        let server = match self.spare.take() {
+            Some(server) => server,
+            None => Server::spawn().map_err(system("start the server"))?,
+        };
+        server.begin(start, &self.device, &self.store);
         tracing::debug!(pid = server.id(), "started a server");
         self.server = Some(server);
         Ok(())

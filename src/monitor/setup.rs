@@ -8,6 +8,7 @@ use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 use rustix::fs::{Mode, OFlags};
 
+use super::child::Server;
 use super::resolver::{Answer, Resolver, Task};
 use super::state::{State, StateDir, StateError};
 use super::watch::Watch;
@@ -35,6 +36,7 @@ pub(super) fn set_up(settings: Settings, signals: SignalFd) -> Result<Option<Mon
     let task = Task { uri: settings.store.clone(), roots: settings.roots.clone(), held, links };
     let resolver = Resolver::start(task).map_err(system("start a thread"))?;
     resolver.ask();
+    let spare = Server::spawn().map_err(system("start the server"))?;
     let Some(answer) = first_answer(&resolver, &signals)? else {
         return Ok(None);
     };
@@ -49,6 +51,10 @@ pub(super) fn set_up(settings: Settings, signals: SignalFd) -> Result<Option<Mon
     };
     let store = open_store(&store_path)?;
     let resume = inherited.is_some();
+    // Whatever may fail comes before the mount, or takes it back.
+    let mut watch = if settings.watch { Some(Watch::new().map_err(system("watch links"))?) } else { None };
+    watch.iter_mut().for_each(|watch| watch.set(&depends_on));
+    let probe = event()?;
     let (mounted, device, agreement, view, epoch, unsettled) = match inherited {
         Some(Inherited { device, mounted, state }) => {
             let view = if settings.prune { found } else { state.view.union(&found) };
@@ -66,8 +72,7 @@ pub(super) fn set_up(settings: Settings, signals: SignalFd) -> Result<Option<Mon
     };
     systemd::store_device(&device);
     let control = state.as_ref().and_then(listen);
-    let watch = if settings.watch { Some(Watch::new().map_err(system("watch links"))?) } else { None };
-    let mut monitor = Monitor {
+    let monitor = Monitor {
         settings,
         signals,
         resolver,
@@ -83,18 +88,18 @@ pub(super) fn set_up(settings: Settings, signals: SignalFd) -> Result<Option<Mon
         epoch,
         unsettled,
         server: None,
+        spare: Some(spare),
         resume,
         served: false,
         restart: None,
         backoff: Backoff::default(),
-        probe: event()?,
+        probe,
         ready: false,
         since: SystemTime::now(),
         reload: Reload::Idle,
         queue: Vec::new(),
         again: false,
     };
-    monitor.watch.iter_mut().for_each(|watch| watch.set(&depends_on));
     monitor.write_state();
     Ok(Some(monitor))
 }
