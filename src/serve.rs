@@ -10,16 +10,22 @@
 //!    answer is thrown away, and then the device takes the place of the socket.
 //! 2. What the kernel remembers is taken back only from threads that answer no request: the kernel waits for
 //!    locks that a request in flight may hold.
-//! 3. When the monitor dies the server goes on: what is mounted stays readable.
+//! 3. When the monitor dies the server goes on, and what is mounted stays readable; unless a service manager
+//!    keeps the device: then the next monitor starts a server, and two that read one device would give one id
+//!    to two names. The lock keeps a server from beginning before the last one has ended.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread;
 
 use fuser::{INodeNo, Notifier, Session, SessionACL};
+use parking_lot::Mutex;
+use rustix::fs::FlockOperation;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::backing::Backing;
@@ -41,6 +47,18 @@ pub enum ServeError {
     /// What an earlier server left cannot be gone on from.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// The lock that keeps servers apart cannot be had.
+    #[error("cannot take the lock '{}' of the server", path.display())]
+    Lock {
+        /// The lock.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The monitor ended before the server began.
+    #[error("the monitor has ended")]
+    Orphaned,
     /// Nothing in the store can be opened.
     #[error(
         "the store directory cannot be opened with openat2(2); Linux 5.6 or newer is needed, and no system call filter that refuses the call, as RestrictSUIDSGID= in a unit does"
@@ -84,18 +102,24 @@ pub fn receive_start(monitor: &UnixStream) -> Result<(Start, OwnedFd, OwnedFd), 
 /// # Errors
 /// [`ServeError`]; the mount is still there, and another server may take over.
 pub fn serve(start: Start, device: OwnedFd, store: OwnedFd, monitor: UnixStream) -> Result<(), ServeError> {
+    if let Some(monitor) = start.end_with {
+        end_with(monitor)?;
+    }
+    // Held until the process ends.
+    let _lock = start.lock.as_deref().map(lock).transpose()?;
     let trie = Arc::new(PathTrie::new());
     let backing = Backing::new(store);
     backing.check().map_err(|error| ServeError::Store(error.into()))?;
     let registrations = (start.agreement.io == Io::Passthrough).then(Arc::<Registrations>::default);
     let journal = open_journal(&start, &trie, registrations.as_deref())?;
-    let restored = trie.len();
+    let serving = Report::Serving { restored: trie.len(), journal: journal.is_some() };
     let view = Arc::new(ServedView::new(trie.clone(), backing, journal, registrations));
     let fresh = trie.prepare(&start.view);
     view.record(&fresh.into_iter().map(Record::Node).collect::<Vec<_>>());
     trie.switch(&start.view, start.epoch);
 
-    let counts = Arc::new(Counts::default());
+    let (first, answered) = mpsc::channel();
+    let counts = Arc::new(Counts::new(first));
     let (spoiled, spoiled_nodes) = mpsc::channel();
     let fs = StoreFs::new(view.clone(), counts.clone(), spoiled);
     let fuse = open_session(fs, &start, &device)?;
@@ -104,13 +128,21 @@ pub fn serve(start: Start, device: OwnedFd, store: OwnedFd, monitor: UnixStream)
     let notifier = fuse.notifier();
     spawn("spoiled", move || throw_out(&notifier, &spoiled_nodes))?;
     let notifier = fuse.notifier();
+    let reporter = Arc::new(Reporter(Mutex::new(monitor.try_clone().map_err(session("reporting"))?)));
+    spawn("answered", {
+        let reporter = reporter.clone();
+        move || {
+            if answered.recv().is_ok() {
+                reporter.report(&Report::Answered);
+            }
+        }
+    })?;
     spawn("orders", {
         let view = view.clone();
         move || {
             take_back(&notifier, &start.take_back);
-            // A monitor that has died since is one that needs no report.
-            let _ = wire::send(&monitor, &Report::Serving { restored }, &[]);
-            follow_orders(&monitor, &view, &notifier);
+            reporter.report(&serving);
+            follow_orders(&monitor, &reporter, &view, &notifier);
         }
     })?;
     spawn("members", move || {
@@ -119,6 +151,37 @@ pub fn serve(start: Start, device: OwnedFd, store: OwnedFd, monitor: UnixStream)
     let answer = fuse.run().map_err(session("answering requests"));
     tracing::debug!(requests = %counts, nodes = trie.len(), "the session has ended");
     answer
+}
+
+/// The monitor's ear. Several threads report, each a whole message at a time.
+struct Reporter(Mutex<UnixStream>);
+
+impl Reporter {
+    fn report(&self, report: &Report) {
+        // A monitor that has died needs no report.
+        let _ = wire::send(&self.0.lock(), report, &[]);
+    }
+}
+
+/// Lets the kernel end this process when `monitor` ends.
+fn end_with(monitor: u32) -> Result<(), ServeError> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+        .map_err(|error| session("tying it to the monitor")(error.into()))?;
+    // It may have ended before the kernel was asked.
+    let parent = rustix::process::getppid().map(rustix::process::Pid::as_raw_pid);
+    if parent.and_then(|parent| u32::try_from(parent).ok()) == Some(monitor) {
+        Ok(())
+    } else {
+        Err(ServeError::Orphaned)
+    }
+}
+
+/// Waits until no other server of this view lives.
+fn lock(path: &Path) -> Result<File, ServeError> {
+    let fail = |source| ServeError::Lock { path: path.to_owned(), source };
+    let file = File::options().create(true).truncate(false).write(true).open(path).map_err(fail)?;
+    rustix::fs::flock(&file, FlockOperation::LockExclusive).map_err(|error| fail(error.into()))?;
+    Ok(file)
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), ServeError> {
@@ -190,14 +253,12 @@ fn throw_out(notifier: &Notifier, nodes: &mpsc::Receiver<NodeId>) {
 }
 
 /// Does what the monitor says until it says no more.
-fn follow_orders(monitor: &UnixStream, view: &ServedView, notifier: &Notifier) {
+fn follow_orders(monitor: &UnixStream, reporter: &Reporter, view: &ServedView, notifier: &Notifier) {
     loop {
         match wire::receive::<Order>(monitor) {
             Ok(Some((Order::Switch { view: next, epoch }, _))) => {
                 switch(view, notifier, &next, epoch);
-                if wire::send(monitor, &Report::Switched { epoch }, &[]).is_err() {
-                    break;
-                }
+                reporter.report(&Report::Switched { epoch });
             }
             Ok(Some((Order::Start(_), _))) => tracing::error!("the monitor said twice what to start with"),
             Ok(None) | Err(_) => break,

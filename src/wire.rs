@@ -51,6 +51,11 @@ pub struct Start {
     pub resume: bool,
     /// Names that the kernel may remember otherwise than they are.
     pub take_back: Vec<StorePath>,
+    /// The file that a server holds locked as long as it lives: two must never read one device.
+    pub lock: Option<PathBuf>,
+    /// The monitor's process id, if the server is to end with it: where a service manager keeps the device, a
+    /// successor brings a server of its own.
+    pub end_with: Option<u32>,
     /// How to log.
     pub log: LogSettings,
 }
@@ -76,7 +81,11 @@ pub enum Report {
     Serving {
         /// Nodes taken over from an earlier server.
         restored: usize,
+        /// Whether there is a journal for the next one.
+        journal: bool,
     },
+    /// The first request has been answered.
+    Answered,
     /// The view of this number is what is seen, and what the kernel remembered otherwise is taken back.
     Switched {
         /// Number of the switch.
@@ -157,12 +166,12 @@ mod tests {
         let sender = {
             let view = view.clone();
             std::thread::spawn(move || {
-                send(&a, &Report::Serving { restored: 7 }, &[]).unwrap();
+                send(&a, &Report::Serving { restored: 7, journal: true }, &[]).unwrap();
                 send(&a, &Order::Switch { view, epoch: 9 }, &[a.as_fd(), a.as_fd()]).unwrap();
             })
         };
         let (report, none) = receive::<Report>(&b).unwrap().unwrap();
-        assert_eq!((report, none.len()), (Report::Serving { restored: 7 }, 0));
+        assert_eq!((report, none.len()), (Report::Serving { restored: 7, journal: true }, 0));
         let (order, both) = receive::<Order>(&b).unwrap().unwrap();
         assert!(matches!(order, Order::Switch { view: got, epoch: 9 } if got == view));
         assert_eq!(both.len(), 2);

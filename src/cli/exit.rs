@@ -92,7 +92,10 @@ fn monitor(error: &MonitorError) -> Exit {
         MonitorError::Handshake(_) => Exit::Fuse,
         MonitorError::State(StateError::Taken { .. }) => Exit::MountPoint,
         MonitorError::Store { .. } => Exit::Store,
-        MonitorError::State(_) | MonitorError::Server(_) | MonitorError::System { .. } => Exit::Failure,
+        MonitorError::State(_)
+        | MonitorError::Server(_)
+        | MonitorError::Lost(_)
+        | MonitorError::System { .. } => Exit::Failure,
     }
 }
 

@@ -1,7 +1,8 @@
 //! Requests served, by kind.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
 
 /// The kinds of request that are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,21 +33,35 @@ const NAMES: [&str; 10] =
     ["lookup", "forget", "getattr", "readlink", "open", "read", "readdirplus", "statfs", "refused", "other"];
 
 /// How often each kind was asked.
-#[derive(Debug, Default)]
-pub struct Counts([AtomicU64; NAMES.len()]);
+#[derive(Debug)]
+pub struct Counts {
+    kinds: [AtomicU64; NAMES.len()],
+    begun: AtomicBool,
+    first: Sender<()>,
+}
 
 impl Counts {
+    /// Nothing counted yet; the first request is told to `first`.
+    #[must_use]
+    pub fn new(first: Sender<()>) -> Self {
+        Self { kinds: Default::default(), begun: AtomicBool::new(false), first }
+    }
+
     /// Counts one request.
     pub fn add(&self, op: Op) {
-        if let Some(count) = self.0.get(op as usize) {
+        if let Some(count) = self.kinds.get(op as usize) {
             count.fetch_add(1, Ordering::Relaxed);
+        }
+        if !self.begun.load(Ordering::Relaxed) && !self.begun.swap(true, Ordering::Relaxed) {
+            // Nobody listens once the monitor is gone.
+            let _ = self.first.send(());
         }
     }
 }
 
 impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, (name, count)) in NAMES.iter().zip(&self.0).enumerate() {
+        for (at, (name, count)) in NAMES.iter().zip(&self.kinds).enumerate() {
             write!(f, "{}{name}={}", if at == 0 { "" } else { " " }, count.load(Ordering::Relaxed))?;
         }
         Ok(())
@@ -59,10 +74,12 @@ mod tests {
 
     #[test]
     fn every_kind_has_its_own_count() {
-        let counts = Counts::default();
+        let (first, told) = std::sync::mpsc::channel();
+        let counts = Counts::new(first);
         counts.add(Op::Lookup);
         counts.add(Op::Other);
         counts.add(Op::Other);
+        assert_eq!(told.try_iter().count(), 1, "the first request is told, and no other");
         assert_eq!(
             counts.to_string(),
             "lookup=1 forget=0 getattr=0 readlink=0 open=0 read=0 readdirplus=0 statfs=0 refused=0 other=2"

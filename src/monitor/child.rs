@@ -12,8 +12,6 @@ use crate::wire::{self, Order, Report, Start};
 /// The argument that makes the program a server; not for people.
 pub const SERVER_ARGUMENT: &str = "--server-of-monitor";
 
-/// A server that lived less than this since it began to serve died of what it was made to do.
-const SHORT_LIFE: Duration = Duration::from_millis(100);
 /// Deaths in a row that are answered at once; later ones wait.
 const PATIENCE: u32 = 3;
 /// First and longest wait before another server is started.
@@ -25,7 +23,7 @@ const WAIT_MAX: Duration = Duration::from_secs(5);
 pub struct Server {
     process: Child,
     socket: UnixStream,
-    serving_since: Option<Instant>,
+    answered: bool,
 }
 
 impl Server {
@@ -43,7 +41,7 @@ impl Server {
             // An interrupt from the terminal is for the monitor to handle.
             .process_group(0)
             .spawn()?;
-        Ok(Self { process, socket, serving_since: None })
+        Ok(Self { process, socket, answered: false })
     }
 
     /// Tells it what to serve. One that died already is found by its closed socket.
@@ -67,9 +65,7 @@ impl Server {
     /// The next report; none if it has died.
     pub fn report(&mut self) -> Option<Report> {
         let report = wire::receive::<Report>(&self.socket).ok().flatten().map(|(report, _)| report);
-        if matches!(report, Some(Report::Serving { .. })) {
-            self.serving_since = Some(Instant::now());
-        }
+        self.answered |= matches!(report, Some(Report::Answered));
         report
     }
 
@@ -78,15 +74,14 @@ impl Server {
         let _ = wire::send(&self.socket, order, &[]);
     }
 
-    /// Its socket is closed, so it has ended or is to: tells how it ended, and whether it ever did its work.
+    /// Its socket is closed, so it has ended or is to: tells how it ended, and whether it had answered anything.
     ///
     /// # Errors
     /// Those of kill(2) and waitpid(2).
     pub fn wait(mut self) -> io::Result<(ExitStatus, bool)> {
-        let useful = self.serving_since.is_some_and(|since| since.elapsed() >= SHORT_LIFE);
         // No effect on one that is ending already.
         self.process.kill()?;
-        Ok((self.process.wait()?, useful))
+        Ok((self.process.wait()?, self.answered))
     }
 
     /// Ends it at once. What it had taken is given back to its successor.
@@ -122,7 +117,7 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// A server died; `useful` if it had done its work for a while. How long to wait.
+    /// A server died; `useful` if it had answered anything. How long to wait.
     pub fn death(&mut self, useful: bool) -> Duration {
         self.deaths = if useful { 0 } else { self.deaths.saturating_add(1) };
         match self.deaths.checked_sub(PATIENCE + 1) {

@@ -25,6 +25,7 @@ mod watch;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::process::ExitStatus;
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::signal::{SigSet, Signal};
@@ -109,6 +110,11 @@ pub enum MonitorError {
     /// The first server could not begin.
     #[error("the server could not begin: {0}")]
     Server(String),
+    /// A server died and left nothing to go on from.
+    #[error(
+        "the server ended ({0}) and there is no node journal to go on from, so the view is unmounted; make room for its state directory, and start it anew"
+    )]
+    Lost(ExitStatus),
     /// The operating system refused something that always works.
     #[error("cannot {doing}")]
     System {
@@ -200,6 +206,8 @@ struct Monitor {
     spare: Option<Server>,
     /// Whether a journal exists that the next server goes on from.
     resume: bool,
+    /// Whether the last server that served had one.
+    journal: bool,
     /// Whether any server of this monitor has served.
     served: bool,
     /// When the next server is to be started.
@@ -294,6 +302,8 @@ impl Monitor {
             journal: self.state.as_ref().map(StateDir::journal),
             resume: self.resume,
             take_back: self.unsettled.clone(),
+            lock: self.state.as_ref().map(StateDir::server_lock),
+            end_with: systemd::is_there().then(std::process::id),
             log: self.settings.log,
         };
         let server = match self.spare.take() {
@@ -321,18 +331,20 @@ impl Monitor {
     fn on_server(&mut self) -> Result<Option<Ending>, MonitorError> {
         let Some(server) = &mut self.server else { return Ok(None) };
         match server.report() {
-            Some(Report::Serving { restored }) => {
+            Some(Report::Serving { restored, journal }) => {
                 if self.served {
                     tracing::info!(restored, "another server has taken over");
                 }
                 self.served = true;
                 self.resume = true;
+                self.journal = journal;
                 self.settle();
                 if !self.ready {
                     self.probe();
                 }
                 Ok(None)
             }
+            Some(Report::Answered) => Ok(None),
             Some(Report::Switched { epoch }) => {
                 if epoch == self.epoch {
                     self.settle();
@@ -356,6 +368,11 @@ impl Monitor {
             self.clean_up();
             return Ok(Some(Ending::Unmounted));
         }
+        if self.served && !self.journal {
+            // The kernel knows nodes that nobody can tell the meaning of.
+            self.unmount_lost()?;
+            return Err(MonitorError::Lost(status));
+        }
         let wait = self.backoff.death(useful);
         if wait.is_zero() {
             tracing::warn!("the server ended ({status}); another takes over");
@@ -366,6 +383,13 @@ impl Monitor {
         }
         self.restart = Some(Instant::now() + wait);
         Ok(None)
+    }
+
+    /// Readers get errors instead of waiting for ever, and the next start finds the place free.
+    fn unmount_lost(&mut self) -> Result<(), MonitorError> {
+        let gone = self.mounted.unmount();
+        self.clean_up();
+        gone.map(drop).map_err(MonitorError::from)
     }
 
     /// A fresh view is unmounted again; one taken over is left to whoever understands its journal.

@@ -90,6 +90,7 @@ pub(super) fn set_up(settings: Settings, signals: SignalFd) -> Result<Option<Mon
         server: None,
         spare: Some(spare),
         resume,
+        journal: false,
         served: false,
         restart: None,
         backoff: Backoff::default(),
@@ -122,7 +123,17 @@ fn open_state(settings: &Settings) -> Result<Option<StateDir>, MonitorError> {
 
 fn inherit(state: Option<&StateDir>, settings: &Settings) -> Result<Option<Inherited>, MonitorError> {
     let (Some(device), Some(dir)) = (systemd::stored_device(), state) else { return Ok(None) };
-    let Some(state) = dir.read()? else { return Ok(None) };
+    let Some(state) = dir.read()? else {
+        // A mount of which nothing is known can never be taken over. It has no server: the name is ours.
+        systemd::forget_device();
+        if let Some(mounted) = Mounted::found(&settings.mountpoint, &settings.name, false)? {
+            tracing::warn!(
+                "an earlier monitor could not write its state; its mount is cleared away, and the view mounted anew"
+            );
+            mounted.unmount()?;
+        }
+        return Ok(None);
+    };
     let Some(mounted) = Mounted::found(&state.mountpoint, &settings.name, state.created)? else {
         systemd::forget_device();
         return Ok(None);

@@ -4,6 +4,7 @@
 //! lock      held (flock) by the monitor that runs the view
 //! state     JSON, see [`State`]; replaced as a whole
 //! nodes     the node journal, see [`crate::journal`]
+//! server    held (flock) by the server that reads the device
 //! control   the socket for `--reload`
 //! ```
 //!
@@ -125,6 +126,12 @@ impl StateDir {
         self.path.join("nodes")
     }
 
+    /// Where the server's lock is.
+    #[must_use]
+    pub fn server_lock(&self) -> PathBuf {
+        self.path.join("server")
+    }
+
     /// Where the control socket is.
     #[must_use]
     pub fn control(&self) -> PathBuf {
@@ -182,7 +189,7 @@ impl Drop for StateDir {
             return;
         }
         // The lock goes first: whoever opens the directory from now on makes it anew.
-        for file in ["lock", "state.new", "nodes", "nodes.new", "control"] {
+        for file in ["lock", "state.new", "nodes", "nodes.new", "control", "server"] {
             let _ = std::fs::remove_file(self.path.join(file));
         }
         let _ = std::fs::remove_dir(&self.path);
