@@ -16,9 +16,11 @@
 mod util;
 
 mod bad_input;
+mod collector;
 mod command_line;
 mod container;
 mod handles;
+mod handover;
 mod hidden;
 mod kinds;
 mod life;
@@ -26,4 +28,6 @@ mod oracle;
 mod overlay;
 mod readers;
 mod readonly;
+mod reload;
+mod survival;
 mod user;

@@ -5,6 +5,9 @@ pub(crate) mod gate;
 pub(crate) mod fixture;
 pub(crate) mod mounts;
 pub(crate) mod program;
+pub(crate) mod load;
+pub(crate) mod mapped;
+pub(crate) mod service;
 #[macro_use]
 pub(crate) mod snapshot;
 pub(crate) mod store;

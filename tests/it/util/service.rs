@@ -1,0 +1,379 @@
+//! The program under a service manager, which the test plays: it hears what the program notifies, keeps its
+//! descriptors (`FDSTORE=1`) and starts the next one with them (`LISTEN_FDS`), as systemd does.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use tempfile::TempDir;
+
+use super::program::{Finished, Program, unique_name};
+use super::store::{NixStore, nix_environment};
+use super::{DEADLINE, mounts, wait_readable};
+
+/// What a notification says, by its keys.
+pub(crate) type Message = BTreeMap<String, String>;
+
+/// Ends the thread that listens; no program sends it.
+const ENOUGH: &[u8] = b"X_ENOUGH=1";
+
+#[derive(Debug, Default)]
+struct Heard {
+    messages: Vec<Message>,
+    stored: BTreeMap<String, OwnedFd>,
+}
+
+#[derive(Debug, Default)]
+struct Ear {
+    heard: Mutex<Heard>,
+    news: Condvar,
+}
+
+/// Who is to be killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Victim {
+    Server,
+    /// Its server goes on for a moment, and is killed as a service manager kills what is left of a service.
+    Monitor,
+    Both,
+}
+
+/// A view that is started again and again. Dropping it ends the program and unmounts.
+#[derive(Debug)]
+pub(crate) struct Service {
+    pub(crate) name: String,
+    /// What is started the next time.
+    pub(crate) binary: PathBuf,
+    arguments: Vec<OsString>,
+    at: PathBuf,
+    child: Option<Child>,
+    /// The server of a monitor that was killed, or of this one when it was last looked at.
+    server: Option<Pid>,
+    ear: Arc<Ear>,
+    listener: Option<JoinHandle<()>>,
+    dir: TempDir,
+}
+
+impl Service {
+    /// A service with a mount point of its own; nothing is started yet.
+    pub(crate) fn new(store: &NixStore) -> Self {
+        let dir = super::scratch();
+        let at = dir.path().join("view");
+        fs::create_dir(&at).unwrap();
+        let name = unique_name();
+        let socket = UnixDatagram::bind(dir.path().join("notify")).unwrap();
+        let ear = Arc::<Ear>::default();
+        let listener = std::thread::spawn({
+            let ear = ear.clone();
+            move || listen(&socket, &ear)
+        });
+        let mut service = Self {
+            name: name.clone(),
+            binary: Program::PATH.into(),
+            arguments: Vec::new(),
+            at: at.clone(),
+            child: None,
+            server: None,
+            ear,
+            listener: Some(listener),
+            dir,
+        };
+        service.add(["--store", &store.uri(), "--name", &name, "-v"]);
+        service.add([&at]);
+        service
+    }
+
+    /// More arguments, for every start from now on.
+    pub(crate) fn add<A: AsRef<OsStr>>(&mut self, arguments: impl IntoIterator<Item = A>) {
+        self.arguments.extend(arguments.into_iter().map(|argument| argument.as_ref().to_owned()));
+    }
+
+    pub(crate) fn with<A: AsRef<OsStr>>(mut self, arguments: impl IntoIterator<Item = A>) -> Self {
+        self.add(arguments);
+        self
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.at
+    }
+
+    /// The state directory of the view.
+    pub(crate) fn state(&self) -> PathBuf {
+        Path::new("/run/nix-store-fs/.state").join(&self.name)
+    }
+
+    /// Everything the program, and those before it, said.
+    pub(crate) fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.dir.path().join("stderr")).unwrap_or_default()).into_owned()
+    }
+
+    /// How many lines of the log hold this.
+    pub(crate) fn logged(&self, what: &str) -> usize {
+        self.log().lines().filter(|line| line.contains(what)).count()
+    }
+
+    /// How many notifications have come: the place to [`Self::wait`] from.
+    pub(crate) fn heard(&self) -> usize {
+        self.ear.heard.lock().messages.len()
+    }
+
+    pub(crate) fn messages(&self) -> Vec<Message> {
+        self.ear.heard.lock().messages.clone()
+    }
+
+    /// Waits for a notification, not before the place `from`, that has this key.
+    pub(crate) fn wait(&self, from: usize, key: &str) -> Message {
+        let until = Instant::now() + DEADLINE;
+        let mut heard = self.ear.heard.lock();
+        loop {
+            if let Some(found) = heard.messages.iter().skip(from).find(|message| message.contains_key(key)) {
+                return found.clone();
+            }
+            let late = self.ear.news.wait_until(&mut heard, until).timed_out();
+            assert!(!late, "no {key} came; the program said:\n{}", self.log());
+        }
+    }
+
+    /// Starts the program with what is stored, and goes on at once.
+    pub(crate) fn start(&mut self) {
+        self.launch(true);
+    }
+
+    /// Starts the program as a shell would, with no service manager.
+    pub(crate) fn start_alone(&mut self) {
+        self.launch(false);
+    }
+
+    fn launch(&mut self, managed: bool) {
+        let log = File::options().create(true).append(true).open(self.dir.path().join("stderr")).unwrap();
+        let heard = self.ear.heard.lock();
+        let device = heard.stored.get("fuse").filter(|_| managed).map(|device| device.try_clone().unwrap());
+        drop(heard);
+        let mut command = Command::new("sh");
+        // The number of the process is the program's: `exec` keeps it. Descriptors begin at number 3.
+        command.args(["-c", r#"[ -z "$LISTEN_FDS" ] || export LISTEN_PID=$$; exec "$@" 3<&0 </dev/null"#, "sh"]);
+        nix_environment(command.arg(&self.binary).args(&self.arguments));
+        command.env_remove("NOTIFY_SOCKET").env("LC_ALL", "C").stdout(Stdio::null()).stderr(log);
+        if managed {
+            command.env("NOTIFY_SOCKET", self.dir.path().join("notify"));
+        }
+        match device {
+            Some(device) => {
+                command.env("LISTEN_FDS", "1").env("LISTEN_FDNAMES", "fuse").stdin(device);
+            }
+            None => {
+                command.stdin(Stdio::null());
+            }
+        }
+        self.child = Some(command.spawn().unwrap());
+        self.server = None;
+    }
+
+    /// Starts the program and waits until it says that the view answers.
+    pub(crate) fn start_ready(&mut self) -> Message {
+        let from = self.heard();
+        self.start();
+        self.wait_ready(from)
+    }
+
+    /// Waits for READY=1, not before the place `from`; a program that ends instead fails the test at once.
+    pub(crate) fn wait_ready(&mut self, from: usize) -> Message {
+        let until = Instant::now() + DEADLINE;
+        let mut heard = self.ear.heard.lock();
+        loop {
+            if let Some(found) = heard.messages.iter().skip(from).find(|m| m.contains_key("READY")) {
+                return found.clone();
+            }
+            let _woken = self.ear.news.wait_for(&mut heard, Duration::from_millis(200));
+            let ended = self.child.as_mut().and_then(|child| child.try_wait().unwrap());
+            assert!(ended.is_none(), "the program ended with {ended:?}; it said:\n{}", self.log());
+            assert!(Instant::now() < until, "the program is not ready; it said:\n{}", self.log());
+        }
+    }
+
+    /// The program's process.
+    pub(crate) fn monitor(&self) -> Pid {
+        Pid::from_child(self.child.as_ref().expect("a running program"))
+    }
+
+    /// The server's process, if there is one at this moment.
+    pub(crate) fn server_now(&mut self) -> Option<Pid> {
+        let pid = self.monitor().as_raw_nonzero();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        let child = children.split_whitespace().next_back()?;
+        self.server = Pid::from_raw(child.parse().unwrap());
+        self.server
+    }
+
+    /// The server's process, once there is one.
+    pub(crate) fn server(&mut self) -> Pid {
+        let until = Instant::now() + DEADLINE;
+        loop {
+            if let Some(server) = self.server_now() {
+                return server;
+            }
+            assert!(Instant::now() < until, "there is no server; the program said:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Kills at once. Nothing is started again but by the program itself.
+    pub(crate) fn kill(&mut self, victim: Victim) {
+        let server = if victim == Victim::Server { Some(self.server()) } else { self.server_now() };
+        if victim != Victim::Server {
+            let mut child = self.child.take().expect("a running program");
+            child.kill().unwrap();
+            child.wait().unwrap();
+            if victim == Victim::Monitor {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        if let Some(server) = server {
+            kill_and_wait(server);
+        }
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(self.monitor(), signal).expect("signal the program");
+    }
+
+    /// The exit status of a program that was told to end, or that cannot go on.
+    pub(crate) fn ended(&mut self) -> ExitStatus {
+        let child = self.child.as_mut().expect("a started program");
+        let process = pidfd_open(Pid::from_child(child), PidfdFlags::empty()).expect("pidfd_open");
+        let [ended] = wait_readable([&process], Instant::now() + DEADLINE);
+        assert!(ended, "the program goes on; it said:\n{}", self.log());
+        let status = child.wait().unwrap();
+        self.child = None;
+        status
+    }
+
+    /// Ends the view by SIGTERM, and it has to end well.
+    pub(crate) fn stop(&mut self) {
+        self.signal(Signal::TERM);
+        let status = self.ended();
+        assert!(status.success(), "{status}; it said:\n{}", self.log());
+        assert!(mounts::at(&self.at).is_none(), "still mounted");
+    }
+
+    /// `--reload` of this view, run to its end.
+    pub(crate) fn reload(&self) -> Finished {
+        Program::new().args(["--reload", &self.name]).run()
+    }
+
+    /// A reload that has to succeed.
+    pub(crate) fn reload_well(&self) {
+        let finished = self.reload();
+        assert_eq!(finished.status.code(), Some(0), "{finished:?}\n{}", self.log());
+    }
+
+    /// What the descriptor store holds is closed, as when the service manager itself goes.
+    pub(crate) fn lose_descriptors(&self) {
+        self.ear.heard.lock().stored.clear();
+    }
+
+    pub(crate) fn stored(&self) -> Vec<String> {
+        self.ear.heard.lock().stored.keys().cloned().collect()
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let lines: Vec<&str> = log.lines().collect();
+            eprintln!("--- the program said at last:\n{}\n---", lines[lines.len().saturating_sub(40)..].join("\n"));
+        }
+        if self.child.is_some() {
+            let _server = self.server_now();
+        }
+        if let Some(mut child) = self.child.take() {
+            let _gone = kill_process(Pid::from_child(&child), Signal::TERM);
+            let ended = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())
+                .is_ok_and(|process| wait_readable([&process], Instant::now() + DEADLINE / 4) == [true]);
+            if !ended {
+                eprintln!("the program on {} ignored SIGTERM", self.at.display());
+                let _gone = child.kill();
+                self.server.iter().copied().for_each(kill_and_wait);
+            }
+            let _reaped = child.wait();
+        }
+        self.lose_descriptors();
+        while mounts::at(&self.at).is_some() {
+            if rustix::mount::unmount(&self.at, rustix::mount::UnmountFlags::DETACH).is_err() {
+                break;
+            }
+        }
+        let _nothing_left = fs::remove_dir_all(self.state());
+        let told = UnixDatagram::unbound().and_then(|socket| socket.send_to(ENOUGH, self.dir.path().join("notify")));
+        if told.is_ok() {
+            let _ended = self.listener.take().map(JoinHandle::join);
+        }
+    }
+}
+
+/// Kills a process that need not be a child of this one, and waits for its end.
+pub(crate) fn kill_and_wait(pid: Pid) {
+    let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { return };
+    let _gone = kill_process(pid, Signal::KILL);
+    assert_eq!(wait_readable([&process], Instant::now() + DEADLINE), [true], "{pid:?} does not die");
+}
+
+fn listen(socket: &UnixDatagram, ear: &Ear) {
+    while let Ok((text, descriptors)) = receive(socket) {
+        if text == ENOUGH {
+            break;
+        }
+        let text = String::from_utf8(text).expect("a notification in UTF-8");
+        let message: Message = text
+            .lines()
+            .filter_map(|line| line.split_once('='))
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect();
+        let mut heard = ear.heard.lock();
+        let name = message.get("FDNAME").cloned().unwrap_or_default();
+        if message.contains_key("FDSTORE") {
+            let last = descriptors.into_iter().next_back().expect("FDSTORE comes with a descriptor");
+            heard.stored.insert(name, last);
+        } else if message.contains_key("FDSTOREREMOVE") {
+            heard.stored.remove(&name);
+        }
+        heard.messages.push(message);
+        ear.news.notify_all();
+    }
+}
+
+fn receive(socket: &UnixDatagram) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    let mut text = vec![0; 8192];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut buffers = [IoSliceMut::new(&mut text)];
+    let got = loop {
+        match rustix::net::recvmsg(socket, &mut buffers, &mut control, RecvFlags::CMSG_CLOEXEC) {
+            Err(rustix::io::Errno::INTR) => {}
+            got => break got?.bytes,
+        }
+    };
+    let descriptors = control
+        .drain()
+        .filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(rights) => Some(rights),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    text.truncate(got);
+    Ok((text, descriptors))
+}
