@@ -13,11 +13,12 @@ use nix_store_fs::trie::{NodeId, NodeRecord, ROOT};
 use crate::util::fixture::Fixture;
 use crate::util::load::{self, Held, Load, say};
 use crate::util::mounts;
-use crate::util::service::{Service, Victim, kill_and_wait};
-use crate::util::tree;
+use crate::util::program::{Program, unique_name};
+use crate::util::service::{Service, Victim};
+use crate::util::{DEADLINE, tree};
 
 /// How often in each of the two ways of reading, if nobody says otherwise.
-const KILLS: u64 = 50;
+const KILLS: u64 = 44;
 
 fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).map_or(default, |text| text.parse().expect("a number"))
@@ -82,4 +83,242 @@ fn killed_again_and_again_with_io_cached() {
 fn killed_again_and_again_with_io_passthrough() {
     need!(Root, Fuse, Nix, Busybox, Passthrough);
     kill_again_and_again("passthrough");
+}
+
+/// A server that resumes with a million nodes: said how long it takes, with the server and with everything anew.
+#[test]
+fn a_million_nodes() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let mut service = Service::new(&fixture.store).with(["--system", &fixture.system.path]);
+    service.start_ready();
+    let text = service.path().join(&fixture.data.base).join("text");
+    let known = text.symlink_metadata().unwrap();
+    service.kill(Victim::Both);
+
+    let mut parent = ROOT;
+    let journal = Journal::resume(&service.state().join("nodes"), |record| {
+        if let Record::Node(NodeRecord { id, name, .. }) = record
+            && *name == *fixture.data.base.as_bytes()
+        {
+            parent = id;
+        }
+    })
+    .unwrap();
+    assert_ne!(parent, ROOT, "the journal has the member");
+    let nodes = number("NSF_NODES", 1_000_000);
+    let dirs = nodes / 1000;
+    let mut records = Vec::new();
+    for number in 0..nodes {
+        let id = NodeId(1_000_000 + number);
+        let parent = if number < dirs { parent } else { NodeId(1_000_000 + number % dirs) };
+        let name = format!("some-file-name-{number}").into_bytes().into();
+        records.push(Record::Node(NodeRecord { id, parent, name }));
+        if records.len() == 1000 {
+            journal.append(&records).unwrap();
+            records.clear();
+        }
+    }
+    drop(journal);
+
+    let begun = Instant::now();
+    service.start_ready();
+    let ready = begun.elapsed();
+    let again = text.symlink_metadata().unwrap();
+    assert_eq!(std::os::unix::fs::MetadataExt::ino(&again), std::os::unix::fs::MetadataExt::ino(&known));
+
+    service.kill(Victim::Server);
+    let begun = Instant::now();
+    // A name that nobody asked for yet, so that a server has to answer.
+    let fresh = service.path().join(&fixture.data.base).join("names").join("a space");
+    assert_eq!(fs::read(&fresh).unwrap(), b"a space");
+    say(&format!(
+        "resume with {nodes} nodes: READY=1 of a new monitor after {} ms, an answer of a new server after {} ms",
+        ready.as_millis(),
+        begun.elapsed().as_millis()
+    ));
+    service.stop();
+}
+
+/// A kill may tear the last record: it is dropped, and nothing else.
+#[test]
+fn a_torn_record_is_dropped() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let mut service = Service::new(&fixture.store).with(["--system", &fixture.system.path]);
+    service.start_ready();
+    let real = tree::walk(&fixture.store.physical(), &fixture.data.base);
+    tree::assert_same(&real, &tree::walk(service.path(), &fixture.data.base));
+    service.kill(Victim::Both);
+    let journal = service.state().join("nodes");
+    let mut bytes = fs::read(&journal).unwrap();
+    bytes.extend_from_slice(&[0x12, 0x34, 0x56, 0x78, 1, 0xA5, 0x40, 0, 9, 9]);
+    fs::write(&journal, bytes).unwrap();
+    service.start_ready();
+    load::drop_kernel_caches();
+    tree::assert_same(&real, &tree::walk(service.path(), &fixture.data.base));
+    service.kill(Victim::Server);
+    load::drop_kernel_caches();
+    tree::assert_same(&real, &tree::walk(service.path(), &fixture.data.base));
+    service.stop();
+}
+
+/// Where nobody keeps the descriptor, the death of both leaves a dead mount, and the next start cleans it up.
+#[test]
+fn a_dead_mount_is_cleaned_and_used_again() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let mut service = Service::new(&fixture.store).with(["--system", &fixture.system.path]);
+    service.start_ready();
+    service.kill(Victim::Both);
+    service.lose_descriptors();
+    let dead = fs::read_dir(service.path()).unwrap_err();
+    assert_eq!(rustix::io::Errno::from_io_error(&dead), Some(rustix::io::Errno::NOTCONN));
+
+    // Another view is not to touch it.
+    let mut other = Program::on(&fixture.store).args(["--system", &fixture.system.path, "--name"]);
+    other = other.arg(unique_name()).arg(service.path());
+    let refused = other.run();
+    assert_eq!(refused.status.code(), Some(6), "{refused:?}");
+    assert!(refused.stderr.contains("whose server is dead"), "{refused:?}");
+    assert!(mounts::at(service.path()).is_some(), "somebody else's dead mount was unmounted");
+
+    service.start_ready();
+    assert_eq!(service.logged("clearing away the dead mount"), 1, "{}", service.log());
+    assert_eq!(mounts::all().iter().filter(|mount| mount.at == service.path()).count(), 1);
+    let real = tree::walk(&fixture.store.physical(), &fixture.data.base);
+    tree::assert_same(&real, &tree::walk(service.path(), &fixture.data.base));
+    service.stop();
+}
+
+/// Without a service manager a monitor alone replaces its server.
+#[test]
+fn without_a_service_manager_a_server_is_replaced() {
+    need!(Root, Fuse, Nix, Busybox);
+    let fixture = Fixture::new();
+    let busybox = load::add_busybox(&fixture.store);
+    let mut service =
+        Service::new(&fixture.store).with(["--system", &fixture.system.path, "--root", &busybox.path]);
+    service.start_alone();
+    let until = Instant::now() + DEADLINE;
+    while mounts::at(service.path()).is_none() {
+        assert!(Instant::now() < until, "not mounted: {}", service.log());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let expected = Arc::new(load::expect(&fixture.store, [fixture.data.base.as_str(), &busybox.base]));
+    let running = Load::start(service.path(), &expected, Some(&busybox), 2, true);
+    for _ in 0..10 {
+        // One that is killed as soon as it serves is held for broken, and its successor has to wait.
+        std::thread::sleep(Duration::from_millis(250));
+        service.kill(Victim::Server);
+    }
+    running.finish().judge("without a service manager");
+    // Nobody would succeed it, so it does not let go.
+    service.signal(rustix::process::Signal::USR2);
+    service.signal(rustix::process::Signal::HUP);
+    let until = Instant::now() + DEADLINE;
+    while service.logged("cannot hand over") == 0 {
+        assert!(Instant::now() < until, "{}", service.log());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(tree::list(service.path()).unwrap().len(), fixture.members().len() + 1);
+    service.stop();
+}
+
+/// A server that a monitor left behind gives way to the next monitor's: two never answer at once.
+#[test]
+fn a_server_left_behind_gives_way() {
+    need!(Root, Fuse, Nix, Busybox);
+    let fixture = Fixture::new();
+    let busybox = load::add_busybox(&fixture.store);
+    let many = load::add_many(&fixture.store, 2000);
+    let mut service = Service::new(&fixture.store)
+        .with(["--system", &fixture.system.path, "--root", &busybox.path, "--root", &many.path]);
+    service.start_ready();
+    let members = [&fixture.data, &busybox, &many].map(|member| member.base.as_str());
+    let expected = Arc::new(load::expect(&fixture.store, members));
+    let running = Load::start(service.path(), &expected, Some(&busybox), 4, true);
+    for _ in 0..5 {
+        std::thread::sleep(Duration::from_millis(200));
+        let server = service.server();
+        service.kill_monitor_only();
+        service.start_ready();
+        assert_ne!(service.server(), server);
+        let until = Instant::now() + DEADLINE;
+        while is_running(server) {
+            assert!(Instant::now() < until, "the old server goes on beside the new one");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    running.finish().judge("a server left behind");
+    service.stop();
+}
+
+fn is_running(pid: rustix::process::Pid) -> bool {
+    let status = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
+    status.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+}
+
+/// A state directory on a disk that is full: the view goes on, and says that a crash would not be survived.
+#[test]
+fn the_journal_is_on_a_full_disk() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let many = load::add_many(&fixture.store, 4000);
+    let mut service =
+        Service::new(&fixture.store).with(["--system", &fixture.system.path, "--root", &many.path]);
+    fs::create_dir_all(service.state()).unwrap();
+    let _small = mounts::Own::mount("tmpfs", &service.state(), "size=64k");
+    service.start_ready();
+    let real = tree::walk(&fixture.store.physical(), &many.base);
+    tree::assert_same(&real, &tree::walk(service.path(), &many.base));
+    assert_eq!(service.logged("would not survive a crash of its server"), 1, "{}", service.log());
+    // Once said it is not said again, and what was opened goes on being read.
+    load::drop_kernel_caches();
+    tree::assert_same(&real, &tree::walk(service.path(), &many.base));
+    assert_eq!(service.logged("would not survive a crash of its server"), 1, "{}", service.log());
+    service.stop();
+}
+
+/// The same when nothing at all can be written.
+#[test]
+fn the_state_is_on_a_full_disk() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let mut service = Service::new(&fixture.store).with(["--system", &fixture.system.path]);
+    fs::create_dir_all(service.state()).unwrap();
+    let _small = mounts::Own::mount("tmpfs", &service.state(), "size=16k");
+    let filler = service.state().join("filler");
+    let _full = fs::write(&filler, vec![1; 16 << 10]);
+    service.start_ready();
+    assert_eq!(service.logged("would not survive a crash of its monitor"), 1, "{}", service.log());
+    assert_eq!(service.logged("would not survive a crash of its server"), 1, "{}", service.log());
+    let real = tree::walk(&fixture.store.physical(), &fixture.data.base);
+    tree::assert_same(&real, &tree::walk(service.path(), &fixture.data.base));
+
+    // What was said comes true, and does not stand in the way of the next one.
+    service.kill(Victim::Both);
+    fs::remove_file(filler).unwrap();
+    service.start_ready();
+    tree::assert_same(&real, &tree::walk(service.path(), &fixture.data.base));
+    service.stop();
+}
+
+/// A server that cannot go on from a broken journal must not leave its readers waiting for ever.
+#[test]
+fn a_server_that_dies_without_a_journal() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let mut service = Service::new(&fixture.store).with(["--system", &fixture.system.path]);
+    fs::create_dir_all(service.state()).unwrap();
+    let _small = mounts::Own::mount("tmpfs", &service.state(), "size=16k");
+    let _full = fs::write(service.state().join("filler"), vec![1; 16 << 10]);
+    service.start_ready();
+    service.kill(Victim::Server);
+    let at = service.path().join(&fixture.data.base).join("text");
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || tell.send(fs::read(at).map_err(|error| error.to_string())));
+    let answer = told.recv_timeout(DEADLINE / 2);
+    assert!(answer.is_ok(), "a reader waits for ever; the program said:\n{}", service.log());
+    say(&format!("after the death of a server without a journal: {answer:?}"));
 }

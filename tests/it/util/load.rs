@@ -298,7 +298,7 @@ impl Held {
                 mappings.push((path.clone(), Mapping::new(&file, bytes.len()).unwrap(), bytes.clone()));
             }
             files.push((path.clone(), file, bytes.clone()));
-            if files.len() == 200 {
+            if files.len() == 100 {
                 break;
             }
         }

@@ -245,6 +245,13 @@ impl Service {
         }
     }
 
+    /// Kills the program and lets its server go on.
+    pub(crate) fn kill_monitor_only(&mut self) {
+        let mut child = self.child.take().expect("a running program");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         kill_process(self.monitor(), signal).expect("signal the program");
     }
@@ -325,7 +332,7 @@ impl Drop for Service {
 }
 
 /// Kills a process that need not be a child of this one, and waits for its end.
-pub(crate) fn kill_and_wait(pid: Pid) {
+fn kill_and_wait(pid: Pid) {
     let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { return };
     let _gone = kill_process(pid, Signal::KILL);
     assert_eq!(wait_readable([&process], Instant::now() + DEADLINE), [true], "{pid:?} does not die");
