@@ -1,1 +1,388 @@
-//! x
+//! Changing what a view shows while it is looked at.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::util::load::{self, Load, say};
+use crate::util::service::Service;
+use crate::util::store::{Member, NixStore};
+use crate::util::{DEADLINE, tree};
+
+/// A store with systems that share something, and a profile that leads to one of them.
+struct Systems {
+    store: NixStore,
+    /// In every system.
+    shared: Vec<Member>,
+    busybox: Member,
+    /// A system, and what only it has.
+    systems: Vec<(Member, Member)>,
+    link: PathBuf,
+}
+
+impl Systems {
+    fn new(count: usize) -> Self {
+        let store = NixStore::new();
+        let busybox = load::add_busybox(&store);
+        let mut shared = vec![busybox.clone(), load::add_many(&store, 500)];
+        for number in 0..20 {
+            shared.push(store.add_in_place(&format!("shared-{number}"), &[], |path| {
+                fs::create_dir(path).unwrap();
+                fs::write(path.join("number"), number.to_string()).unwrap();
+            }));
+        }
+        let systems: Vec<_> = (0..count)
+            .map(|number| {
+                let own = store.add(&format!("own-{number}"), &[], |path| {
+                    fs::create_dir(path).unwrap();
+                    fs::write(path.join("number"), format!("{number}\n").repeat(5000)).unwrap();
+                });
+                let references: Vec<&Member> = shared.iter().chain([&own]).collect();
+                let system = store.add(&format!("system-{number}"), &references, |path| {
+                    fs::write(path, format!("{number}\n")).unwrap();
+                });
+                (system, own)
+            })
+            .collect();
+        let link = store.profile("web/system", &systems[0].0.path);
+        Self { store, shared, busybox, systems, link }
+    }
+
+    /// Lets the profile lead elsewhere, in one step as Nix does.
+    fn switch(&self, target: impl AsRef<Path>) {
+        let next = self.link.with_extension("next");
+        symlink(target, &next).unwrap();
+        fs::rename(&next, &self.link).unwrap();
+    }
+
+    fn select(&self, number: usize) {
+        self.switch(&self.systems[number].0.path);
+    }
+
+    fn service(&self) -> Service {
+        Service::new(&self.store).with([Path::new("--system"), &self.link])
+    }
+
+    fn names(&self, number: usize) -> BTreeSet<PathBuf> {
+        self.shared
+            .iter()
+            .chain([&self.systems[number].0, &self.systems[number].1])
+            .map(|member| PathBuf::from(&member.base))
+            .collect()
+    }
+
+    fn load(&self, service: &Service) -> Load {
+        let expected = load::expect(&self.store, self.shared.iter().map(|member| member.base.as_str()));
+        Load::start(service.path(), &Arc::new(expected), Some(&self.busybox), 3, true)
+    }
+}
+
+/// How many reloads each of the two ways does; `scripts/stress` does more.
+fn reloads() -> usize {
+    std::env::var("NSF_RELOADS").map_or(100, |text| text.parse().expect("a number"))
+}
+
+fn count(service: &Service, key: &str) -> usize {
+    service.messages().iter().filter(|message| message.contains_key(key)).count()
+}
+
+/// The view grows: nothing that was seen goes, and what is new is there when `--reload` returns, though it was
+/// asked for, and missed, before.
+#[test]
+fn a_hundred_reloads_that_grow() {
+    need!(Root, Fuse, Nix, Busybox);
+    let systems = Systems::new(10);
+    let mut service = systems.service();
+    service.start_ready();
+    let running = systems.load(&service);
+    let mut seen = systems.names(0);
+    for round in 1..=reloads() {
+        let number = round % systems.systems.len();
+        let own = service.path().join(&systems.systems[number].1.base).join("number");
+        let known = seen.contains(Path::new(&systems.systems[number].1.base));
+        assert_eq!(own.exists(), known, "{}", own.display());
+        systems.select(number);
+        service.reload_well();
+        assert_eq!(fs::read(&own).unwrap(), format!("{number}\n").repeat(5000).into_bytes());
+        seen.extend(systems.names(number));
+        let listed: BTreeSet<PathBuf> = tree::list(service.path()).unwrap().into_iter().collect();
+        assert_eq!(listed, seen, "round {round}");
+    }
+    say(&format!("reloads that grow: {}", reloads()));
+    running.finish().judge("reloads that grow");
+    service.stop();
+}
+
+/// With `--prune` what is gone answers ENOENT at once, open files of it stay readable, and a listing shows the old
+/// set or the new one and never a mixture.
+#[test]
+fn a_hundred_reloads_that_prune() {
+    need!(Root, Fuse, Nix, Busybox);
+    let systems = Systems::new(2);
+    let mut service = systems.service().with(["--prune"]);
+    service.start_ready();
+    let running = systems.load(&service);
+    let enough = Arc::new(AtomicBool::new(false));
+    let lister = std::thread::spawn({
+        let (enough, view) = (enough.clone(), service.path().to_owned());
+        let sets = [systems.names(0), systems.names(1)].map(|set| set.into_iter().collect::<Vec<_>>());
+        move || {
+            let mut listings = 0_u64;
+            while !enough.load(Ordering::Relaxed) {
+                let listed = tree::list(&view).unwrap();
+                assert!(sets.contains(&listed), "neither the old set nor the new one: {listed:?}");
+                listings += 1;
+            }
+            listings
+        }
+    });
+    for round in 1..=reloads() {
+        let (gone, new) = (&systems.systems[(round + 1) % 2], &systems.systems[round % 2]);
+        let [gone_file, new_file] =
+            [gone, new].map(|system| service.path().join(&system.1.base).join("number"));
+        let held = File::open(&gone_file).unwrap();
+        assert_eq!(new_file.symlink_metadata().unwrap_err().kind(), std::io::ErrorKind::NotFound);
+        systems.select(round % 2);
+        service.reload_well();
+        let listed: BTreeSet<PathBuf> = tree::list(service.path()).unwrap().into_iter().collect();
+        assert_eq!(listed, systems.names(round % 2), "round {round}");
+        assert!(new_file.exists(), "round {round}: the new name is not there");
+        for path in [&gone_file, gone_file.parent().unwrap(), &service.path().join(&gone.0.base)] {
+            let error = path.symlink_metadata().expect_err("a name that is gone");
+            assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "round {round}: {}", path.display());
+        }
+        let mut bytes = vec![0; 10_000];
+        held.read_exact_at(&mut bytes, 0).unwrap();
+        assert_eq!(bytes, format!("{}\n", (round + 1) % 2).repeat(5000).into_bytes());
+    }
+    enough.store(true, Ordering::Relaxed);
+    let listings = lister.join().expect("every listing is the old set or the new one");
+    say(&format!("reloads that prune: {}, with {listings} listings of the old set or the new", reloads()));
+    running.finish().judge("reloads that prune");
+    service.stop();
+}
+
+/// SIGHUP is a reload that the service manager can follow.
+#[test]
+fn sighup_tells_the_service_manager() {
+    need!(Root, Fuse, Nix, Busybox);
+    let systems = Systems::new(2);
+    let mut service = systems.service();
+    let ready = service.start_ready();
+    let paths = systems.names(0).len();
+    assert!(ready["STATUS"].starts_with(&format!("serving {paths} store paths since 20")), "{ready:?}");
+    let own = service.path().join(&systems.systems[1].1.base);
+    assert!(!own.exists());
+    systems.select(1);
+    let from = service.heard();
+    service.signal(Signal::HUP);
+    let reloading = service.wait(from, "RELOADING");
+    assert_eq!(reloading["RELOADING"], "1");
+    let since: u64 = reloading["MONOTONIC_USEC"].parse().unwrap();
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    assert!(
+        since <= u64::try_from(now.tv_sec).unwrap() * 1_000_000 + u64::try_from(now.tv_nsec).unwrap() / 1000
+    );
+    let ready = service.wait_ready(from);
+    assert!(own.exists(), "READY=1 before the new name was there");
+    assert!(ready["STATUS"].starts_with(&format!("serving {} store paths since", paths + 2)), "{ready:?}");
+    let keys: Vec<_> =
+        service.messages()[from..].iter().flat_map(|message| message.keys().cloned()).collect();
+    let place = |key: &str| keys.iter().position(|found| found == key).unwrap();
+    assert!(place("RELOADING") < place("READY"), "{keys:?}");
+    service.stop();
+    assert_eq!(count(&service, "STOPPING"), 1);
+}
+
+/// `--watch` follows a profile by itself.
+#[test]
+fn a_watched_profile_is_followed() {
+    need!(Root, Fuse, Nix, Busybox);
+    let systems = Systems::new(6);
+    let mut service = systems.service().with(["--watch"]);
+    service.start_ready();
+    for number in 1..4 {
+        let own = service.path().join(&systems.systems[number].1.base);
+        assert!(!own.exists());
+        let from = service.heard();
+        systems.select(number);
+        service.wait(from, "RELOADING");
+        service.wait_ready(from);
+        assert!(own.exists(), "number {number}");
+    }
+    // A chain of links: the profile leads to another link, which then changes.
+    let chain = systems.link.with_file_name("system-7-link");
+    symlink(&systems.systems[3].0.path, &chain).unwrap();
+    let from = service.heard();
+    systems.switch("system-7-link");
+    service.wait_ready(from);
+    let from = service.heard();
+    let next = chain.with_extension("next");
+    symlink(&systems.systems[4].0.path, &next).unwrap();
+    fs::rename(&next, &chain).unwrap();
+    service.wait_ready(from);
+    assert!(service.path().join(&systems.systems[4].1.base).exists(), "the end of the chain");
+    // One that leads nowhere for a while changes nothing, and is followed when it leads somewhere again.
+    let from = service.heard();
+    systems.switch("/nowhere");
+    service.wait_ready(from);
+    assert_eq!(service.logged("the reload failed and nothing has changed"), 1, "{}", service.log());
+    let from = service.heard();
+    systems.select(5);
+    service.wait_ready(from);
+    assert!(service.path().join(&systems.systems[5].1.base).exists(), "after a profile that led nowhere");
+    service.stop();
+}
+
+/// Several changes in a row make one reload.
+#[test]
+fn changes_in_a_row_make_one_reload() {
+    need!(Root, Fuse, Nix, Busybox);
+    let systems = Systems::new(2);
+    let mut service = systems.service().with(["--watch"]);
+    service.start_ready();
+    // On a machine so busy that the changes do not come in a row, they are made once more.
+    for _ in 0..20 {
+        let from = service.heard();
+        let before = count(&service, "RELOADING");
+        let begun = Instant::now();
+        for round in 0..10 {
+            systems.select(round % 2);
+        }
+        let in_a_row = begun.elapsed() < Duration::from_millis(100);
+        service.wait_ready(from);
+        // A reload by hand after it: whatever was still to come is counted with it.
+        std::thread::sleep(Duration::from_millis(500));
+        service.reload_well();
+        if in_a_row {
+            assert_eq!(count(&service, "RELOADING") - before, 2, "ten changes and one reload by hand");
+            service.stop();
+            return;
+        }
+    }
+    panic!("ten links cannot be changed within 100 ms on this machine");
+}
+
+/// A reload that fails changes nothing, says why once, and the next one works.
+#[test]
+fn a_reload_that_fails_changes_nothing() {
+    need!(Root, Fuse, Nix, Busybox);
+    let systems = Systems::new(2);
+    let dir = crate::util::scratch();
+    let roots = dir.path().join("roots");
+    fs::write(&roots, "# nothing more\n").unwrap();
+    let mut service = systems.service().with([Path::new("--roots-file"), &roots]);
+    service.start_ready();
+    let running = systems.load(&service);
+    let before: BTreeSet<PathBuf> = tree::list(service.path()).unwrap().into_iter().collect();
+
+    let unregistered = NixStore::name("unregistered");
+    fs::write(systems.store.physical().join(&unregistered.base), "not registered\n").unwrap();
+    let own = service.path().join(&systems.systems[1].1.base);
+    assert!(!own.exists());
+    let dangling = || systems.switch("/nix/var/nix/profiles/nowhere");
+    let invalid = || systems.switch(&unregistered.path);
+    let outside = || systems.switch("/etc");
+    let broken_file = || fs::write(&roots, b"/nix/store/\xff\xfe\n").unwrap();
+    let wrong_file = || fs::write(&roots, "/nowhere/at/all\n").unwrap();
+    let no_file = || fs::remove_file(&roots).unwrap();
+    let breaks: [(&str, &dyn Fn()); 6] = [
+        ("a dangling profile", &dangling),
+        ("a path that is not valid", &invalid),
+        ("a path outside the store", &outside),
+        ("a roots file that is no text", &broken_file),
+        ("a roots file with a wrong root", &wrong_file),
+        ("no roots file", &no_file),
+    ];
+    for (what, breaks) in breaks {
+        breaks();
+        let (from, failures) = (service.heard(), service.logged("the reload failed"));
+        let finished = service.reload();
+        assert_eq!(finished.status.code(), Some(8), "{what}: {finished:?}");
+        assert!(
+            finished.stderr.starts_with("nix-store-fs: ") && finished.stderr.len() > 30,
+            "{what}: {finished:?}"
+        );
+        assert!(finished.stdout.is_empty(), "{what}: {finished:?}");
+        assert_eq!(service.logged("the reload failed") - failures, 1, "{what}: {}", service.log());
+        let listed: BTreeSet<PathBuf> = tree::list(service.path()).unwrap().into_iter().collect();
+        assert_eq!(listed, before, "{what}");
+        // The service manager hears that the reload is over, and that it still serves.
+        let ready = service.wait_ready(from);
+        assert!(ready["STATUS"].contains(&format!("{} store paths", before.len())), "{what}: {ready:?}");
+        systems.select(0);
+        fs::write(&roots, "# nothing more\n").unwrap();
+        service.reload_well();
+    }
+    assert!(!own.exists());
+    systems.select(1);
+    service.reload_well();
+    assert!(own.exists());
+    running.finish().judge("reloads that fail");
+    service.stop();
+    let finished = service.reload();
+    assert_eq!(finished.status.code(), Some(8), "a view that has ended: {finished:?}");
+}
+
+/// A roots file is read again, and a root that is waited for is served once it is there.
+#[test]
+fn a_roots_file_is_read_again() {
+    need!(Root, Fuse, Nix, Busybox);
+    let systems = Systems::new(3);
+    let dir = crate::util::scratch();
+    let (roots, awaited) = (dir.path().join("roots"), dir.path().join("driver"));
+    fs::write(&roots, format!("? {}\n", awaited.display())).unwrap();
+    let mut service = systems.service().with([Path::new("--roots-file"), &roots]).with(["--watch"]);
+    service.start_ready();
+    let owns = [1, 2].map(|number| service.path().join(&systems.systems[number].1.base));
+    assert!(owns.iter().all(|own| !own.exists()));
+    symlink(&systems.systems[1].0.path, &awaited).unwrap();
+    wait_for(&owns[0], &service);
+    fs::write(&roots, format!("{}\n", systems.systems[2].0.path)).unwrap();
+    wait_for(&owns[1], &service);
+    service.stop();
+}
+
+fn wait_for(path: &Path, service: &Service) {
+    let until = Instant::now() + DEADLINE;
+    while !path.exists() {
+        assert!(Instant::now() < until, "{} does not come: {}", path.display(), service.log());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A server that is killed in the middle of a switch: its successor shows the new view.
+#[test]
+fn a_server_killed_while_it_switches() {
+    need!(Root, Fuse, Nix, Busybox);
+    let systems = Systems::new(2);
+    let mut service = systems.service().with(["--prune"]);
+    service.start_ready();
+    let running = systems.load(&service);
+    for round in 1..=20 {
+        // Long enough for the server to count as one that works, whose successor comes at once.
+        std::thread::sleep(Duration::from_millis(150));
+        let number = round % 2;
+        let new = service.path().join(&systems.systems[number].1.base);
+        let gone = service.path().join(&systems.systems[1 - number].1.base);
+        assert!(!new.exists() && gone.exists(), "round {round}");
+        systems.select(number);
+        let from = service.heard();
+        service.signal(Signal::HUP);
+        service.wait(from, "RELOADING");
+        std::thread::sleep(Duration::from_millis(u64::try_from(round).unwrap()));
+        service.kill(crate::util::service::Victim::Server);
+        service.wait_ready(from);
+        assert!(new.exists() && !gone.exists(), "round {round}: {}", service.log());
+        let listed: BTreeSet<PathBuf> = tree::list(service.path()).unwrap().into_iter().collect();
+        assert_eq!(listed, systems.names(number), "round {round}");
+    }
+    running.finish().judge("servers killed while they switch");
+    service.stop();
+}

@@ -28,10 +28,19 @@ fn kill_again_and_again(io: &str) {
     let fixture = Fixture::new();
     let busybox = load::add_busybox(&fixture.store);
     let many = load::add_many(&fixture.store, 2000);
-    let mut service = Service::new(&fixture.store)
-        .with(["--system", &fixture.system.path, "--root", &busybox.path, "--root", &many.path, "--io", io]);
+    let mut service = Service::new(&fixture.store).with([
+        "--system",
+        &fixture.system.path,
+        "--root",
+        &busybox.path,
+        "--root",
+        &many.path,
+        "--io",
+        io,
+    ]);
     service.start_ready();
-    let members: Vec<String> = tree::list(service.path()).unwrap().iter().map(|b| b.display().to_string()).collect();
+    let members: Vec<String> =
+        tree::list(service.path()).unwrap().iter().map(|b| b.display().to_string()).collect();
     let expected = Arc::new(load::expect(&fixture.store, members.iter().map(String::as_str)));
     let mut held = Held::new(service.path(), &expected, &busybox);
     let running = Load::start(service.path(), &expected, Some(&busybox), 4, true);
@@ -232,8 +241,14 @@ fn a_server_left_behind_gives_way() {
     let fixture = Fixture::new();
     let busybox = load::add_busybox(&fixture.store);
     let many = load::add_many(&fixture.store, 2000);
-    let mut service = Service::new(&fixture.store)
-        .with(["--system", &fixture.system.path, "--root", &busybox.path, "--root", &many.path]);
+    let mut service = Service::new(&fixture.store).with([
+        "--system",
+        &fixture.system.path,
+        "--root",
+        &busybox.path,
+        "--root",
+        &many.path,
+    ]);
     service.start_ready();
     let members = [&fixture.data, &busybox, &many].map(|member| member.base.as_str());
     let expected = Arc::new(load::expect(&fixture.store, members));

@@ -75,7 +75,12 @@ impl Found {
             failed.len(),
             slowest.as_millis()
         ));
-        assert!(failed.is_empty(), "{} of {calls} calls failed, first:\n{}", failed.len(), failed[..failed.len().min(20)].join("\n"));
+        assert!(
+            failed.is_empty(),
+            "{} of {calls} calls failed, first:\n{}",
+            failed.len(),
+            failed[..failed.len().min(20)].join("\n")
+        );
         assert!(*calls > 100, "the load did nothing");
     }
 }
@@ -143,9 +148,14 @@ impl Load {
         for number in 1..=readers {
             let place: At = Arc::new(Mutex::new((Instant::now(), "nothing".to_owned())));
             at.push(place.clone());
-            let reader = Reader { at: place, tally: Tally::default(), random: number.wrapping_mul(0x9e37_79b9_7f4a_7c15) };
+            let reader = Reader {
+                at: place,
+                tally: Tally::default(),
+                random: number.wrapping_mul(0x9e37_79b9_7f4a_7c15),
+            };
             let program = busybox.map(|member| view.join(&member.base).join("bin/busybox"));
-            let (view, expected, enough, tell) = (view.to_owned(), expected.clone(), enough.clone(), tell.clone());
+            let (view, expected, enough, tell) =
+                (view.to_owned(), expected.clone(), enough.clone(), tell.clone());
             thread::spawn(move || read(reader, &view, &expected, program.as_deref(), &enough, &tell));
         }
         if drop_caches {
@@ -203,7 +213,8 @@ fn read(
     tell: &Sender<Tally>,
 ) {
     let entries: Vec<(&PathBuf, &Entry)> = expected.iter().collect();
-    let files: Vec<_> = entries.iter().filter(|(_, entry)| matches!(&entry.what, What::File { size: 1.., .. })).collect();
+    let files: Vec<_> =
+        entries.iter().filter(|(_, entry)| matches!(&entry.what, What::File { size: 1.., .. })).collect();
     while !enough.load(Ordering::Relaxed) {
         let choice = reader.next();
         let pick = usize::try_from(choice >> 8).unwrap();
@@ -225,12 +236,16 @@ fn read(
             9..=24 => reader.check("read", file, || {
                 let from = pick % bytes.len();
                 let mut part = vec![0; (bytes.len() - from).min(20_000)];
-                File::open(view.join(file)).map_err(text)?.read_exact_at(&mut part, from as u64).map_err(text)?;
+                File::open(view.join(file))
+                    .map_err(text)?
+                    .read_exact_at(&mut part, from as u64)
+                    .map_err(text)?;
                 same(&part, &bytes[from..from + part.len()])
             }),
             25..=34 => reader.check("list", Path::new(""), || {
                 let listed = tree::list(view).map_err(text)?;
-                let missing = |base: &&PathBuf| base.components().count() == 1 && listed.binary_search(base).is_err();
+                let missing =
+                    |base: &&PathBuf| base.components().count() == 1 && listed.binary_search(base).is_err();
                 match expected.keys().find(missing) {
                     None => Ok(()),
                     Some(base) => Err(format!("{} is not listed", base.display())),

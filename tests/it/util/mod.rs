@@ -3,10 +3,10 @@
 #[macro_use]
 pub(crate) mod gate;
 pub(crate) mod fixture;
-pub(crate) mod mounts;
-pub(crate) mod program;
 pub(crate) mod load;
 pub(crate) mod mapped;
+pub(crate) mod mounts;
+pub(crate) mod program;
 pub(crate) mod service;
 #[macro_use]
 pub(crate) mod snapshot;

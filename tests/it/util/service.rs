@@ -163,7 +163,11 @@ impl Service {
         drop(heard);
         let mut command = Command::new("sh");
         // The number of the process is the program's: `exec` keeps it. Descriptors begin at number 3.
-        command.args(["-c", r#"[ -z "$LISTEN_FDS" ] || export LISTEN_PID=$$; exec "$@" 3<&0 </dev/null"#, "sh"]);
+        command.args([
+            "-c",
+            r#"[ -z "$LISTEN_FDS" ] || export LISTEN_PID=$$; exec "$@" 3<&0 </dev/null"#,
+            "sh",
+        ]);
         nix_environment(command.arg(&self.binary).args(&self.arguments));
         command.env_remove("NOTIFY_SOCKET").env("LC_ALL", "C").stdout(Stdio::null()).stderr(log);
         if managed {
@@ -301,7 +305,10 @@ impl Drop for Service {
         if std::thread::panicking() {
             let log = self.log();
             let lines: Vec<&str> = log.lines().collect();
-            eprintln!("--- the program said at last:\n{}\n---", lines[lines.len().saturating_sub(40)..].join("\n"));
+            eprintln!(
+                "--- the program said at last:\n{}\n---",
+                lines[lines.len().saturating_sub(40)..].join("\n")
+            );
         }
         if self.child.is_some() {
             let _server = self.server_now();
@@ -324,7 +331,8 @@ impl Drop for Service {
             }
         }
         let _nothing_left = fs::remove_dir_all(self.state());
-        let told = UnixDatagram::unbound().and_then(|socket| socket.send_to(ENOUGH, self.dir.path().join("notify")));
+        let told =
+            UnixDatagram::unbound().and_then(|socket| socket.send_to(ENOUGH, self.dir.path().join("notify")));
         if told.is_ok() {
             let _ended = self.listener.take().map(JoinHandle::join);
         }
