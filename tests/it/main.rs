@@ -30,4 +30,5 @@ mod readers;
 mod readonly;
 mod reload;
 mod survival;
+mod systemd;
 mod user;

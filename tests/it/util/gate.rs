@@ -16,8 +16,14 @@ pub(crate) enum Need {
     Busybox,
     Nspawn,
     Fusermount,
-    /// Linux 6.9, which no promise of the program's depends on: the only need that continuous integration excuses.
+    Jq,
+    Cgroup2,
+    /// What `scripts/setup --test` makes: a small system to boot, and the directory `/nix`.
+    Guest,
+    /// Linux 6.9, which no promise of the program's depends on.
     Passthrough,
+    /// Linux 6.12, without which the module refuses private users.
+    Idmap,
 }
 
 impl Need {
@@ -32,9 +38,26 @@ impl Need {
             Self::Busybox => (in_path("busybox"), "a static busybox"),
             Self::Nspawn => (in_path("systemd-nspawn"), "the command systemd-nspawn"),
             Self::Fusermount => (in_path("fusermount3"), "the command fusermount3"),
+            Self::Jq => (in_path("jq"), "the command jq"),
+            Self::Cgroup2 => (
+                super::mounts::all().iter().any(|mount| {
+                    mount.kind == "cgroup2" && mount.options.iter().any(|option| option == "rw")
+                }),
+                "a control group tree of version 2, writable",
+            ),
+            Self::Guest => (
+                super::guest().is_file() && Path::new("/nix").is_dir(),
+                "the system to boot that scripts/setup --test makes",
+            ),
             Self::Passthrough => (kernel_release() >= (6, 9), "Linux 6.9 for passthrough"),
+            Self::Idmap => (kernel_release() >= (6, 12), "Linux 6.12 for private users"),
         };
         (!there).then_some(what)
+    }
+
+    /// Continuous integration runs on the kernel that it is given.
+    fn is_excused(self) -> bool {
+        matches!(self, Self::Passthrough | Self::Idmap)
     }
 }
 
@@ -65,15 +88,21 @@ pub(crate) fn have(module: &str, needs: &[Need]) -> bool {
     // The harness names a test's thread after it, except where it runs tests one by one in the main thread.
     let thread = std::thread::current();
     let test = thread.name().filter(|name| *name != "main").unwrap_or(module);
-    let line = format!("NOT RUN: {test} needs {}\n", missing.join(", and "));
+    let line = format!("{test} needs {}", missing.join(", and "));
+    not_run(&line);
+    let excused = needs.iter().all(|need| need.missing().is_none() || need.is_excused());
+    assert!(excused || std::env::var_os("CI").is_none(), "{line}");
+    false
+}
+
+/// Says what is not run, and why.
+pub(crate) fn not_run(what: &str) {
+    let line = format!("NOT RUN: {what}\n");
     std::io::stderr().write_all(line.as_bytes()).expect("standard error");
     let list = Path::new(env!("CARGO_TARGET_TMPDIR")).join("not-run");
     if let Ok(mut file) = std::fs::OpenOptions::new().create(true).append(true).open(list) {
         file.write_all(line.as_bytes()).expect("the list of tests not run");
     }
-    let excused = needs.iter().all(|need| need.missing().is_none() || matches!(need, Need::Passthrough));
-    assert!(excused || std::env::var_os("CI").is_none(), "{line}");
-    false
 }
 
 /// First line of a test that needs something of the machine; returns from it when that is not there.

@@ -32,6 +32,13 @@ pub(crate) fn scratch() -> tempfile::TempDir {
         .expect("a scratch directory")
 }
 
+/// Where `scripts/setup --test` puts the tar file of a small Debian that tests boot.
+pub(crate) fn guest() -> std::path::PathBuf {
+    let home = || std::path::PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into()));
+    let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(|| home().join(".cache"), Into::into);
+    cache.join("nix-store-fs/guest.tar")
+}
+
 /// Waits until one of the descriptors can be read; true for each one that can.
 pub(crate) fn wait_readable<const N: usize>(fds: [&dyn AsFd; N], until: Instant) -> [bool; N] {
     let mut polled = fds.map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN));
