@@ -39,8 +39,8 @@ use crate::backing::{Kind, Stat};
 use crate::handshake::READ_MAX;
 use crate::journal::Record;
 use crate::trie::NodeId;
-use passthrough::File;
 pub use passthrough::Registrations;
+use passthrough::{Counted, File};
 
 /// Store paths never change: what the kernel was told holds until it is taken back.
 const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
@@ -66,8 +66,8 @@ impl StoreFs {
 
     /// Opens `id` so that the kernel reads the file by itself.
     fn pass_through(&self, registrations: &Registrations, id: NodeId, reply: ReplyOpen) {
-        if let Some(file) = registrations.open(id) {
-            return file.answer(reply);
+        if let Some(counted) = registrations.open(id) {
+            return self.answer_open(registrations, id, counted, reply);
         }
         let opened = self.view.file(id);
         let registered = match &opened {
@@ -75,14 +75,7 @@ impl StoreFs {
             Err(error) => return reply.error(errno(*error)),
         };
         match registered {
-            Ok(file) => {
-                let mine = file.number();
-                let file = registrations.insert(id, file);
-                if file.number() == mine {
-                    self.view.record(&[Record::Backing(id, mine)]);
-                }
-                file.answer(reply);
-            }
+            Ok(file) => self.answer_open(registrations, id, registrations.insert(id, file), reply),
             Err(error) => {
                 if !self.warned.swap(true, Ordering::Relaxed) {
                     tracing::warn!(%error, "the kernel takes no backing file; such files are read through the server");
@@ -90,6 +83,14 @@ impl StoreFs {
                 reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
             }
         }
+    }
+
+    fn answer_open(&self, registrations: &Registrations, id: NodeId, counted: Counted, reply: ReplyOpen) {
+        if counted.unrecorded {
+            self.view.record(&[Record::Backing(id, counted.file.number())]);
+            registrations.recorded(id);
+        }
+        counted.file.answer(reply);
     }
 
     fn refused(&self) -> Errno {

@@ -47,6 +47,18 @@ struct Registration {
     opens: u64,
     /// When it was last let go, to find the one idle for longest.
     idle_since: u64,
+    /// Whether the journal is known to hold it.
+    recorded: bool,
+}
+
+/// A registration to answer an open with.
+#[derive(Debug)]
+pub(super) struct Counted {
+    /// What is registered.
+    pub(super) file: File,
+    /// Whether the journal may not hold it yet: whoever is told so writes it down before answering. Two may be
+    /// told, and write the same.
+    pub(super) unrecorded: bool,
 }
 
 /// A registration as this server has it.
@@ -97,7 +109,8 @@ impl File {
 impl Registrations {
     /// Takes over the registration `number` of `node` from an earlier server.
     pub(crate) fn restore(&self, node: NodeId, number: u32) {
-        let registration = Registration { file: File::Inherited(number), opens: 1, idle_since: 0 };
+        let registration =
+            Registration { file: File::Inherited(number), opens: 1, idle_since: 0, recorded: true };
         self.table.lock().nodes.insert(node, registration);
     }
 
@@ -110,18 +123,25 @@ impl Registrations {
     }
 
     /// What is registered for `node`, counted as open once more.
-    pub(super) fn open(&self, node: NodeId) -> Option<File> {
+    pub(super) fn open(&self, node: NodeId) -> Option<Counted> {
         let mut table = self.table.lock();
         let found = table.nodes.get_mut(&node)?;
         let was_idle = found.opens == 0;
         found.opens += 1;
-        let file = found.file.clone();
+        let counted = Counted { file: found.file.clone(), unrecorded: !found.recorded };
         table.idle -= usize::from(was_idle);
-        Some(file)
+        Some(counted)
+    }
+
+    /// The journal holds what is registered for `node`.
+    pub(super) fn recorded(&self, node: NodeId) {
+        if let Some(found) = self.table.lock().nodes.get_mut(&node) {
+            found.recorded = true;
+        }
     }
 
     /// Notes what was registered for `node`, open once. Somebody else may have been first: then theirs counts.
-    pub(super) fn insert(&self, node: NodeId, file: File) -> File {
+    pub(super) fn insert(&self, node: NodeId, file: File) -> Counted {
         let mut table = self.table.lock();
         let table = &mut *table;
         match table.nodes.entry(node) {
@@ -129,11 +149,11 @@ impl Registrations {
                 let theirs = theirs.get_mut();
                 table.idle -= usize::from(theirs.opens == 0);
                 theirs.opens += 1;
-                theirs.file.clone()
+                Counted { file: theirs.file.clone(), unrecorded: !theirs.recorded }
             }
             Entry::Vacant(place) => {
-                place.insert(Registration { file: file.clone(), opens: 1, idle_since: 0 });
-                file
+                place.insert(Registration { file: file.clone(), opens: 1, idle_since: 0, recorded: false });
+                Counted { file, unrecorded: true }
             }
         }
     }
@@ -189,16 +209,27 @@ mod tests {
         let node = NodeId(7);
         assert!(table.open(node).is_none());
         table.restore(node, 3);
-        assert_eq!(table.open(node).unwrap().number(), 3);
-        assert_eq!(table.insert(node, inherited(9)).number(), 3, "the first one counts");
+        assert_eq!(table.open(node).unwrap().file.number(), 3);
+        assert_eq!(table.insert(node, inherited(9)).file.number(), 3, "the first one counts");
         for _ in 0..5 {
             assert!(table.close(node).is_empty());
         }
-        assert_eq!(table.open(node).unwrap().number(), 3);
+        assert_eq!(table.open(node).unwrap().file.number(), 3);
         table.restore_end(node, 4);
         assert!(table.open(node).is_some(), "another one ended");
         table.restore_end(node, 3);
         assert!(table.open(node).is_none());
+    }
+
+    #[test]
+    fn whoever_opens_before_the_journal_holds_it_is_told_so() {
+        let table = Registrations::default();
+        let node = NodeId(7);
+        assert!(table.insert(node, inherited(3)).unrecorded);
+        assert!(table.open(node).unwrap().unrecorded);
+        table.recorded(node);
+        assert!(!table.open(node).unwrap().unrecorded);
+        assert!(!table.insert(node, inherited(4)).unrecorded);
     }
 
     #[test]

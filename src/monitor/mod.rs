@@ -34,7 +34,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 
 use crate::closure::View;
 use crate::handshake::{Agreement, HandshakeError, Io};
-use crate::mount::{MountError, Mounted, Unmounted};
+use crate::mount::{self, MountError, Mounted};
 use crate::resolve::{ResolveError, RootLinks, Roots};
 use crate::store::StorePath;
 use crate::wire::{LogSettings, Order, Report, Start};
@@ -387,7 +387,7 @@ impl Monitor {
 
     /// Readers get errors instead of waiting for ever, and the next start finds the place free.
     fn unmount_lost(&mut self) -> Result<(), MonitorError> {
-        let gone = self.mounted.unmount();
+        let gone = self.mounted.unmount(|_| ());
         self.clean_up();
         gone.map(drop).map_err(MonitorError::from)
     }
@@ -396,7 +396,7 @@ impl Monitor {
     fn give_up(&mut self, why: String) -> MonitorError {
         self.server = None;
         if !self.resume {
-            if let Err(error) = self.mounted.unmount() {
+            if let Err(error) = self.mounted.unmount(|_| ()) {
                 tracing::error!(error = &error as &dyn std::error::Error, "the view is still mounted");
             }
             self.clean_up();
@@ -537,11 +537,11 @@ impl Monitor {
 
     fn stop(&mut self) -> Result<Ending, MonitorError> {
         systemd::stopping();
-        let users = self.mounted.users();
-        if self.mounted.unmount()? == Unmounted::Lazy {
+        self.mounted.unmount(|at| {
+            let users = mount::users(at, FAREWELL);
             let users = if users.is_empty() { "somebody".to_owned() } else { users.join(", ") };
-            tracing::warn!("the view was still in use by {users}; what they have of it ends now");
-        }
+            tracing::warn!("the view is still in use by {users}; what they have of it ends now");
+        })?;
         if let Some(server) = self.server.take()
             && !server.wait_until(Instant::now() + FAREWELL)
         {

@@ -130,7 +130,7 @@ fn inherit(state: Option<&StateDir>, settings: &Settings) -> Result<Option<Inher
             tracing::warn!(
                 "an earlier monitor could not write its state; its mount is cleared away, and the view mounted anew"
             );
-            mounted.unmount()?;
+            mounted.unmount(|_| ())?;
         }
         return Ok(None);
     };
@@ -181,7 +181,7 @@ fn agree(
     let io = if root { settings.io } else { Io::Cached };
     let wishes = Wishes { io, idmap: root, store_depth: u32::from(stacked) };
     let agreement = handshake::answer(device, wishes).inspect_err(|_| {
-        let _ = mounted.unmount();
+        let _ = mounted.unmount(|_| ());
     })?;
     if root && let Err(error) = mounted.set_read_ahead(handshake::READ_MAX) {
         tracing::debug!(error = &error as &dyn std::error::Error, "files are read in smaller pieces");

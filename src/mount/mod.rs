@@ -13,6 +13,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
@@ -307,31 +308,18 @@ impl Mounted {
         Ok(top.is_some_and(|mount| mount.kind == TYPE && mount.source == self.source))
     }
 
-    /// Unmounts, lazily if it is in use, and removes a mount point that was made for it.
+    /// Unmounts, lazily if it is in use, and removes a mount point that was made for it. `in_use` is called before it
+    /// is detached, while one can still see who uses it.
     ///
     /// # Errors
     /// [`MountError::Point`].
-    pub fn unmount(&self) -> Result<Unmounted, MountError> {
+    pub fn unmount(&self, in_use: impl FnOnce(&Path)) -> Result<Unmounted, MountError> {
         let how = if !self.is_there()? {
             Unmounted::Gone
-        } else if rustix::process::geteuid().is_root() {
-            match rustix::mount::unmount(&self.at, UnmountFlags::NOFOLLOW) {
-                Ok(()) => Unmounted::Clean,
-                Err(Errno::BUSY) => {
-                    detach(&self.at)?;
-                    Unmounted::Lazy
-                }
-                Err(error) => {
-                    return Err(MountError::Point {
-                        doing: "unmount",
-                        at: self.at.clone(),
-                        source: error.into(),
-                    });
-                }
-            }
-        } else if fusermount::unmount(&self.at, false).is_ok() {
+        } else if self.unmount_unused()? {
             Unmounted::Clean
         } else {
+            in_use(&self.at);
             detach(&self.at)?;
             Unmounted::Lazy
         };
@@ -342,11 +330,30 @@ impl Mounted {
         Ok(how)
     }
 
-    /// Processes that have something of the mount open, run it or stand in it: `name (pid)`, a few at most.
-    #[must_use]
-    pub fn users(&self) -> Vec<String> {
-        users_of(&self.at, 8)
+    /// Whether it could be unmounted; not while somebody uses it.
+    fn unmount_unused(&self) -> Result<bool, MountError> {
+        if !rustix::process::geteuid().is_root() {
+            return Ok(fusermount::unmount(&self.at, false).is_ok());
+        }
+        match rustix::mount::unmount(&self.at, UnmountFlags::NOFOLLOW) {
+            Ok(()) => Ok(true),
+            Err(Errno::BUSY) => Ok(false),
+            Err(error) => {
+                Err(MountError::Point { doing: "unmount", at: self.at.clone(), source: error.into() })
+            }
+        }
     }
+}
+
+/// Processes that have something below `at` open, run it or stand in it: `name (pid)`, a few at most. What could not
+/// be found out within `patience` is left out: looking at a process that hangs, hangs.
+#[must_use]
+pub fn users(at: &Path, patience: Duration) -> Vec<String> {
+    let (tell, told) = std::sync::mpsc::channel();
+    let at = at.to_owned();
+    let asked =
+        std::thread::Builder::new().name("users".to_owned()).spawn(move || tell.send(users_of(&at, 8)));
+    asked.ok().and_then(|_| told.recv_timeout(patience).ok()).unwrap_or_default()
 }
 
 fn users_of(at: &Path, most: usize) -> Vec<String> {
