@@ -117,19 +117,14 @@ in
       # what the store library does when it opens a local store: owner and mode of its directories
       "CAP_CHOWN"
       "CAP_FOWNER"
-      # the server gives up its own rights, and the monitor ends it
-      "CAP_SETPCAP"
-      "CAP_SETUID"
-      "CAP_SETGID"
-      "CAP_KILL"
     ];
     NoNewPrivileges = true;
     DevicePolicy = "closed";
     DeviceAllow = "/dev/fuse rw";
     # notification, control socket, the daemon of a store that has one
     RestrictAddressFamilies = "AF_UNIX";
-    # its own mount namespace for opening the store, and whatever the server locks itself into; no users'
-    RestrictNamespaces = "mnt net ipc pid uts";
+    # its own mount namespace for opening the store
+    RestrictNamespaces = "mnt";
     RestrictRealtime = true;
     # not RestrictSUIDSGID=: it answers ENOSYS to openat2, with which the server reads the store
     LockPersonality = true;
@@ -138,11 +133,6 @@ in
     SystemCallFilter = [
       "@system-service"
       "@mount"
-      # with which the server locks itself in; newer releases of systemd have them in @system-service
-      "seccomp"
-      "landlock_create_ruleset"
-      "landlock_add_rule"
-      "landlock_restrict_self"
     ];
     SystemCallErrorNumber = "EPERM";
   };
