@@ -226,12 +226,6 @@ impl Backing {
         rustix::io::pread(file, buffer, offset)
     }
 
-    /// Whether reads ask the kernel not to keep what they bring in; known after the first read.
-    #[must_use]
-    pub fn uses_dontcache(&self) -> bool {
-        self.dontcache.load(Ordering::Relaxed)
-    }
-
     /// Keeps reads from asking for it: for measuring, and for forcing the fallback.
     pub fn without_dontcache(&self) {
         self.dontcache.store(false, Ordering::Relaxed);

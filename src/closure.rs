@@ -64,7 +64,7 @@ impl Closure {
     /// Sum of the members' NAR sizes in bytes.
     #[must_use]
     pub fn nar_size(&self) -> u64 {
-        self.members.values().map(|info| info.nar_size).fold(0, u64::saturating_add)
+        total(self.members.values().map(|info| info.nar_size))
     }
 
     /// What a server has to know of this closure.
@@ -107,7 +107,7 @@ impl View {
     /// Sum of the members' NAR sizes in bytes.
     #[must_use]
     pub fn nar_size(&self) -> u64 {
-        self.members.values().copied().fold(0, u64::saturating_add)
+        total(self.members.values().copied())
     }
 
     /// Everything that is in one of the two: how a view grows.
@@ -122,6 +122,11 @@ impl View {
     pub fn difference<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'a StorePath> {
         self.members.keys().filter(|path| !other.contains(path))
     }
+}
+
+/// Sizes come from a database: their sum may be wrong, but never wraps.
+fn total(sizes: impl Iterator<Item = u64>) -> u64 {
+    sizes.fold(0, u64::saturating_add)
 }
 
 impl FromIterator<(StorePath, u64)> for View {

@@ -389,7 +389,7 @@ impl Monitor {
     fn unmount_lost(&mut self) -> Result<(), MonitorError> {
         let gone = self.mounted.unmount(|_| ());
         self.clean_up();
-        gone.map(drop).map_err(MonitorError::from)
+        Ok(gone?)
     }
 
     /// A fresh view is unmounted again; one taken over is left to whoever understands its journal.
@@ -475,8 +475,8 @@ impl Monitor {
         let found = resolution.closure.view();
         let next = if self.settings.prune { found } else { self.view.union(&found) };
         let added = next.difference(&self.view).count();
+        let removed = self.view.difference(&next).count();
         self.unsettled.extend(next.difference(&self.view).chain(self.view.difference(&next)).cloned());
-        let removed = self.unsettled.len().saturating_sub(added);
         self.reload = Reload::Switching(clients);
         if next == self.view && self.unsettled.is_empty() {
             self.settle();

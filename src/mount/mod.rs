@@ -253,17 +253,6 @@ fn detach(at: &Path) -> Result<(), MountError> {
     }
 }
 
-/// How an unmount went.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Unmounted {
-    /// Nobody used it.
-    Clean,
-    /// It was in use and is only detached.
-    Lazy,
-    /// It was not there any more.
-    Gone,
-}
-
 impl Mounted {
     /// A mount that an earlier process made, if it is still there.
     ///
@@ -313,21 +302,16 @@ impl Mounted {
     ///
     /// # Errors
     /// [`MountError::Point`].
-    pub fn unmount(&self, in_use: impl FnOnce(&Path)) -> Result<Unmounted, MountError> {
-        let how = if !self.is_there()? {
-            Unmounted::Gone
-        } else if self.unmount_unused()? {
-            Unmounted::Clean
-        } else {
+    pub fn unmount(&self, in_use: impl FnOnce(&Path)) -> Result<(), MountError> {
+        if self.is_there()? && !self.unmount_unused()? {
             in_use(&self.at);
             detach(&self.at)?;
-            Unmounted::Lazy
-        };
+        }
         if self.created {
             // Somebody may have mounted or put something there since: that stays.
             let _ = std::fs::remove_dir(&self.at);
         }
-        Ok(how)
+        Ok(())
     }
 
     /// Whether it could be unmounted; not while somebody uses it.
