@@ -105,6 +105,7 @@ impl StoreDirs<'_> {
             .filter(|root| *root != Path::new("/"))
     }
 
+    /// The name directly below the store directory that `path` begins with.
     fn name<'p>(&self, path: &'p Path) -> Option<&'p std::ffi::OsStr> {
         let below = path.strip_prefix(self.logical).or_else(|_| path.strip_prefix(self.real)).ok()?;
         match below.components().next()? {
@@ -198,7 +199,9 @@ impl Walk<'_> {
                 _ => {}
             }
             let here = done.join(&part);
-            if let Some(name) = self.dirs.name(&here) {
+            // By its name alone: a machine need not have the directory that a chroot store is called.
+            if let Some(name) = self.dirs.name(&todo.iter().fold(here.clone(), |path, part| path.join(part)))
+            {
                 return self.store_path(name).map(End::Store);
             }
             let meta = here.symlink_metadata().map_err(|source| self.absent(start, &here, source))?;

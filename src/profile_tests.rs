@@ -121,3 +121,15 @@ fn a_view_is_called_as_a_person_calls_it() {
     }
     assert_eq!(view_name(Path::new("/")), None);
 }
+
+#[test]
+fn a_store_path_needs_no_directory_of_its_name_on_the_machine() {
+    let chroot = Chroot::new();
+    let dirs = StoreDirs { logical: Path::new("/on/no/machine/store"), real: &chroot.real };
+    let typed = format!("/on/no/machine/store/{SYSTEM_PATH}/bin");
+    assert_eq!(resolve(Path::new(&typed), dirs).unwrap().path.to_string(), SYSTEM_PATH);
+    chroot.link("elsewhere", &typed);
+    assert_eq!(resolve(&chroot.path("elsewhere"), dirs).unwrap().path.to_string(), SYSTEM_PATH);
+    let outside = resolve(Path::new("/on/no/machine/store/../elsewhere"), dirs);
+    assert!(matches!(outside, Err(ProfileError::Absent(_))), "{outside:?}");
+}
