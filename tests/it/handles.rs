@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::util::fixture::Fixture;
-use crate::util::tree;
+use crate::util::{self, tree};
 
 /// More node ids than the fixture has entries.
 const LAST: usize = 50_000;
@@ -20,13 +20,8 @@ fn opened(helper: &Path, dir: &Path) -> Vec<PathBuf> {
 #[test]
 fn forged_handles_reach_the_view_and_nothing_else() {
     need!(Root, Fuse, Nix);
-    let scratch = tempfile::tempdir().unwrap();
-    let helper = scratch.path().join("handles");
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/handles.c");
-    let compiled =
-        Command::new("cc").args(["-O1", "-Wall", "-Werror", "-o"]).arg(&helper).arg(source).status();
-    assert!(compiled.expect("a C compiler").success());
-
+    let scratch = util::scratch();
+    let helper = util::compile("handles.c", scratch.path());
     let fixture = Fixture::new();
     let view = fixture.mount();
     // The kernel knows every node of the view.

@@ -15,14 +15,10 @@ use crate::util::load::{self, Held, Load, say};
 use crate::util::mounts;
 use crate::util::program::{Program, unique_name};
 use crate::util::service::{Service, Victim};
-use crate::util::{DEADLINE, tree};
+use crate::util::{DEADLINE, number, tree};
 
 /// How often in each of the two ways of reading, if nobody says otherwise.
 const KILLS: u64 = 44;
-
-fn number(variable: &str, default: u64) -> u64 {
-    std::env::var(variable).map_or(default, |text| text.parse().expect("a number"))
-}
 
 fn kill_again_and_again(io: &str) {
     let fixture = Fixture::new();

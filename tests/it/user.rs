@@ -46,3 +46,21 @@ fn an_ordinary_user_mounts() {
     );
     assert_eq!(user.left_behind(), [] as [std::path::PathBuf; 0]);
 }
+
+/// Passing reads through takes a right that an ordinary user has not got: it is said, and the files are the same.
+#[test]
+fn passthrough_falls_back_without_the_right_to_it() {
+    need!(Root, Fuse, Nix, Fusermount);
+    let fixture = Fixture::in_store(NixStore::owned_by(NOBODY));
+    let user = User::new();
+    let name = unique_name();
+    let at = user.runtime().join("nix-store-fs").join(&name);
+    let program = fixture.program().args(["--io", "passthrough", "--name", &name]);
+    let mut view = user.with_device(program, "0666", "/usr/bin:/bin").mount_at(&at);
+    let text = at.join(&fixture.data.base).join("text").display().to_string();
+    let read = User::beside(view.pid(), NOBODY, &["cat", &text]);
+    assert_eq!(read.stdout, b"hello\n", "{read:?}");
+    view.signal(Signal::TERM);
+    assert_eq!(view.end().code(), Some(0), "{}", view.stderr());
+    assert!(view.stderr().contains("reading passes through the server (--io cached)"), "{}", view.stderr());
+}

@@ -22,6 +22,8 @@ pub(crate) enum Need {
     Guest,
     /// Linux 6.9, which no promise of the program's depends on.
     Passthrough,
+    /// Linux 6.14 and a disk whose file system knows `RWF_DONTCACHE`, which spares memory and is no promise.
+    DontCache,
     /// Linux 6.12, without which the module refuses private users.
     Idmap,
 }
@@ -50,6 +52,10 @@ impl Need {
                 "the system to boot that scripts/setup --test makes",
             ),
             Self::Passthrough => (kernel_release() >= (6, 9), "Linux 6.9 for passthrough"),
+            Self::DontCache => (
+                kernel_release() >= (6, 14) && is_on_disk(&std::env::temp_dir()),
+                "Linux 6.14, and ext4 or XFS for scratch files",
+            ),
             Self::Idmap => (kernel_release() >= (6, 12), "Linux 6.12 for private users"),
         };
         (!there).then_some(what)
@@ -57,7 +63,7 @@ impl Need {
 
     /// Continuous integration runs on the kernel that it is given.
     fn is_excused(self) -> bool {
-        matches!(self, Self::Passthrough | Self::Idmap)
+        matches!(self, Self::Passthrough | Self::DontCache | Self::Idmap)
     }
 }
 
@@ -73,6 +79,11 @@ fn kernel_release() -> (u32, u32) {
     let release = system.release().to_string_lossy();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().unwrap_or(0));
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+/// Whether files in `dir` lie on ext4 or XFS (`linux/magic.h`).
+fn is_on_disk(dir: &Path) -> bool {
+    rustix::fs::statfs(dir).is_ok_and(|fs| matches!(fs.f_type, 0xef53 | 0x5846_5342))
 }
 
 fn in_path(command: &str) -> bool {

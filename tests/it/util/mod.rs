@@ -15,6 +15,8 @@ pub(crate) mod tree;
 pub(crate) mod user;
 
 use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -32,9 +34,24 @@ pub(crate) fn scratch() -> tempfile::TempDir {
         .expect("a scratch directory")
 }
 
+/// Compiles `source`, a C file of these tests, into `dir`: for calls that no library offers without unsafe code.
+pub(crate) fn compile(source: &str, dir: &Path) -> PathBuf {
+    let program = dir.join(source).with_extension("");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it").join(source);
+    let compiled =
+        Command::new("cc").args(["-O1", "-Wall", "-Werror", "-o"]).arg(&program).arg(source).status();
+    assert!(compiled.expect("a C compiler").success());
+    program
+}
+
+/// How much of something a test does: what the environment says, for slow forms by hand, or `default`.
+pub(crate) fn number(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).map_or(default, |text| text.parse().expect("a number"))
+}
+
 /// Where `scripts/setup --test` puts the tar file of a small Debian that tests boot.
-pub(crate) fn guest() -> std::path::PathBuf {
-    let home = || std::path::PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into()));
+pub(crate) fn guest() -> PathBuf {
+    let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into()));
     let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(|| home().join(".cache"), Into::into);
     cache.join("nix-store-fs/guest.tar")
 }

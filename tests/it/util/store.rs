@@ -124,18 +124,32 @@ impl NixStore {
         references: &[&Member],
         build: impl FnOnce(&Path),
     ) -> Member {
+        let member = self.put_in_place(name, build);
+        self.register(&[(&member, references)]);
+        member
+    }
+
+    /// What `build` makes at the place of a store path, which is not valid before [`NixStore::register`].
+    pub(crate) fn put_in_place(&self, name: &str, build: impl FnOnce(&Path)) -> Member {
         let member = Self::name(name);
         let physical = self.physical().join(&member.base);
         build(&physical);
         canonicalise(&physical);
+        member
+    }
+
+    /// Makes store paths valid, each with what it refers to. Their hashes in the database are not the real ones.
+    pub(crate) fn register(&self, members: &[(&Member, &[&Member])]) {
         let hash = "0".repeat(64);
-        let mut registration = format!("{}\nsha256:{hash}\n1000\n\n{}\n", member.path, references.len());
-        for reference in references {
-            registration.push_str(&reference.path);
-            registration.push('\n');
+        let mut registration = String::new();
+        for (member, references) in members {
+            registration.push_str(&format!("{}\nsha256:{hash}\n1000\n\n{}\n", member.path, references.len()));
+            for reference in *references {
+                registration.push_str(&reference.path);
+                registration.push('\n');
+            }
         }
         self.nix("nix-store", ["--load-db"], registration.as_bytes());
-        member
     }
 
     /// A link below the store's `profiles` directory, with the logical target that Nix would write.

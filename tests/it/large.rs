@@ -1,0 +1,107 @@
+//! Cost in proportion: a store of many paths and entries works like a small one, and its names cost what they should.
+//!
+//! `NSF_PATHS` and `NSF_ENTRIES` say how many; `scripts/stress --large` makes 10,000 and 1,000,000.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::time::Instant;
+
+use crate::util::load::say;
+use crate::util::number;
+use crate::util::service::Service;
+use crate::util::store::{Member, NixStore};
+use crate::util::tree;
+
+/// Bytes of the server's memory for each name that the kernel knows.
+const ENTRY_MAX: u64 = 120;
+/// What the server may have open, however many names are known: see `Backing`.
+const DESCRIPTORS_MAX: usize = 600;
+
+/// Bytes of a process that it shares with no other (proc_pid_smaps_rollup(5)).
+fn private(process: u32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{process}/smaps_rollup")).unwrap();
+    let kibibytes = |line: &str| line.split_whitespace().nth(1)?.parse::<u64>().ok();
+    1024 * text.lines().filter(|line| line.starts_with("Private_")).filter_map(kibibytes).sum::<u64>()
+}
+
+fn make(store: &NixStore, paths: u64, entries: u64) -> Member {
+    let each = entries / paths;
+    let members: Vec<Member> = (0..paths)
+        .map(|path| {
+            store.put_in_place(&format!("package-{path}"), |at| {
+                for file in 0..each {
+                    let dir = at.join(format!("share-{}", file / 50));
+                    if file % 50 == 0 {
+                        fs::create_dir_all(&dir).unwrap();
+                    }
+                    File::create(dir.join(format!("a-file-of-the-package-{file}"))).unwrap();
+                }
+            })
+        })
+        .collect();
+    let all: Vec<&Member> = members.iter().collect();
+    let top = store.put_in_place("top", |at| fs::create_dir(at).unwrap());
+    let alone: Vec<(&Member, &[&Member])> = all.iter().map(|member| (*member, &[][..])).collect();
+    store.register(&alone);
+    store.register(&[(&top, &all)]);
+    top
+}
+
+/// Entries at and below `dir`, each with its attributes looked at.
+fn count(dir: &Path) -> u64 {
+    let mut found = 0;
+    let mut todo = vec![dir.to_owned()];
+    while let Some(dir) = todo.pop() {
+        for entry in fs::read_dir(&dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display())) {
+            let entry = entry.unwrap();
+            let meta = entry.metadata().unwrap_or_else(|error| panic!("{}: {error}", entry.path().display()));
+            found += 1;
+            if meta.is_dir() {
+                todo.push(entry.path());
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn many_paths_and_entries() {
+    need!(Root, Fuse, Nix);
+    let (paths, entries) = (number("NSF_PATHS", 1_000), number("NSF_ENTRIES", 40_000));
+    let store = NixStore::new();
+    let top = make(&store, paths, entries);
+
+    let begun = Instant::now();
+    let dumped =
+        crate::util::program::Program::on(&store).args(["--system", &top.path, "--dump-closure"]).run();
+    let dump = begun.elapsed();
+    assert_eq!(dumped.stdout.lines().count() as u64, paths + 1, "{}", dumped.stderr);
+
+    let mut service = Service::new(&store).with(["--system", &top.path]);
+    let begun = Instant::now();
+    service.start_ready();
+    let ready = begun.elapsed();
+    let server = service.server().as_raw_nonzero().get().cast_unsigned();
+    let at_first = private(server);
+
+    assert_eq!(tree::list(service.path()).unwrap().len() as u64, paths + 1);
+    let begun = Instant::now();
+    let found = count(service.path());
+    let walked = begun.elapsed();
+    assert_eq!(found, count(&store.physical()) - u64::from(store.physical().join(".links").exists()));
+    let known = private(server);
+    let open = fs::read_dir(format!("/proc/{server}/fd")).unwrap().count();
+    say(&format!(
+        "{paths} paths, {found} entries: --dump-closure {} ms, start to READY {} ms, walk {} ms; private memory {} KiB \
+         at READY, {} KiB after the walk, {} bytes an entry; {open} descriptors",
+        dump.as_millis(),
+        ready.as_millis(),
+        walked.as_millis(),
+        at_first / 1024,
+        known / 1024,
+        known.saturating_sub(at_first) / found,
+    ));
+    assert!(known.saturating_sub(at_first) <= ENTRY_MAX * found, "{at_first} bytes grew to {known}");
+    assert!(open <= DESCRIPTORS_MAX, "{open} descriptors are open");
+    service.stop();
+}
