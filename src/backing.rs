@@ -80,6 +80,8 @@ pub struct Stat {
     pub mtime: (i64, u32),
     /// Links to a directory: 2 and one for each directory in it, on most file systems. 1 for anything else.
     pub nlink: u32,
+    /// The inode number below of a plain file that has more names than this one, else none.
+    pub linked: Option<u64>,
 }
 
 /// Where a node lies: the directory that holds it, and its name there.
@@ -108,6 +110,8 @@ pub struct DirEntry<'a> {
 #[derive(Debug)]
 pub struct Backing {
     store: Arc<OwnedFd>,
+    /// Its file system: inode numbers mean something within one only.
+    device: (u32, u32),
     dirs: Descriptors,
     files: Descriptors,
     dontcache: AtomicBool,
@@ -117,8 +121,13 @@ impl Backing {
     /// Serves what lies in the directory `store`.
     #[must_use]
     pub fn new(store: OwnedFd) -> Self {
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        // Without an answer no file is taken for another.
+        let device = rustix::fs::statx(&store, c"", flags, StatxFlags::TYPE)
+            .map_or((u32::MAX, u32::MAX), |stat| (stat.stx_dev_major, stat.stx_dev_minor));
         Self {
             store: Arc::new(store),
+            device,
             dirs: Descriptors::default(),
             files: Descriptors::default(),
             dontcache: AtomicBool::new(true),
@@ -139,7 +148,29 @@ impl Backing {
     /// `ENOENT` also for what is neither file, directory nor link.
     pub fn stat(&self, place: Place<'_>) -> Result<Stat, Errno> {
         let dir = self.directory(place.parent, place.dir)?;
-        stat_in(&dir, place.name)
+        self.stat_in(&dir, place.name)
+    }
+
+    fn stat_in(&self, dir: &OwnedFd, name: &[u8]) -> Result<Stat, Errno> {
+        let wanted = StatxFlags::BASIC_STATS;
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_DONT_SYNC;
+        let stat = rustix::fs::statx(dir, name, flags, wanted)?;
+        let mode = u32::from(stat.stx_mode);
+        let kind = Kind::of(FileType::from_raw_mode(mode)).ok_or(Errno::NOENT)?;
+        let linked = kind == Kind::File
+            && stat.stx_nlink > 1
+            && (stat.stx_dev_major, stat.stx_dev_minor) == self.device;
+        Ok(Stat {
+            kind,
+            perm: stat.stx_mode & 0o7777,
+            uid: stat.stx_uid,
+            gid: stat.stx_gid,
+            size: stat.stx_size,
+            blocks: stat.stx_blocks,
+            mtime: (stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec),
+            nlink: if kind == Kind::Directory { stat.stx_nlink } else { 1 },
+            linked: linked.then_some(stat.stx_ino),
+        })
     }
 
     /// Target of the symbolic link at `place`.
@@ -182,7 +213,7 @@ impl Backing {
             let name = entry.file_name().to_bytes();
             let stat = match name {
                 b"." | b".." => None,
-                _ => match stat_in(&own, name) {
+                _ => match self.stat_in(&own, name) {
                     Ok(stat) => Some(stat),
                     Err(Errno::NOENT) => continue,
                     Err(error) => return Err(error),
@@ -287,24 +318,6 @@ fn open_beneath(base: impl AsFd, path: &[u8], flags: OFlags) -> Result<OwnedFd, 
             answer => return answer,
         }
     }
-}
-
-fn stat_in(dir: &OwnedFd, name: &[u8]) -> Result<Stat, Errno> {
-    let wanted = StatxFlags::BASIC_STATS;
-    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_DONT_SYNC;
-    let stat = rustix::fs::statx(dir, name, flags, wanted)?;
-    let mode = u32::from(stat.stx_mode);
-    let kind = Kind::of(FileType::from_raw_mode(mode)).ok_or(Errno::NOENT)?;
-    Ok(Stat {
-        kind,
-        perm: stat.stx_mode & 0o7777,
-        uid: stat.stx_uid,
-        gid: stat.stx_gid,
-        size: stat.stx_size,
-        blocks: stat.stx_blocks,
-        mtime: (stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec),
-        nlink: if kind == Kind::Directory { stat.stx_nlink } else { 1 },
-    })
 }
 
 /// Descriptors kept open, by node: a small list in each shard, the last used in front.

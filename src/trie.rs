@@ -328,6 +328,38 @@ impl PathTrie {
         Some(Entered { id: nodes.give(parent, name, 1), unrecorded: true })
     }
 
+    /// Counts one more look-up that led to `id`, by whatever name. `None`: the kernel has forgotten it.
+    pub fn count(&self, id: NodeId) -> Option<Entered> {
+        self.nodes.read().slot(id).map(|slot| slot.count(id))
+    }
+
+    /// The node of `name` in `parent`, if it has one.
+    #[must_use]
+    pub fn find(&self, parent: NodeId, name: &[u8]) -> Option<NodeId> {
+        self.nodes.read().find(parent, name)
+    }
+
+    /// What a journal keeps of `id`.
+    #[must_use]
+    pub fn record(&self, id: NodeId) -> Option<NodeRecord> {
+        let nodes = self.nodes.read();
+        nodes.slot(id).map(|slot| NodeRecord { id, parent: slot.parent, name: slot.name.clone() })
+    }
+
+    /// The member that `id` is or lies in; none for the root.
+    #[must_use]
+    pub fn member(&self, id: NodeId) -> Option<NodeId> {
+        let nodes = self.nodes.read();
+        let mut at = id;
+        loop {
+            let parent = nodes.slot(at)?.parent;
+            if parent == ROOT {
+                return Some(at);
+            }
+            at = parent;
+        }
+    }
+
     /// A journal holds `id` now.
     pub fn recorded(&self, id: NodeId) {
         if let Some(slot) = self.nodes.read().slot(id) {

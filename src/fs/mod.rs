@@ -13,6 +13,7 @@
 //! file ([`StoreFs::spoiled`]), from another thread, as notifying inside a handler can deadlock.
 
 mod counts;
+mod links;
 mod passthrough;
 mod view;
 
@@ -124,7 +125,8 @@ fn errno(error: FsError) -> Errno {
 }
 
 fn attributes(node: Node) -> FileAttr {
-    let Stat { kind, perm, uid, gid, size, blocks, mtime: (seconds, nanoseconds), nlink } = node.stat;
+    let Stat { kind, perm, uid, gid, size, blocks, mtime: (seconds, nanoseconds), nlink, linked: _ } =
+        node.stat;
     let since = Duration::new(seconds.unsigned_abs(), 0);
     let time = if seconds < 0 { SystemTime::UNIX_EPOCH - since } else { SystemTime::UNIX_EPOCH + since }
         + Duration::from_nanos(nanoseconds.into());
@@ -153,8 +155,17 @@ fn attributes(node: Node) -> FileAttr {
 
 /// A negative entry: nodeid 0 with a lifetime says that the name is absent (`fuse_lookup_name`).
 fn absent() -> FileAttr {
-    let none =
-        Stat { kind: Kind::File, perm: 0, uid: 0, gid: 0, size: 0, blocks: 0, mtime: (0, 0), nlink: 0 };
+    let none = Stat {
+        kind: Kind::File,
+        perm: 0,
+        uid: 0,
+        gid: 0,
+        size: 0,
+        blocks: 0,
+        mtime: (0, 0),
+        nlink: 0,
+        linked: None,
+    };
     attributes(Node { id: NodeId(0), stat: none })
 }
 

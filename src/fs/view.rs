@@ -11,7 +11,9 @@
 //!    disk may come back by a repair, so that answer is never cached.
 //! 2. The kernel asks once more after the last entry of a directory, to be told that there is none: where a
 //!    listing ended is remembered for a moment, so that this costs no look at the disk.
-//! 3. A root listing that spans a reload goes on with the set that it began with: see [`root_offset`].
+//! 3. Names of one file below share a node, so that its bytes are cached once: see [`super::links`]. Such a node has
+//!    the path of the name that came first.
+//! 4. A root listing that spans a reload goes on with the set that it began with: see [`root_offset`].
 
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;
@@ -22,11 +24,12 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::Registrations;
+use super::links::Links;
 use crate::backing::{Backing, DirEntry, Kind, Place, Stat};
 use crate::journal::{Journal, Record};
 use crate::store::StorePath;
 use crate::sys;
-use crate::trie::{Members, NodeId, NodeRecord, PathTrie, ROOT};
+use crate::trie::{Entered, Members, NodeId, NodeRecord, PathTrie, ROOT};
 
 /// Listings whose end is remembered: more than there are threads that list at once.
 const ENDS: usize = 16;
@@ -101,6 +104,8 @@ pub struct ServedView {
     ends: [Mutex<(NodeId, u64)>; ENDS],
     /// Nodes forgotten so far.
     forgotten: AtomicU64,
+    /// Which nodes stand for files with several names.
+    links: Links,
     /// Members found to be gone from disk, each warned of once.
     gone: Mutex<HashSet<NodeId>>,
 }
@@ -122,6 +127,7 @@ impl ServedView {
             registrations,
             ends: std::array::from_fn(|_| Mutex::new((ROOT, 0))),
             forgotten: AtomicU64::new(0),
+            links: Links::default(),
             gone: Mutex::default(),
         }
     }
@@ -176,11 +182,25 @@ impl ServedView {
             Err(Errno::NOENT) => return Err(self.absent_below(parent, &dir)),
             Err(error) => return Err(error.into()),
         };
-        let entered = self.trie.enter(parent, name).ok_or(FsError::UnknownNode)?;
+        let entered = self.enter(parent, name, stat).ok_or(FsError::UnknownNode)?;
         if entered.unrecorded {
-            self.record(&[Record::Node(NodeRecord { id: entered.id, parent, name: name.into() })]);
+            self.record(&self.trie.record(entered.id).map(Record::Node).into_iter().collect::<Vec<_>>());
         }
         Ok(Node { id: entered.id, stat })
+    }
+
+    /// Counts one look-up of `name` in `parent`, giving it the node of another name of the same file if there is one.
+    fn enter(&self, parent: NodeId, name: &[u8], stat: Stat) -> Option<Entered> {
+        let Some(inode) = stat.linked else { return self.trie.enter(parent, name) };
+        let member = self.trie.member(parent)?;
+        if self.trie.find(parent, name).is_none()
+            && let Some(entered) = self.links.find(member, inode).and_then(|id| self.trie.count(id))
+        {
+            return Some(entered);
+        }
+        let entered = self.trie.enter(parent, name)?;
+        self.links.insert(member, inode, entered.id, &self.trie);
+        Some(entered)
     }
 
     fn absent_below(&self, parent: NodeId, dir: &[u8]) -> FsError {
@@ -329,15 +349,14 @@ impl ServedView {
             let id = if entry.name == b"." { id } else { parent };
             return each(Entry { node: Node { id, stat: DOT }, name: entry.name, next: entry.next });
         };
-        let Some(entered) = self.trie.enter(id, entry.name) else { return false };
+        let Some(entered) = self.enter(id, entry.name, stat) else { return false };
         let node = Node { id: entered.id, stat };
         if !each(Entry { node, name: entry.name, next: entry.next }) {
             self.forget(entered.id, 1);
             return false;
         }
         if entered.unrecorded {
-            let name = entry.name.into();
-            records.push(Record::Node(NodeRecord { id: entered.id, parent: id, name }));
+            records.extend(self.trie.record(entered.id).map(Record::Node));
         }
         true
     }
@@ -376,6 +395,7 @@ impl ServedView {
         if self.trie.forget(id, count) {
             self.backing.close(id);
             if self.forgotten.fetch_add(1, Ordering::Relaxed) % TRIM_EVERY == TRIM_EVERY - 1 {
+                self.links.sweep(&self.trie);
                 sys::give_memory_back();
             }
         }
@@ -433,8 +453,17 @@ fn root_offset(epoch: u32, next: usize) -> u64 {
 }
 
 /// Attributes of `.` and `..` in a listing, which nobody looks at.
-const DOT: Stat =
-    Stat { kind: Kind::Directory, perm: 0o555, uid: 0, gid: 0, size: 0, blocks: 0, mtime: (1, 0), nlink: 2 };
+const DOT: Stat = Stat {
+    kind: Kind::Directory,
+    perm: 0o555,
+    uid: 0,
+    gid: 0,
+    size: 0,
+    blocks: 0,
+    mtime: (1, 0),
+    nlink: 2,
+    linked: None,
+};
 
 /// The root's attributes, made up from the closure: the host's store directory changes with every build.
 fn root_stat(members: &Members) -> Stat {

@@ -206,3 +206,57 @@ fn an_unknown_node_is_an_error_and_not_a_crash() {
     assert_eq!(fixture.view.list(id, 0, |_| true), Err(FsError::UnknownNode));
     assert_eq!(fixture.view.read(id, 0, &mut [0]), Err(FsError::UnknownNode));
 }
+
+/// Puts a hard link beside `bin/tool` of a member, and one in another member.
+fn with_links(fixture: &Fixture) -> [NodeId; 3] {
+    let store = fixture.dir.path().join("store");
+    for link in [store.join(A).join("again"), store.join(B).join("again")] {
+        std::fs::hard_link(store.join(A).join("bin/tool"), link).unwrap();
+    }
+    [&[A, "bin", "tool"][..], &[A, "again"], &[B, "again"]].map(|path| walk(&fixture.view, path).unwrap().id)
+}
+
+#[test]
+fn names_of_one_file_share_a_node_within_a_member_only() {
+    let fixture = Fixture::new(&[A, B]);
+    let [tool, again, elsewhere] = with_links(&fixture);
+    assert_eq!(again, tool);
+    assert_ne!(elsewhere, tool);
+    assert_eq!(walk(&fixture.view, &[A, "again"]).unwrap().stat.nlink, 1);
+    let mut listed = None;
+    let top = walk(&fixture.view, &[A]).unwrap().id;
+    let each = |entry: Entry<'_>| {
+        listed = (entry.name == b"again").then_some(entry.node.id).or(listed);
+        true
+    };
+    fixture.view.list(top, 0, each).unwrap();
+    assert_eq!(listed, Some(tool));
+    assert_eq!(fixture.successor(&[A, B]).getattr(again).unwrap().id, tool);
+}
+
+#[test]
+fn a_shared_node_lives_until_every_name_of_it_is_forgotten() {
+    let fixture = Fixture::new(&[A, B]);
+    let [tool, again, _] = with_links(&fixture);
+    fixture.view.forget(tool, 1);
+    assert_eq!(fixture.view.getattr(again).unwrap().id, tool);
+    fixture.view.forget(tool, 1);
+    assert_eq!(fixture.view.getattr(again), Err(FsError::UnknownNode));
+    let next = walk(&fixture.view, &[A, "again"]).unwrap().id;
+    assert_ne!(next, tool, "an id is never given twice");
+    assert_eq!(walk(&fixture.view, &[A, "bin", "tool"]).unwrap().id, next);
+    fixture.view.links.sweep(&fixture.view.trie);
+    assert_eq!(walk(&fixture.view, &[A, "again"]).unwrap().id, next, "what is known is not swept away");
+}
+
+#[test]
+fn a_name_keeps_the_node_that_it_has() {
+    let fixture = Fixture::new(&[A, B]);
+    let before = walk(&fixture.view, &[A, "bin", "tool"]).unwrap().id;
+    let [tool, again, _] = with_links(&fixture);
+    assert_eq!(tool, before, "it became one of several names");
+    assert_eq!(again, before);
+    let next = fixture.successor(&[A, B]);
+    assert_eq!(walk(&next, &[A, "bin", "tool"]).unwrap().id, before);
+    assert_eq!(walk(&next, &[A, "again"]).unwrap().id, before, "a successor finds it again");
+}

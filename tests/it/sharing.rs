@@ -1,6 +1,7 @@
 //! Whose page cache holds what is read through a view.
 
 use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -50,6 +51,25 @@ fn two_views_and_the_host_share_one_copy() {
 
     evict(&host);
     assert_eq!((resident(&helper, &one).0, resident(&helper, &two).0), (0, 0), "one copy, and it is gone");
+}
+
+/// Names of one inode below have one cache in the view, so that an optimised store is as small there as on the host.
+#[test]
+fn hard_linked_files_are_cached_once() {
+    need!(Root, Fuse, Nix);
+    let scratch = util::scratch();
+    let helper = util::compile("resident.c", scratch.path());
+    let fixture = Fixture::new();
+    fixture.store.nix("nix-store", ["--optimise"], b"");
+    let view = fixture.mount();
+    let data = view.path().join(&fixture.data.base);
+    let (one, other) = (data.join("same"), data.join("same-again"));
+    assert_eq!((resident(&helper, &one), resident(&helper, &other)), ((0, 1), (0, 1)));
+    fs::read(&one).unwrap();
+    assert_eq!(resident(&helper, &other), (1, 1), "read by its other name");
+    for file in [&one, &other] {
+        assert_eq!(file.metadata().unwrap().nlink(), 1, "how often it occurs is the host's affair");
+    }
 }
 
 /// With `--io cached` what a view reads from a cold store is kept by the view alone.
