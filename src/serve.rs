@@ -30,7 +30,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::backing::Backing;
 use crate::closure::View;
-use crate::fs::{Counts, Registrations, ServedView, StoreFs};
+use crate::fs::{Counts, Missed, Registrations, ServedView, StoreFs};
 use crate::handshake::{self, Io};
 use crate::journal::{Journal, JournalError, Record};
 use crate::store::StorePath;
@@ -121,7 +121,13 @@ pub fn serve(start: Start, device: OwnedFd, store: OwnedFd, monitor: UnixStream)
     let (first, answered) = mpsc::channel();
     let counts = Arc::new(Counts::new(first));
     let (spoiled, spoiled_nodes) = mpsc::channel();
-    let fs = StoreFs::new(view.clone(), counts.clone(), spoiled);
+    let mut fs = StoreFs::new(view.clone(), counts.clone(), spoiled);
+    if start.report {
+        let (missed, inquiry) = Missed::queue();
+        fs = fs.reporting(missed);
+        let view = view.clone();
+        spawn("missed", move || inquiry.run(&view))?;
+    }
     let fuse = open_session(fs, &start, &device)?;
     drop(device);
 

@@ -56,6 +56,8 @@ pub struct Start {
     /// The monitor's process id, if the server is to end with it: where a service manager keeps the device, a
     /// successor brings a server of its own.
     pub end_with: Option<u32>,
+    /// Whether the log is to tell what was asked for, and is on the host alone.
+    pub report: bool,
     /// How to log.
     pub log: LogSettings,
 }

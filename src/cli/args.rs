@@ -74,6 +74,10 @@ pub(super) struct Args {
     #[arg(long)]
     pub(super) prune: bool,
 
+    /// Log which store paths were asked for that the host has and the view has not, and by which process
+    #[arg(long, conflicts_with = "quiet")]
+    pub(super) report: bool,
+
     /// Make links here that keep the collector from taking the roots, also when this process has died
     #[arg(long, value_name = "DIR")]
     pub(super) gc_root: Option<PathBuf>,

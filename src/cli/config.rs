@@ -85,6 +85,7 @@ impl Config {
                         io: args.io,
                         watch: args.watch,
                         prune: args.prune,
+                        report: args.report,
                         gc_root: args.gc_root,
                         log,
                         name,

@@ -14,6 +14,7 @@
 
 mod counts;
 mod links;
+mod missed;
 mod passthrough;
 mod view;
 
@@ -34,12 +35,13 @@ use fuser::{
 };
 
 pub use counts::{Counts, Op};
+pub use missed::{Inquiry, Missed};
 pub use view::{Entry, FsError, Node, ServedView, Totals};
 
 use crate::backing::{Kind, Stat};
 use crate::handshake::READ_MAX;
 use crate::journal::Record;
-use crate::trie::NodeId;
+use crate::trie::{NodeId, ROOT};
 pub use passthrough::Registrations;
 use passthrough::{Counted, File};
 
@@ -53,6 +55,8 @@ pub struct StoreFs {
     spoiled: Sender<NodeId>,
     /// What the kernel reads by itself; none: everything is read through the server.
     registrations: Option<Arc<Registrations>>,
+    /// Where names outside the closure are left; none: nobody wants to know.
+    missed: Option<Missed>,
     warned: AtomicBool,
 }
 
@@ -62,7 +66,13 @@ impl StoreFs {
     #[must_use]
     pub fn new(view: Arc<ServedView>, counts: Arc<Counts>, spoiled: Sender<NodeId>) -> Self {
         let registrations = view.registrations().cloned();
-        Self { view, counts, spoiled, registrations, warned: AtomicBool::new(false) }
+        Self { view, counts, spoiled, registrations, missed: None, warned: AtomicBool::new(false) }
+    }
+
+    /// Leaves names that the root does not have with `missed`.
+    #[must_use]
+    pub fn reporting(self, missed: Missed) -> Self {
+        Self { missed: Some(missed), ..self }
     }
 
     /// Opens `id` so that the kernel reads the file by itself.
@@ -174,11 +184,16 @@ fn writes(flags: OpenFlags) -> bool {
 }
 
 impl Filesystem for StoreFs {
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.counts.add(Op::Lookup);
         match self.view.lookup(NodeId(parent.0), name.as_bytes()) {
             Ok(node) => reply.entry(&FOR_EVER, &attributes(node), Generation(0)),
-            Err(FsError::Absent) => reply.entry(&FOR_EVER, &absent(), Generation(0)),
+            Err(FsError::Absent) => {
+                if let Some(missed) = self.missed.as_ref().filter(|_| parent.0 == ROOT.0) {
+                    missed.note(name.as_bytes(), request.pid());
+                }
+                reply.entry(&FOR_EVER, &absent(), Generation(0));
+            }
             Err(error) => reply.error(errno(error)),
         }
     }

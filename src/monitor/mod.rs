@@ -66,6 +66,8 @@ pub struct Settings {
     pub watch: bool,
     /// Whether what is no longer reachable goes.
     pub prune: bool,
+    /// Whether the log tells what was asked for, and is on the host alone.
+    pub report: bool,
     /// Where links that hold the roots beyond this process are made.
     pub gc_root: Option<PathBuf>,
     /// The state directory.
@@ -304,6 +306,7 @@ impl Monitor {
             take_back: self.unsettled.clone(),
             lock: self.state.as_ref().map(StateDir::server_lock),
             end_with: systemd::is_there().then(std::process::id),
+            report: self.settings.report,
             log: self.settings.log,
         };
         let server = match self.spare.take() {

@@ -45,6 +45,7 @@ fn wrong_usage() {
         ("usage-no-threads", &["--system", "x", "--threads", "0"]),
         ("usage-two-mount-points", &["--system", "x", "/a", "/b"]),
         ("usage-name", &["--system", "x", "--name", "../up"]),
+        ("usage-report-and-quiet", &["--system", "x", "--report", "--quiet"]),
         ("usage-log-format", &["--system", "x", "--log-format", "yaml"]),
     ] {
         let finished = Program::new().args(arguments).run();

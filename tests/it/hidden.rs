@@ -45,8 +45,6 @@ fn outside_looks_like_nothing() {
     let unregistered = NixStore::name("unregistered");
     fs::create_dir(physical.join(&unregistered.base)).unwrap();
     fs::write(physical.join(format!("{}.lock", fixture.data.base)), "").unwrap();
-    let view = fixture.mount();
-
     let names = [
         fixture.outside.base.clone(),
         unregistered.base,
@@ -62,23 +60,27 @@ fn outside_looks_like_nothing() {
         );
     }
     let nowhere = NixStore::name("nowhere").base;
-    for round in ["first", "again", "after listing"] {
-        let absent = ask(&view.path().join(&nowhere));
-        assert!(absent.iter().all(|(_, errno)| *errno == Some(Errno::NOENT)), "{absent:?}");
-        for name in &names {
-            assert_eq!(ask(&view.path().join(name)), absent, "{name}, {round}");
+    // What is told to the host changes nothing here.
+    for arguments in [&[][..], &["--report"]] {
+        let view = fixture.program().args(arguments).mount();
+        for round in ["first", "again", "after listing"] {
+            let absent = ask(&view.path().join(&nowhere));
+            assert!(absent.iter().all(|(_, errno)| *errno == Some(Errno::NOENT)), "{absent:?}");
+            for name in &names {
+                assert_eq!(ask(&view.path().join(name)), absent, "{name}, {round}, {arguments:?}");
+            }
+            let mut members = fixture.members();
+            members.sort();
+            assert_eq!(
+                tree::list(view.path()).unwrap(),
+                members.iter().map(std::path::PathBuf::from).collect::<Vec<_>>()
+            );
+            assert_eq!(
+                tree::list(&view.path().join(&fixture.data.base).join("..")).unwrap(),
+                tree::list(view.path()).unwrap(),
+                "a member's parent is the view's root"
+            );
         }
-        let mut members = fixture.members();
-        members.sort();
-        assert_eq!(
-            tree::list(view.path()).unwrap(),
-            members.iter().map(std::path::PathBuf::from).collect::<Vec<_>>()
-        );
-        assert_eq!(
-            tree::list(&view.path().join(&fixture.data.base).join("..")).unwrap(),
-            tree::list(view.path()).unwrap(),
-            "a member's parent is the view's root"
-        );
     }
 }
 

@@ -25,6 +25,7 @@ mod hidden;
 mod kinds;
 mod large;
 mod life;
+mod missed;
 mod oracle;
 mod overlay;
 mod readers;
