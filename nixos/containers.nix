@@ -91,6 +91,12 @@ in
                 description = "As {option}`services.nix-store-fs.views.<name>.io`.";
               };
 
+              report = mkOption {
+                type = types.bool;
+                default = false;
+                description = "As {option}`services.nix-store-fs.views.<name>.report`.";
+              };
+
               allowFuse = mkOption {
                 type = types.bool;
                 default = false;
@@ -181,7 +187,7 @@ in
       ]
       ++ hostRoots "container@${name}"
       ++ container.privateStore.extraPaths;
-      inherit (container.privateStore) io;
+      inherit (container.privateStore) io report;
     }) private;
 
     environment.etc = lib.mkIf cfg.imperativeContainers.enable {

@@ -83,6 +83,15 @@ in
                 '';
               };
 
+              report = mkOption {
+                type = types.bool;
+                default = false;
+                description = ''
+                  Whether the journal of the host tells which store paths were asked for that the host has and the
+                  view has not, and by which process. Nothing of it shows in the view.
+                '';
+              };
+
               gcRoot = mkOption {
                 type = types.nullOr types.path;
                 default = null;

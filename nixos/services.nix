@@ -55,7 +55,7 @@ let
           "--roots-file"
           "/etc/nix-store-fs/services/${viewOf name}.roots"
         ];
-        inherit (service.privateStore) io;
+        inherit (service.privateStore) io report;
         onDemand = true;
       };
     in
@@ -104,6 +104,12 @@ in
               ];
               default = "cached";
               description = "As {option}`services.nix-store-fs.views.<name>.io`.";
+            };
+
+            report = mkOption {
+              type = types.bool;
+              default = false;
+              description = "As {option}`services.nix-store-fs.views.<name>.report`.";
             };
           };
 

@@ -33,6 +33,7 @@ in
   io ? "cached",
   watch ? false,
   prune ? false,
+  report ? false,
   gcRoot ? null,
   onDemand ? false,
 }:
@@ -48,6 +49,7 @@ let
     ]
     ++ lib.optional watch "--watch"
     ++ lib.optional prune "--prune"
+    ++ lib.optional report "--report"
     ++ lib.optionals (gcRoot != null) [
       "--gc-root"
       (toString gcRoot)

@@ -39,6 +39,7 @@ in
             io
             watch
             prune
+            report
             gcRoot
             ;
           description =

@@ -8,6 +8,7 @@ pkgs.testers.runNixOSTest {
     containers.web = {
       autoStart = true;
       privateStore.enable = true;
+      privateStore.report = true;
       config = import ./guest { };
     };
   };
@@ -24,6 +25,10 @@ pkgs.testers.runNixOSTest {
         roots = machine.succeed("cat /etc/nix-store-fs/web.roots").split()
         expected = machine.succeed("nix-store -qR " + " ".join(roots) + " | sort").split()
         assert [f"/nix/store/{name}" for name in machine.succeed("ls /run/nix-store-fs/web | sort").split()] == expected
+
+    with subtest("but the host is told that it was looked for"):
+        name = secret.removeprefix("/nix/store/")
+        machine.wait_until_succeeds(f"journalctl --unit nix-store-fs@web.service | grep --fixed-strings {name}")
 
     with subtest("nor do the database and the daemon's socket"):
         machine.fail(f"{inside} ls /nix/var/nix/db")

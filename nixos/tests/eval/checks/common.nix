@@ -76,6 +76,7 @@ let
         privateStore = {
           enable = true;
           io = "passthrough";
+          report = true;
           allowFuse = true;
         };
       };
@@ -92,6 +93,7 @@ let
         io = "passthrough";
         watch = true;
         prune = true;
+        report = true;
         gcRoot = "/nix/var/nix/gcroots/build";
         mountPoint = "/srv/store";
       };
@@ -102,6 +104,7 @@ let
       privateStore = {
         enable = true;
         extraPaths = [ pkgs.iproute2 ];
+        report = true;
       };
     };
   };

@@ -25,6 +25,7 @@ in
     io = "cached";
     watch = false;
     prune = false;
+    report = false;
     gcRoot = null;
     mountPoint = "/run/nix-store-fs/small";
     user = null;
@@ -33,12 +34,14 @@ in
     enable = false;
     extraPaths = [ ];
     io = "cached";
+    report = false;
     allowFuse = false;
   })
   (check "defaults of a service" (removeAttrs services."container@".privateStore [ "_module" ]) {
     enable = false;
     extraPaths = [ ];
     io = "cached";
+    report = false;
   })
   (check "the package is that of nixpkgs" (config.services.nix-store-fs.package == pkgs.nix-store-fs) true)
   (check "imperative containers are left alone" (evaluate [ ]).services.nix-store-fs.imperativeContainers.enable false)
