@@ -200,9 +200,12 @@ impl Walk<'_> {
             }
             let here = done.join(&part);
             // By its name alone: a machine need not have the directory that a chroot store is called.
-            if let Some(name) = self.dirs.name(&todo.iter().fold(here.clone(), |path, part| path.join(part)))
-            {
+            let whole = todo.iter().fold(here.clone(), |path, part| path.join(part));
+            if let Some(name) = self.dirs.name(&whole) {
                 return self.store_path(name).map(End::Store);
+            }
+            if whole == self.dirs.logical {
+                return Ok(End::Directory(whole));
             }
             let meta = here.symlink_metadata().map_err(|source| self.absent(start, &here, source))?;
             directory = meta.is_dir();

@@ -132,4 +132,6 @@ fn a_store_path_needs_no_directory_of_its_name_on_the_machine() {
     assert_eq!(resolve(&chroot.path("elsewhere"), dirs).unwrap().path.to_string(), SYSTEM_PATH);
     let outside = resolve(Path::new("/on/no/machine/store/../elsewhere"), dirs);
     assert!(matches!(outside, Err(ProfileError::Absent(_))), "{outside:?}");
+    let itself = resolve(Path::new("/on/no/machine/store/"), dirs);
+    assert!(matches!(itself, Err(ProfileError::TheStore(_))), "{itself:?}");
 }
