@@ -349,6 +349,30 @@ fn a_roots_file_is_read_again() {
     service.stop();
 }
 
+/// A view may begin with nothing, and follow what it waits for later: here a link to a file in a store path, as
+/// whoever installs units one by one makes it.
+#[test]
+fn a_view_that_begins_with_nothing() {
+    need!(Root, Fuse, Nix);
+    let store = NixStore::new();
+    let needed = store.add("needed", &[], |path| fs::write(path, "needed\n").unwrap());
+    let unit = store.add("unit", &[&needed], |path| {
+        fs::create_dir(path).unwrap();
+        fs::write(path.join("job.service"), format!("ExecStart={}\n", needed.path)).unwrap();
+    });
+    let dir = crate::util::scratch();
+    let (roots, link) = (dir.path().join("roots"), dir.path().join("job.service"));
+    fs::write(&roots, format!("?{}\n?{}/absent/too\n", link.display(), dir.path().display())).unwrap();
+    let mut service = Service::new(&store).with([Path::new("--roots-file"), &roots]);
+    service.start_ready();
+    assert!(tree::list(service.path()).unwrap().is_empty());
+    symlink(format!("{}/job.service", unit.path), &link).unwrap();
+    service.reload_well();
+    let seen: BTreeSet<_> = tree::list(service.path()).unwrap().into_iter().collect();
+    assert_eq!(seen, [&needed, &unit].map(|member| PathBuf::from(&member.base)).into());
+    service.stop();
+}
+
 fn wait_for(path: &Path, service: &Service) {
     let until = Instant::now() + DEADLINE;
     while !path.exists() {
