@@ -84,6 +84,10 @@ in
       );
       bindOf =
         word: builtins.match "--(bind|bind-ro|overlay|overlay-ro|tmpfs)=[+]?(.*)" word;
+      # The root that the start script gives is not the last word on a command line.
+      isRoot =
+        word:
+        builtins.match "--(directory|template|image|oci-bundle|pivot-root|volatile)(=.*)?|-[Di].*" word != null;
     in
     lib.concatMap (
       word:
@@ -91,7 +95,9 @@ in
         bind = bindOf word;
         parts = lib.splitString ":" (lib.elemAt bind 1);
       in
-      if bind == null then
+      if isRoot word then
+        [ "extraFlags: ${word} would put something else in place of the container's root. Leave it out, or disable privateStore." ]
+      else if bind == null then
         lib.optional (lib.elem word [ "--bind" "--bind-ro" "--overlay" "--overlay-ro" "--tmpfs" ])
           "extraFlags: write ${word}=… as one word, so that privateStore can tell what it would show."
       else if lib.head bind == "tmpfs" then

@@ -57,6 +57,15 @@ let
     serviceConfig.ExecReload = lib.mkBefore [ "${systemctl} reload ${view}" ];
   };
 
+  # The container's own mounts that would undo its private store, one sentence each.
+  problemsOf =
+    name: container:
+    map (problem: "containers.${name}.${problem}") (
+      lib.concatLists (lib.mapAttrsToList bindProblems container.bindMounts)
+      ++ flagProblems container.extraFlags
+      ++ lib.concatMap tmpfsProblems container.tmpfs
+    );
+
   # With these values the stock start script maps the owners of its binds.
   mapsUsers = users: users == "pick" || (builtins.isInt users && users > 0);
 in
@@ -134,9 +143,14 @@ in
                 text:
                 let
                   instance = instanceOf name;
+                  # The assertions say the same, but not everybody who evaluates this asks for them: extra-container
+                  # takes the unit alone.
+                  problems = if instance == "" then [ ] else problemsOf instance private.${instance};
                 in
                 if instance == null || !isPrivate instance then
                   text
+                else if problems != [ ] then
+                  throw "nix-store-fs: ${lib.concatStringsSep "\n" problems}"
                 else
                   rewrite {
                     where = name;
@@ -156,16 +170,10 @@ in
     assertions = lib.concatLists (
       lib.mapAttrsToList (
         name: container:
-        map
-          (problem: {
-            assertion = false;
-            message = "containers.${name}.${problem}";
-          })
-          (
-            lib.concatLists (lib.mapAttrsToList bindProblems container.bindMounts)
-            ++ flagProblems container.extraFlags
-            ++ lib.concatMap tmpfsProblems container.tmpfs
-          )
+        map (message: {
+          assertion = false;
+          inherit message;
+        }) (problemsOf name container)
         ++ [
           {
             assertion =

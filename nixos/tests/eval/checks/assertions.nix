@@ -3,9 +3,11 @@ common:
 let
   inherit (common)
     check
+    evaluate
     failing
     has
     onKernel
+    refused
     services
     system
     withContainer
@@ -80,6 +82,32 @@ in
     (map (has "as one word") (withContainer { extraFlags = [ "--bind" "/nix/store" ]; }))
     [ true ]
   )
+  (check "flags that replace the container's root are errors"
+    (map (has "in place of the container's root") (withContainer {
+      extraFlags = [
+        "--directory=/"
+        "-D /"
+        "--volatile=overlay"
+      ];
+    }))
+    [
+      true
+      true
+      true
+    ]
+  )
+  # Where nobody asks for the assertions, as extra-container does not.
+  (refused "the start script of a container with a bind of the store" (
+    (evaluate [
+      {
+        containers.web = {
+          path = "${system "web"}";
+          privateStore.enable = true;
+          bindMounts."/inside".hostPath = "/nix/store";
+        };
+      }
+    ]).systemd.services."container@web".script
+  ))
   (check "a tmpfs over the store is an error"
     (map (has "would cover") (withContainer { tmpfs = [ "/nix:mode=0755" ]; }))
     [ true ]
