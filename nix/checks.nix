@@ -31,6 +31,8 @@ lib.mapAttrs' (
           root = ../.;
           fileset = lib.fileset.unions [
             ../Cargo.toml
+            ../README.md
+            ../docs
             ../flake.lock
             ../flake.nix
             ../nix

@@ -34,17 +34,22 @@ let
   used = if nixpkgs == null then standIn else real;
   inherit (used) lib;
 in
-{
+rec {
   inherit lib pkgs;
 
   # the configuration that results from these modules
-  evaluate =
+  evaluate = modules: evaluateStock ([ ../../module.nix ] ++ modules);
+
+  # the same without the project's own module
+  evaluateStock = modules: (evaluateAll modules).config;
+
+  # and with the declarations of the options
+  evaluateAll =
     modules:
     let
       evaluated = lib.evalModules {
         modules = used.modules ++ [
           ./stand-ins/host.nix
-          ../../module.nix
           { boot.kernelPackages = lib.mkDefault (pkgs.linux "6.18.1"); }
         ] ++ modules;
         specialArgs = {
@@ -52,5 +57,5 @@ in
         } // used.specialArgs { inherit (evaluated) config; };
       };
     in
-    evaluated.config;
+    evaluated;
 }

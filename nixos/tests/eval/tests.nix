@@ -1,6 +1,8 @@
 # Every check, as { name, ok, detail }, and the text of every unit, as { FILE = TEXT }.
 {
   nixpkgs ? null,
+  # a directory of the configurations in the documentation
+  snippets,
 }:
 let
   forms =
@@ -14,7 +16,7 @@ let
   perForm = map (
     form:
     import ./checks {
-      inherit form;
+      inherit form snippets;
       host = import ./host.nix { inherit nixpkgs form; };
     }
   ) forms;

@@ -1,7 +1,17 @@
 # The host whose configuration is checked, and the words that checks are written in.
-{ host, form }:
+{
+  host,
+  form,
+  snippets,
+}:
 let
-  inherit (host) lib pkgs evaluate;
+  inherit (host)
+    evaluate
+    evaluateAll
+    evaluateStock
+    lib
+    pkgs
+    ;
   inherit (import ../../../rewrite.nix { inherit lib; }) containerInit;
   inherit (builtins)
     attrNames
@@ -144,6 +154,8 @@ in
     containerInit
     contextOf
     evaluate
+    evaluateAll
+    evaluateStock
     failing
     form
     has
@@ -156,6 +168,7 @@ in
     rewritten
     rootsText
     services
+    snippets
     stock
     system
     views

@@ -1,7 +1,11 @@
 # Every check in one host's configuration, and the texts that come of it.
-{ host, form }:
+{
+  host,
+  form,
+  snippets,
+}:
 let
-  common = import ./common.nix { inherit host form; };
+  common = import ./common.nix { inherit host form snippets; };
   inherit (common)
     config
     hasUsers
@@ -26,6 +30,7 @@ in
       ./assertions.nix
       ./newer.nix
       ./documentation.nix
+      ./snippets.nix
     ]
   );
   units =

@@ -2,8 +2,10 @@
 common:
 let
   inherit (common)
+    base
     check
     config
+    evaluate
     has
     lib
     pkgs
@@ -53,8 +55,34 @@ let
     "RootImage"
     "TemporaryFileSystem"
   ];
+  # When a container is started, restarted and left alone by a configuration switch.
+  occasions =
+    enable: name:
+    let
+      inherit
+        (evaluate [
+          base
+          { containers.${name}.privateStore.enable = lib.mkForce enable; }
+        ])
+        containers
+        systemd
+        ;
+      service = systemd.services."container@${name}";
+    in
+    {
+      inherit (containers.${name}) autoStart ephemeral restartIfChanged;
+      inherit (service) wantedBy reloadIfChanged stopIfChanged;
+      unitRestartIfChanged = service.restartIfChanged;
+      restartTriggers = map toString service.restartTriggers;
+    };
 in
-[
+map (
+  name:
+  check "a private store leaves the occasions on which ${name} is started and restarted alone" (occasions true name) (
+    occasions false name
+  )
+) [ "web" "fleeting" "kept" ]
+++ [
   (check "a container requires its view, and comes after it"
     (map (elem "nix-store-fs@web.service") [
       services."container@web".requires

@@ -81,6 +81,7 @@ in
           { name, config, ... }:
           {
             options = {
+              config = option types.unspecified null;
               path = mkOption { type = types.path; };
               autoStart = option types.bool false;
               ephemeral = option types.bool false;
@@ -108,9 +109,12 @@ in
               privateUsers = option types.unspecified "no";
               flake = option (types.nullOr types.str) null;
             };
-            config = lib.optionalAttrs isNew {
-              path = lib.mkIf (config.flake != null) "/nix/var/nix/profiles/per-container/${name}";
-            };
+            config.path = lib.mkMerge (
+              [
+                (lib.mkIf (config.config != null) "/nix/store/00000000000000000000000000000000-nixos-system")
+              ]
+              ++ lib.optional isNew (lib.mkIf (config.flake != null) "/nix/var/nix/profiles/per-container/${name}")
+            );
           }
         )
       );

@@ -176,13 +176,13 @@ rec {
         let
           content = if builtins.isPath module || isString module then import module else module;
           set = if isFunction content then content arguments else content;
-          isLong = set ? options || set ? config || set ? imports;
+          isLong = set ? options || set ? config;
         in
         concatMap load (set.imports or [ ])
         ++ [
           {
             options = set.options or { };
-            config = if isLong then set.config or { } else set;
+            config = if isLong then set.config or { } else removeAttrs set [ "imports" ];
           }
         ];
       loaded = concatMap load modules;

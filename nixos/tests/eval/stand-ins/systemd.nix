@@ -43,6 +43,7 @@ in
               restartIfChanged = option types.bool true;
               reloadIfChanged = option types.bool false;
               stopIfChanged = option types.bool true;
+              overrideStrategy = option types.str "asDropinIfExists";
               script = option types.lines "";
             };
             config = lib.mkIf (config.script != "") {
