@@ -28,7 +28,7 @@ fn evict(file: &Path) {
 /// With `--io passthrough` two views and the host use one copy of a file's pages, whoever read it.
 #[test]
 fn two_views_and_the_host_share_one_copy() {
-    need!(Root, Fuse, Nix, Passthrough);
+    need!(Root, Fuse, Nix, Disk, Passthrough);
     let scratch = util::scratch();
     let helper = util::compile("resident.c", scratch.path());
     let fixture = Fixture::new();
@@ -75,7 +75,7 @@ fn hard_linked_files_are_cached_once() {
 /// With `--io cached` what a view reads from a cold store is kept by the view alone.
 #[test]
 fn a_cached_view_leaves_no_second_copy_in_the_host() {
-    need!(Root, Fuse, Nix, DontCache);
+    need!(Root, Fuse, Nix, Disk, DontCache);
     let scratch = util::scratch();
     let helper = util::compile("resident.c", scratch.path());
     let fixture = Fixture::new();
