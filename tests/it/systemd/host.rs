@@ -126,12 +126,6 @@ impl Host {
         fs::metadata(self.view()).unwrap().dev()
     }
 
-    /// The release of its systemd.
-    pub(super) fn systemd(&self) -> u32 {
-        let said = self.machine.run("systemctl --version");
-        said.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a version")
-    }
-
     /// What the mount table inside has of the program's.
     pub(super) fn mounts(&self) -> Vec<String> {
         let table = fs::read_to_string(format!("/proc/{}/mounts", self.machine.leader())).unwrap();
