@@ -12,12 +12,14 @@ use rustix::event::EventfdFlags;
 
 use crate::closure::View;
 use crate::resolve::{self, Resolution, ResolveError, RootLinks, Roots};
-use crate::store::Store;
+use crate::store::{Store, StorePath};
 
 /// What the thread is asked.
 #[derive(Debug)]
 enum Question {
     Resolve,
+    /// What was found in the last resolution is about to be served, and later ones as soon as they are answered.
+    Hold(Sender<()>),
     /// Everything that was found in the last resolution is served; with `only`, nothing else is.
     Keep {
         only: bool,
@@ -75,6 +77,14 @@ impl Resolver {
         let _ = self.questions.send(Question::Resolve);
     }
 
+    /// Returns when the last resolution is held beyond this process, if it is to be: so that a name which somebody
+    /// has seen outlives a monitor that is killed in the next moment. From now on resolutions are answered held.
+    pub(super) fn hold(&self) {
+        let (held, is_held) = channel();
+        let _ = self.questions.send(Question::Hold(held));
+        let _ = is_held.recv();
+    }
+
     /// Says that the last resolution is served now.
     pub(super) fn keep(&self, only: bool) {
         let _ = self.questions.send(Question::Keep { only });
@@ -104,26 +114,36 @@ fn work(
 ) {
     let mut store = None;
     let mut roots = Vec::new();
+    let mut held = false;
+    let link = |store: &Option<Store>, roots: &[StorePath], only| {
+        if let (Some(store), Some(links)) = (store, &task.links)
+            && let Err(error) = links.update(store, roots, only)
+        {
+            let error = &error as &dyn std::error::Error;
+            tracing::error!(error, "what is served is held only as long as this process lives");
+        }
+    };
     for question in asked {
         match question {
             Question::Resolve => {
                 let found = resolve(task, &mut store);
                 if let Ok(found) = &found {
                     found.resolution.closure.roots().clone_into(&mut roots);
+                    if held {
+                        link(&store, &roots, false);
+                    }
                 }
                 if answer.send(found).is_err() {
                     break;
                 }
                 let _ = rustix::io::write(signal, &1u64.to_ne_bytes());
             }
-            Question::Keep { only } => {
-                if let (Some(store), Some(links)) = (&store, &task.links)
-                    && let Err(error) = links.update(store, &roots, only)
-                {
-                    let error = &error as &dyn std::error::Error;
-                    tracing::error!(error, "what is served is held only as long as this process lives");
-                }
+            Question::Hold(done) => {
+                link(&store, &roots, false);
+                held = true;
+                let _ = done.send(());
             }
+            Question::Keep { only } => link(&store, &roots, only),
         }
     }
 }

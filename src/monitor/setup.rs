@@ -70,6 +70,7 @@ pub(super) fn set_up(settings: Settings, signals: SignalFd) -> Result<Option<Mon
             (mounted, device, agreement, found, 1, Vec::new())
         }
     };
+    resolver.hold();
     systemd::store_device(&device);
     let control = state.as_ref().and_then(listen);
     let monitor = Monitor {
