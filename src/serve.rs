@@ -13,11 +13,14 @@
 //! 3. When the monitor dies the server goes on, and what is mounted stays readable; unless a service manager
 //!    keeps the device: then the next monitor starts a server, and two that read one device would give one id
 //!    to two names. The lock keeps a server from beginning before the last one has ended.
+//! 4. To take back a name the kernel waits, and no signal ends it, for whoever looks at the directory; and they wait
+//!    for an answer. A server that is killed then does not end before another answers them. So what the next one
+//!    waits for, the lock and the monitor's socket, is not held by a thread that notifies: see [`spawn_notifier`].
 
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
@@ -131,9 +134,15 @@ pub fn serve(start: Start, device: OwnedFd, store: OwnedFd, monitor: UnixStream)
     let fuse = open_session(fs, &start, &device)?;
     drop(device);
 
+    let (device, notifier) = (fuse.as_fd().as_raw_fd(), fuse.notifier());
+    spawn_notifier("spoiled", device, move || throw_out(&notifier, &spoiled_nodes))?;
+    let (outdated, outdated_names) = mpsc::channel::<TakeBack>();
     let notifier = fuse.notifier();
-    spawn("spoiled", move || throw_out(&notifier, &spoiled_nodes))?;
-    let notifier = fuse.notifier();
+    spawn_notifier("take-back", device, move || {
+        for (names, _done) in outdated_names {
+            take_back(&notifier, &names);
+        }
+    })?;
     let reporter = Arc::new(Reporter(Mutex::new(monitor.try_clone().map_err(session("reporting"))?)));
     spawn("answered", {
         let reporter = reporter.clone();
@@ -146,9 +155,10 @@ pub fn serve(start: Start, device: OwnedFd, store: OwnedFd, monitor: UnixStream)
     spawn("orders", {
         let view = view.clone();
         move || {
-            take_back(&notifier, &start.take_back);
+            let outdated = Outdated(outdated);
+            outdated.take_back(start.take_back);
             reporter.report(&serving);
-            follow_orders(&monitor, &reporter, &view, &notifier);
+            follow_orders(&monitor, &reporter, &view, &outdated);
         }
     })?;
     spawn("members", move || {
@@ -193,6 +203,31 @@ fn lock(path: &Path) -> Result<File, ServeError> {
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), ServeError> {
     thread::Builder::new().name(name.to_owned()).spawn(work).map_err(session("starting a thread"))?;
     Ok(())
+}
+
+/// A thread that notifies the kernel through `device`. It holds no other descriptor of the process.
+fn spawn_notifier(name: &str, device: RawFd, work: impl FnOnce() + Send + 'static) -> Result<(), ServeError> {
+    spawn(name, move || {
+        if let Err(error) = sys::keep_descriptor(device) {
+            tracing::debug!(%error, "if this server is killed at a reload, the next one may have to wait for its end");
+        }
+        work();
+    })
+}
+
+/// Names that the thread which takes them back has to do, and who waits for it.
+struct Outdated(mpsc::Sender<TakeBack>);
+
+type TakeBack = (Vec<StorePath>, mpsc::Sender<()>);
+
+impl Outdated {
+    /// Returns when the kernel has forgotten `names`.
+    fn take_back(&self, names: Vec<StorePath>) {
+        let (done, is_done) = mpsc::channel();
+        // It ends with the process only; and it says nothing, but lets go of its end.
+        let _ = self.0.send((names, done));
+        let _ = is_done.recv();
+    }
 }
 
 fn open_journal(
@@ -259,11 +294,11 @@ fn throw_out(notifier: &Notifier, nodes: &mpsc::Receiver<NodeId>) {
 }
 
 /// Does what the monitor says until it says no more.
-fn follow_orders(monitor: &UnixStream, reporter: &Reporter, view: &ServedView, notifier: &Notifier) {
+fn follow_orders(monitor: &UnixStream, reporter: &Reporter, view: &ServedView, outdated: &Outdated) {
     loop {
         match wire::receive::<Order>(monitor) {
             Ok(Some((Order::Switch { view: next, epoch }, _))) => {
-                switch(view, notifier, &next, epoch);
+                switch(view, outdated, &next, epoch);
                 reporter.report(&Report::Switched { epoch });
             }
             Ok(Some((Order::Start(_), _))) => tracing::error!("the monitor said twice what to start with"),
@@ -273,12 +308,11 @@ fn follow_orders(monitor: &UnixStream, reporter: &Reporter, view: &ServedView, n
     tracing::debug!("the monitor is gone; the view stays as it is");
 }
 
-fn switch(view: &ServedView, notifier: &Notifier, next: &View, epoch: u32) {
+fn switch(view: &ServedView, outdated: &Outdated, next: &View, epoch: u32) {
     let fresh = view.trie().prepare(next);
     view.record(&fresh.into_iter().map(Record::Node).collect::<Vec<_>>());
     let switch = view.trie().switch(next, epoch);
-    let names: Vec<_> = switch.added.into_iter().chain(switch.removed).collect();
-    take_back(notifier, &names);
+    outdated.take_back(switch.added.into_iter().chain(switch.removed).collect());
     view.check_members();
 }
 

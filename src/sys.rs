@@ -37,6 +37,37 @@ pub fn adopt(number: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
+/// Gives the calling thread a table of descriptors of its own, with none in it but standard error and `kept`
+/// (close_range(2), Linux 5.9). What other threads have open is theirs alone from then on: it is closed when they end,
+/// whatever this thread waits for. So this one must neither use nor drop anything else that is a descriptor.
+///
+/// # Errors
+/// Those of close_range(2); where the C library has no such call, `ENOSYS`.
+pub fn keep_descriptor(kept: RawFd) -> io::Result<()> {
+    #[cfg(target_env = "gnu")]
+    {
+        const CLOSE_RANGE_UNSHARE: std::ffi::c_int = 1 << 1;
+        unsafe extern "C" {
+            fn close_range(
+                first: std::ffi::c_uint,
+                last: std::ffi::c_uint,
+                flags: std::ffi::c_int,
+            ) -> std::ffi::c_int;
+        }
+        let kept = kept.unsigned_abs();
+        for (first, last) in [(0, 1), (3, kept.saturating_sub(1)), (kept.saturating_add(1), u32::MAX)] {
+            // SAFETY: the call takes numbers. What it closes is closed in the table that it makes for this thread,
+            // which by its contract uses none of it.
+            if first <= last && unsafe { close_range(first, last, CLOSE_RANGE_UNSHARE) } != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    }
+    #[cfg(not(target_env = "gnu"))]
+    Err(rustix::io::Errno::NOSYS.into())
+}
+
 /// A registered backing file by its number, for the answer to an open. Dropping it ends the registration;
 /// [`BackingId::into_raw`] gives it up without.
 #[must_use]
@@ -77,6 +108,32 @@ mod tests {
         let mut byte = [0];
         far.read_exact(&mut byte).unwrap();
         assert_eq!(&byte, b"x");
+    }
+
+    /// What the other threads close is closed, though a thread that has left them lives on.
+    #[cfg(target_env = "gnu")]
+    #[test]
+    fn a_thread_of_its_own_holds_nothing_of_the_others() {
+        let (mut far, near) = UnixStream::pair().unwrap();
+        let (mut kept_far, kept) = UnixStream::pair().unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        let (go_on, wait) = std::sync::mpsc::channel::<()>();
+        let number = kept.as_raw_fd();
+        let thread = std::thread::spawn(move || {
+            keep_descriptor(number).unwrap();
+            tell.send(()).unwrap();
+            let _told = wait.recv();
+            let still_open = rustix::io::fcntl_getfd(&kept).is_ok();
+            (&kept).write_all(b"x").unwrap();
+            still_open
+        });
+        told.recv().unwrap();
+        drop(near);
+        far.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
+        assert_eq!(far.read(&mut [0]).unwrap(), 0, "somebody else holds it open");
+        drop(go_on);
+        assert!(thread.join().unwrap());
+        kept_far.read_exact(&mut [0]).unwrap();
     }
 
     #[test]

@@ -16,7 +16,12 @@
 //! 2. Locks. The one lock is held for map operations only, never over a system call. Counting a look-up of a
 //!    known name needs a shared lock only.
 //! 3. A server that succeeds another does not know how often the kernel was told of an id, and so when it is
-//!    forgotten: restored nodes are kept ([`PINNED`]).
+//!    forgotten: restored nodes are kept ([`PINNED`]). No FORGET proves that the kernel has let go of one. A count
+//!    of one is sent for a look-up that failed as well (`fuse_lookup_name`, `fuse_direntplus_link`); a larger one
+//!    comes from an inode that went (`fuse_evict_inode`), but an answer that the last server gave may be taken in
+//!    after that, and makes the inode anew under the same id. To let a node go too early is an error for whoever
+//!    has it open; to keep it costs what hard point 1 says, once for each path: a name that is looked up again
+//!    gets its old node.
 
 use std::collections::VecDeque;
 use std::hash::BuildHasher;

@@ -11,7 +11,9 @@
 //! Hard points:
 //! 1. Registering is what an open costs (an ioctl), so a registration outlives the last close, up to
 //!    [`IDLE_MAX`] of them.
-//! 2. A successor does not know how many opens use what it takes over: such an id is kept to the end.
+//! 2. A successor does not know how many opens use what it takes over: such an id is kept to the end. An id that
+//!    ended while a file is open would make every further open of that file an error. Each holds one open file of
+//!    the store in the kernel; an open of the node uses it again, so there is never more than one of a node.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;

@@ -1,11 +1,14 @@
 //! The server as the monitor sees it: a child process, and a socket to speak over.
 
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::wire::{self, Order, Report, Start};
 
@@ -17,6 +20,9 @@ const PATIENCE: u32 = 3;
 /// First and longest wait before another server is started.
 const WAIT: Duration = Duration::from_millis(50);
 const WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// How long the end of a killed server is waited for, so that it can be said.
+const LAST_BREATH: Duration = Duration::from_millis(250);
 
 /// A running server.
 #[derive(Debug)]
@@ -77,36 +83,67 @@ impl Server {
     /// Its socket is closed, so it has ended or is to: tells how it ended, and whether it had answered anything.
     ///
     /// # Errors
-    /// Those of kill(2) and waitpid(2).
-    pub fn wait(mut self) -> io::Result<(ExitStatus, bool)> {
+    /// Those of kill(2), waitpid(2) and pidfd_open(2).
+    pub fn wait(self) -> io::Result<(End, bool)> {
+        let answered = self.answered;
         // No effect on one that is ending already.
-        self.process.kill()?;
-        Ok((self.process.wait()?, self.answered))
+        self.kill().map(|end| (end, answered))
     }
 
     /// Ends it at once. What it had taken is given back to its successor.
     ///
     /// # Errors
-    /// Those of kill(2) and waitpid(2).
-    pub fn kill(mut self) -> io::Result<()> {
+    /// Those of kill(2), waitpid(2) and pidfd_open(2).
+    pub fn kill(mut self) -> io::Result<End> {
         self.process.kill()?;
-        self.process.wait().map(|_| ())
+        if let Some(status) = self.ended(Instant::now() + LAST_BREATH)? {
+            return Ok(End::Exited(status));
+        }
+        let mut process = self.process;
+        std::thread::Builder::new().name("reaper".to_owned()).spawn(move || process.wait())?;
+        Ok(End::Hangs)
     }
 
     /// Waits for its end until `deadline`, then ends it; returns whether it ended by itself.
     pub fn wait_until(mut self, deadline: Instant) -> bool {
-        while let Ok(None) = self.process.try_wait() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                let _ = self.kill();
-                return false;
-            }
-            // It has only to read the device once more.
-            let timeout = rustix::event::Timespec::try_from(left.min(Duration::from_millis(5))).ok();
-            let mut nothing = [];
-            let _ = rustix::event::poll(&mut nothing, timeout.as_ref());
+        if let Ok(Some(_)) = self.ended(deadline) {
+            return true;
         }
-        true
+        let _ = self.kill();
+        false
+    }
+
+    fn ended(&mut self, deadline: Instant) -> io::Result<Option<ExitStatus>> {
+        let end = pidfd_open(Pid::from_child(&self.process), PidfdFlags::empty())?;
+        super::wait(&[end.as_fd()], Some(deadline))?;
+        self.process.try_wait()
+    }
+}
+
+/// How a server ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// As every process does.
+    Exited(ExitStatus),
+    /// It was killed, and the kernel does not let it go before another server answers: see [`crate::serve`]. It reads
+    /// the device no more.
+    Hangs,
+}
+
+impl End {
+    /// Whether it had nothing more to do.
+    #[must_use]
+    pub fn success(self) -> bool {
+        matches!(self, Self::Exited(status) if status.success())
+    }
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited(status) => status.fmt(f),
+            Self::Hangs => f.write_str("killed while it waits for a reader"),
+        }
     }
 }
 

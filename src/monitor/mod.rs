@@ -25,7 +25,6 @@ mod watch;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::process::ExitStatus;
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::signal::{SigSet, Signal};
@@ -38,7 +37,7 @@ use crate::mount::{self, MountError, Mounted};
 use crate::resolve::{ResolveError, RootLinks, Roots};
 use crate::store::StorePath;
 use crate::wire::{LogSettings, Order, Report, Start};
-use child::{Backoff, Server};
+use child::{Backoff, End, Server};
 use control::{Client, Control, Outcome};
 use resolver::{Answer, Resolver};
 use state::{State, StateDir, StateError};
@@ -116,7 +115,7 @@ pub enum MonitorError {
     #[error(
         "the server ended ({0}) and there is no node journal to go on from, so the view is unmounted; make room for its state directory, and start it anew"
     )]
-    Lost(ExitStatus),
+    Lost(End),
     /// The operating system refused something that always works.
     #[error("cannot {doing}")]
     System {
@@ -365,8 +364,8 @@ impl Monitor {
 
     fn on_death(&mut self) -> Result<Option<Ending>, MonitorError> {
         let Some(server) = self.server.take() else { return Ok(None) };
-        let (status, useful) = server.wait().map_err(system("wait for the server"))?;
-        if status.success() || !self.mounted.is_there()? {
+        let (end, useful) = server.wait().map_err(system("wait for the server"))?;
+        if end.success() || !self.mounted.is_there()? {
             tracing::info!("the view was unmounted");
             self.clean_up();
             return Ok(Some(Ending::Unmounted));
@@ -374,14 +373,14 @@ impl Monitor {
         if self.served && !self.journal {
             // The kernel knows nodes that nobody can tell the meaning of.
             self.unmount_lost()?;
-            return Err(MonitorError::Lost(status));
+            return Err(MonitorError::Lost(end));
         }
         let wait = self.backoff.death(useful);
         if wait.is_zero() {
-            tracing::warn!("the server ended ({status}); another takes over");
+            tracing::warn!("the server ended ({end}); another takes over");
         } else {
             tracing::error!(
-                "the server ended ({status}) again and again without answering; another takes over in {wait:?}"
+                "the server ended ({end}) again and again without answering; another takes over in {wait:?}"
             );
         }
         self.restart = Some(Instant::now() + wait);

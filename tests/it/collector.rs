@@ -79,20 +79,20 @@ impl Garbage {
 }
 
 /// A collector that never rests.
-struct Collector {
+pub(crate) struct Collector {
     enough: Arc<AtomicBool>,
     rounds: Arc<AtomicU32>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
 impl Collector {
-    fn start(garbage: &Arc<Garbage>) -> Self {
+    pub(crate) fn start(collect: impl Fn() + Send + 'static) -> Self {
         let (enough, rounds) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
         let thread = thread::spawn({
-            let (garbage, enough, rounds) = (garbage.clone(), enough.clone(), rounds.clone());
+            let (enough, rounds) = (enough.clone(), rounds.clone());
             move || {
                 while !enough.load(Ordering::Relaxed) {
-                    garbage.collect();
+                    collect();
                     rounds.fetch_add(1, Ordering::Relaxed);
                 }
             }
@@ -101,7 +101,7 @@ impl Collector {
     }
 
     /// Until it has gone through the store once more, from beginning to end.
-    fn wait(&self) {
+    pub(crate) fn wait(&self) {
         let from = self.rounds.load(Ordering::Relaxed);
         while self.rounds.load(Ordering::Relaxed) < from + 2 {
             assert!(!self.thread.as_ref().unwrap().is_finished(), "the collector failed");
@@ -109,7 +109,7 @@ impl Collector {
         }
     }
 
-    fn finish(mut self) -> u32 {
+    pub(crate) fn finish(mut self) -> u32 {
         self.enough.store(true, Ordering::Relaxed);
         self.thread.take().unwrap().join().expect("the collector");
         self.rounds.load(Ordering::Relaxed)
@@ -126,7 +126,10 @@ fn nothing_served_is_collected() {
     let holders: Vec<PathBuf> = (1..4)
         .map(|number| garbage.store.profile(&format!("holder-{number}"), &garbage.systems[number].0.path))
         .collect();
-    let collector = Collector::start(&garbage);
+    let collector = Collector::start({
+        let garbage = garbage.clone();
+        move || garbage.collect()
+    });
     let mut service = Service::new(&garbage.store)
         .with([Path::new("--system"), &garbage.link])
         .with([Path::new("--gc-root"), roots.path()]);

@@ -1,14 +1,17 @@
 //! Mounting, being ready, unmounting; what is left behind, and what the mount table says.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::mount::UnmountFlags;
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::util::fixture::Fixture;
 use crate::util::program::unique_name;
-use crate::util::{mounts, tree};
+use crate::util::{DEADLINE, mounts, tree};
 
 /// READY=1 is said when the view answers, not before: the first look, at once, finds the closure.
 #[test]
@@ -61,7 +64,7 @@ fn sigterm_and_sigint_unmount() {
     }
 }
 
-/// A reader that is still inside does not keep the program from ending.
+/// A reader that is still inside does not keep the program from ending, and is named.
 #[test]
 fn sigterm_with_an_open_file() {
     need!(Root, Fuse, Nix);
@@ -72,6 +75,58 @@ fn sigterm_with_an_open_file() {
     assert_eq!(view.end().code(), Some(0), "{}", view.stderr());
     assert!(mounts::at(view.path()).is_none());
     drop(open);
+    let said = view.stderr();
+    let line: Vec<&str> = said.lines().filter(|line| line.contains("still in use by")).collect();
+    assert!(matches!(line[..], [line] if line.contains(&format!("({})", std::process::id()))), "{said}");
+}
+
+/// Programs that wait for a server that hangs. To look at one that waits to close a file may be to wait as well: the
+/// end comes all the same, and frees them.
+#[test]
+fn sigterm_with_a_server_that_hangs() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let mut view = fixture.mount();
+    let data = view.path().join(&fixture.data.base);
+    // The kernel knows both names, and nobody has closed a file of this view yet.
+    let names = ["text", "long"].map(|name| data.join(name));
+    assert!(names.iter().all(|name| name.is_file()));
+    let scratch = crate::util::scratch();
+    let helper = crate::util::compile("closes.c", scratch.path());
+    let mut closes =
+        Command::new(helper).arg(&names[0]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(closes.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "open\n");
+    let server = server_of(view.pid());
+    kill_process(server, Signal::STOP).unwrap();
+    closes.stdin.take().unwrap().write_all(b"go\n").unwrap();
+    let mut reads =
+        Command::new("cat").arg(&names[1]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    // The first one was told first; to ask the kernel what it does would be to wait for it.
+    let until = Instant::now() + DEADLINE;
+    while !waits(reads.id()) {
+        assert!(Instant::now() < until, "the reader does not wait for the server");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    view.signal(Signal::TERM);
+    assert_eq!(view.end().code(), Some(0), "{}", view.stderr());
+    assert!(mounts::at(view.path()).is_none());
+    assert!(view.stderr().contains("still in use by"), "{}", view.stderr());
+    assert!(closes.wait().unwrap().success());
+    assert!(!reads.wait().unwrap().success(), "nobody was there to answer");
+}
+
+fn server_of(monitor: Pid) -> Pid {
+    let number = monitor.as_raw_nonzero();
+    let children = fs::read_to_string(format!("/proc/{number}/task/{number}/children")).unwrap();
+    Pid::from_raw(children.split_whitespace().next_back().unwrap().parse().unwrap()).unwrap()
+}
+
+/// Whether it is in a sleep that it does not end by itself.
+fn waits(process: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    status.lines().any(|line| line.starts_with("State:") && line.contains('D'))
 }
 
 #[test]

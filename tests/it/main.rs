@@ -22,6 +22,7 @@ mod container;
 mod handles;
 mod handover;
 mod hidden;
+mod interrupted;
 mod kinds;
 mod large;
 mod life;

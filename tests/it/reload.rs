@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use crate::util::load::{self, Load, say};
+use crate::util::program::Program;
 use crate::util::service::Service;
 use crate::util::store::{Member, NixStore};
 use crate::util::{DEADLINE, tree};
@@ -165,6 +166,30 @@ fn a_hundred_reloads_that_prune() {
     let listings = lister.join().expect("every listing is the old set or the new one");
     say(&format!("reloads that prune: {}, with {listings} listings of the old set or the new", reloads()));
     running.finish().judge("reloads that prune");
+    service.stop();
+}
+
+/// `--reload` finds a view by its name or by where it is mounted, and says what it cannot find.
+#[test]
+fn a_view_is_reloaded_by_name_or_by_place() {
+    need!(Root, Fuse, Nix, Busybox);
+    let systems = Systems::new(3);
+    let mut service = systems.service();
+    service.start_ready();
+    for (number, view) in [(1, Path::new(&service.name)), (2, service.path())] {
+        let own = service.path().join(&systems.systems[number].1.base);
+        assert!(!own.exists());
+        systems.select(number);
+        let finished = Program::new().arg("--reload").arg(view).run();
+        assert_eq!(finished.status.code(), Some(0), "{}: {finished:?}", view.display());
+        assert!(finished.stdout.starts_with("serving "), "{finished:?}");
+        assert!(own.exists());
+    }
+    for (view, code) in [(Path::new("no-such-view"), 8), (systems.store.root(), 2)] {
+        let finished = Program::new().arg("--reload").arg(view).run();
+        assert_eq!(finished.status.code(), Some(code), "{}: {finished:?}", view.display());
+        assert!(finished.stderr.contains(&view.display().to_string()), "{finished:?}");
+    }
     service.stop();
 }
 
@@ -328,6 +353,36 @@ fn a_reload_that_fails_changes_nothing() {
     service.stop();
     let finished = service.reload();
     assert_eq!(finished.status.code(), Some(8), "a view that has ended: {finished:?}");
+}
+
+/// A store that is busy: the reload takes as long, the old view is served meanwhile, and the end can be asked for.
+#[test]
+fn a_reload_waits_for_a_busy_store() {
+    need!(Root, Fuse, Nix, Busybox);
+    let systems = Systems::new(2);
+    let mut service = systems.service();
+    service.start_ready();
+    let running = systems.load(&service);
+    let own = service.path().join(&systems.systems[1].1.base);
+    assert!(!own.exists());
+    // As the collector does for all of its work, and a build for a moment.
+    let lock = File::options().write(true).open(systems.store.root().join("nix/var/nix/gc.lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    systems.select(1);
+    let from = service.heard();
+    service.signal(Signal::HUP);
+    service.wait(from, "RELOADING");
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(!own.exists(), "it did not wait for the store");
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::Unlock).unwrap();
+    service.wait_ready(from);
+    assert!(own.exists());
+    running.finish().judge("a busy store");
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let from = service.heard();
+    service.signal(Signal::HUP);
+    service.wait(from, "RELOADING");
+    service.stop();
 }
 
 /// A roots file is read again, and a root that is waited for is served once it is there.

@@ -272,6 +272,40 @@ fn a_server_left_behind_gives_way() {
     service.stop();
 }
 
+/// A server that dies again and again without answering is started at growing intervals, which is said; once one
+/// answers, all is as before.
+#[test]
+fn servers_that_never_answer_are_started_more_and_more_rarely() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let mut service = Service::new(&fixture.store).with(["--system", &fixture.system.path]);
+    service.start_ready();
+    let data = service.path().join(&fixture.data.base);
+    let real = tree::walk(&fixture.store.physical(), &fixture.data.base);
+    let said = "again and again without answering";
+    let until = Instant::now() + DEADLINE;
+    while service.logged(said) < 3 {
+        assert!(Instant::now() < until, "no back-off: {}", service.log());
+        if service.server_now().is_some() {
+            service.kill(Victim::Server);
+        }
+    }
+    let log = service.log();
+    let waits: Vec<&str> = log
+        .lines()
+        .filter(|line| line.contains(said))
+        .filter_map(|line| line.rsplit(" in ").next())
+        .collect();
+    assert_eq!(waits[..3], ["50ms", "100ms", "200ms"], "{log}");
+    // Whoever asks meanwhile waits, and is answered.
+    assert_eq!(fs::read(data.join("text")).unwrap(), b"hello\n");
+    tree::assert_same(&real, &tree::walk(service.path(), &fixture.data.base));
+    service.kill(Victim::Server);
+    tree::assert_same(&real, &tree::walk(service.path(), &fixture.data.base));
+    assert_eq!(service.logged(said), 3, "{}", service.log());
+    service.stop();
+}
+
 fn is_running(pid: rustix::process::Pid) -> bool {
     let status = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
     status.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))

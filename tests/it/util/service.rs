@@ -235,18 +235,30 @@ impl Service {
 
     /// Kills at once. Nothing is started again but by the program itself.
     pub(crate) fn kill(&mut self, victim: Victim) {
+        if let Some(server) = self.kill_unwaited(victim) {
+            assert_eq!(
+                wait_readable([&server], Instant::now() + DEADLINE),
+                [true],
+                "the server does not die; the program said:\n{}",
+                self.log()
+            );
+        }
+    }
+
+    /// The same, but a killed server may take its time: one that waits for a reader cannot end before another server
+    /// has answered that one. Returns the server's process.
+    pub(crate) fn kill_unwaited(&mut self, victim: Victim) -> Option<OwnedFd> {
         let server = if victim == Victim::Server { Some(self.server()) } else { self.server_now() };
         if victim != Victim::Server {
-            let mut child = self.child.take().expect("a running program");
-            child.kill().unwrap();
-            child.wait().unwrap();
+            self.kill_monitor_only();
             if victim == Victim::Monitor {
                 std::thread::sleep(Duration::from_millis(20));
             }
         }
-        if let Some(server) = server {
-            kill_and_wait(server);
-        }
+        let server = server?;
+        let process = pidfd_open(server, PidfdFlags::empty()).ok()?;
+        let _gone = kill_process(server, Signal::KILL);
+        Some(process)
     }
 
     /// Kills the program and lets its server go on.
