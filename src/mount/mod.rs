@@ -13,8 +13,10 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
@@ -23,6 +25,8 @@ pub use table::{Mount, mounts};
 /// The file system type in the mount table.
 pub const TYPE: &str = "fuse.nix-store-fs";
 const DEVICE: &str = "/dev/fuse";
+/// Threads that look for users of a view: one more than processes that are likely to hang at once.
+const LOOKERS: usize = 8;
 
 /// Why a view cannot be mounted or unmounted.
 #[derive(Debug, thiserror::Error)]
@@ -330,31 +334,47 @@ impl Mounted {
 }
 
 /// Processes that have something below `at` open, run it or stand in it: `name (pid)`, a few at most. What could not
-/// be found out within `patience` is left out: looking at a process that hangs, hangs.
+/// be found out within `patience` is left out: looking at a process that hangs, hangs. So several look.
 #[must_use]
 pub fn users(at: &Path, patience: Duration) -> Vec<String> {
+    const MOST: usize = 8;
+    let deadline = Instant::now() + patience;
+    let processes: Vec<PathBuf> = std::fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| entry.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit))
+        .map(|entry| entry.path())
+        .collect();
+    let processes = Arc::new(Mutex::new(processes));
     let (tell, told) = std::sync::mpsc::channel();
-    let at = at.to_owned();
-    let asked =
-        std::thread::Builder::new().name("users".to_owned()).spawn(move || tell.send(users_of(&at, 8)));
-    asked.ok().and_then(|_| told.recv_timeout(patience).ok()).unwrap_or_default()
+    for _ in 0..LOOKERS {
+        let (at, processes, tell) = (at.to_owned(), processes.clone(), tell.clone());
+        let look = move || {
+            loop {
+                let Some(dir) = processes.lock().pop() else { break };
+                if uses(&dir, &at) && tell.send(describe(&dir)).is_err() {
+                    break;
+                }
+            }
+        };
+        if std::thread::Builder::new().name("users".to_owned()).spawn(look).is_err() {
+            break;
+        }
+    }
+    drop(tell);
+    let left = || deadline.saturating_duration_since(Instant::now());
+    std::iter::from_fn(|| told.recv_timeout(left()).ok()).take(MOST).collect()
 }
 
-fn users_of(at: &Path, most: usize) -> Vec<String> {
-    let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };
-    let uses = |link: &Path| std::fs::read_link(link).is_ok_and(|target| target.starts_with(at));
-    processes
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|dir| dir.file_name().is_some_and(|n| n.as_encoded_bytes().iter().all(u8::is_ascii_digit)))
-        .filter(|dir| {
-            ["cwd", "root", "exe"].iter().any(|link| uses(&dir.join(link)))
-                || std::fs::read_dir(dir.join("fd")).is_ok_and(|fds| fds.flatten().any(|fd| uses(&fd.path())))
-        })
-        .take(most)
-        .map(|dir| {
-            let name = std::fs::read_to_string(dir.join("comm")).unwrap_or_default();
-            format!("{} ({})", name.trim_end(), dir.file_name().unwrap_or_default().display())
-        })
-        .collect()
+fn uses(process: &Path, at: &Path) -> bool {
+    let leads_there = |link: &Path| std::fs::read_link(link).is_ok_and(|target| target.starts_with(at));
+    ["cwd", "root", "exe"].iter().any(|link| leads_there(&process.join(link)))
+        || std::fs::read_dir(process.join("fd"))
+            .is_ok_and(|fds| fds.flatten().any(|fd| leads_there(&fd.path())))
+}
+
+fn describe(process: &Path) -> String {
+    let name = std::fs::read_to_string(process.join("comm")).unwrap_or_default();
+    format!("{} ({})", name.trim_end(), process.file_name().unwrap_or_default().display())
 }
