@@ -97,8 +97,10 @@ in
     SuccessExitStatus = 75;
     # A restart by hand hands over as well; a stop unmounts.
     RestartKillSignal = "SIGUSR2";
-    # The monitor is told, and ends its server.
+    # The monitor is told, and ends its server. It takes some two seconds at most; a process that the kernel does not let
+    # end (docs/operation.md) is waited for no longer than this, as readers wait for the next server.
     KillMode = "mixed";
+    TimeoutStopSec = 5;
 
     # Mount points and state; another view's are there too, and the own ones are needed by the successor.
     RuntimeDirectory = "nix-store-fs";
