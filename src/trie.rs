@@ -161,6 +161,18 @@ impl Nodes {
         self.index.find(self.hash(parent, name), same).copied()
     }
 
+    /// The first-level node that `id` is or lies in, with its name.
+    fn member(&self, id: NodeId) -> Option<(NodeId, &[u8])> {
+        let mut at = id;
+        loop {
+            let slot = self.slot(at)?;
+            if slot.parent == ROOT {
+                return Some((at, &slot.name));
+            }
+            at = slot.parent;
+        }
+    }
+
     fn put(&mut self, id: NodeId, parent: NodeId, name: &[u8], lookups: u32) {
         let hash = self.hash(parent, name);
         let Self { chunks, index, hasher, .. } = self;
@@ -354,15 +366,7 @@ impl PathTrie {
     /// The member that `id` is or lies in; none for the root.
     #[must_use]
     pub fn member(&self, id: NodeId) -> Option<NodeId> {
-        let nodes = self.nodes.read();
-        let mut at = id;
-        loop {
-            let parent = nodes.slot(at)?.parent;
-            if parent == ROOT {
-                return Some(at);
-            }
-            at = parent;
-        }
+        self.nodes.read().member(id).map(|(member, _)| member)
     }
 
     /// A journal holds `id` now.
@@ -420,14 +424,7 @@ impl PathTrie {
             return true;
         }
         let nodes = self.nodes.read();
-        let mut at = id;
-        loop {
-            let Some(slot) = nodes.slot(at) else { return false };
-            if slot.parent == ROOT {
-                return self.members().find(&slot.name).is_some();
-            }
-            at = slot.parent;
-        }
+        nodes.member(id).is_some_and(|(_, name)| self.members().find(name).is_some())
     }
 
     /// Number of nodes known, the root not counted.

@@ -183,8 +183,10 @@ impl ServedView {
             Err(error) => return Err(error.into()),
         };
         let entered = self.enter(parent, name, stat).ok_or(FsError::UnknownNode)?;
-        if entered.unrecorded {
-            self.record(&self.trie.record(entered.id).map(Record::Node).into_iter().collect::<Vec<_>>());
+        if entered.unrecorded
+            && let Some(node) = self.trie.record(entered.id)
+        {
+            self.record(&[Record::Node(node)]);
         }
         Ok(Node { id: entered.id, stat })
     }
