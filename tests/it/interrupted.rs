@@ -59,9 +59,7 @@ impl Systems {
         let expected = load::expect(&self.store, [self.busybox.base.as_str()]);
         Load::start(service.path(), &Arc::new(expected), Some(&self.busybox), 3, true)
     }
-}
 
-impl Systems {
     /// Each of these can be read, and Nix says that it is valid: the collector has left it alone.
     fn assert_held(&self, service: &Service, names: &BTreeSet<PathBuf>) {
         for name in names {

@@ -154,15 +154,13 @@ impl NixStore {
 
     /// Registers small files as store paths, all at once. Their hashes in the database are not the real ones.
     pub(crate) fn add_files(&self, name: &str, count: usize) -> Vec<Member> {
-        let members: Vec<Member> = (0..count).map(|number| Self::name(&format!("{name}-{number}"))).collect();
-        let mut registration = String::new();
-        for member in &members {
-            let physical = self.physical().join(&member.base);
-            fs::write(&physical, format!("{}\n", member.base)).unwrap();
-            canonicalise(&physical);
-            registration.push_str(&format!("{}\nsha256:{}\n1000\n\n0\n", member.path, "0".repeat(64)));
-        }
-        self.nix("nix-store", ["--load-db"], registration.as_bytes());
+        let file = |number| {
+            let name = format!("{name}-{number}");
+            self.put_in_place(&name, |path| fs::write(path, format!("{}\n", Self::name(&name).base)).unwrap())
+        };
+        let members: Vec<Member> = (0..count).map(file).collect();
+        let alone: Vec<(&Member, &[&Member])> = members.iter().map(|member| (member, &[][..])).collect();
+        self.register(&alone);
         members
     }
 
