@@ -67,7 +67,7 @@ fn every_way_to_name_a_system_leads_to_it() {
         chroot.real.join(SYSTEM_PATH),
         chroot.real.join(SYSTEM_PATH).join("bin"),
         PathBuf::from("/nix/store").join(SYSTEM_PATH),
-        PathBuf::from("/nix/../nix/store").join(SYSTEM_PATH),
+        PathBuf::from("/usr/../nix/store").join(SYSTEM_PATH),
         PathBuf::from(SYSTEM_PATH),
     ] {
         assert_eq!(chroot.resolve(&typed).unwrap(), SYSTEM_PATH, "{}", typed.display());
