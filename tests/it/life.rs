@@ -105,7 +105,7 @@ fn sigterm_with_a_server_that_hangs() {
         Command::new("cat").arg(&names[1]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     // The first one was told first; to ask the kernel what it does would be to wait for it.
     let until = Instant::now() + DEADLINE;
-    while !waits(reads.id()) {
+    while !waits_for(reads.id(), &names[1]) {
         assert!(Instant::now() < until, "the reader does not wait for the server");
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -123,10 +123,14 @@ fn server_of(monitor: Pid) -> Pid {
     Pid::from_raw(children.split_whitespace().next_back().unwrap().parse().unwrap()).unwrap()
 }
 
-/// Whether it is in a sleep that it does not end by itself.
-fn waits(process: u32) -> bool {
+/// Whether it has `file` open and is in a sleep that it does not end by itself. The sleep alone says nothing: a program
+/// that is read from disk at its start sleeps so as well.
+fn waits_for(process: u32, file: &Path) -> bool {
+    let open = fs::read_dir(format!("/proc/{process}/fd")).is_ok_and(|fds| {
+        fds.flatten().any(|fd| fs::read_link(fd.path()).is_ok_and(|target| target == file))
+    });
     let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
-    status.lines().any(|line| line.starts_with("State:") && line.contains('D'))
+    open && status.lines().any(|line| line.starts_with("State:") && line.contains('D'))
 }
 
 #[test]
