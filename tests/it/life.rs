@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -88,9 +89,9 @@ fn sigterm_with_a_server_that_hangs() {
     let fixture = Fixture::new();
     let mut view = fixture.mount();
     let data = view.path().join(&fixture.data.base);
-    // The kernel knows both names, and nobody has closed a file of this view yet.
+    // The kernel knows both names, and does not forget them; and nobody has closed a file of this view yet.
     let names = ["text", "long"].map(|name| data.join(name));
-    assert!(names.iter().all(|name| name.is_file()));
+    let _known = names.each_ref().map(|name| rustix::fs::open(name, OFlags::PATH, Mode::empty()).unwrap());
     let scratch = crate::util::scratch();
     let helper = crate::util::compile("closes.c", scratch.path());
     let mut closes =
@@ -126,9 +127,8 @@ fn server_of(monitor: Pid) -> Pid {
 /// Whether it has `file` open and is in a sleep that it does not end by itself. The sleep alone says nothing: a program
 /// that is read from disk at its start sleeps so as well.
 fn waits_for(process: u32, file: &Path) -> bool {
-    let open = fs::read_dir(format!("/proc/{process}/fd")).is_ok_and(|fds| {
-        fds.flatten().any(|fd| fs::read_link(fd.path()).is_ok_and(|target| target == file))
-    });
+    let open = fs::read_dir(format!("/proc/{process}/fd"))
+        .is_ok_and(|fds| fds.flatten().any(|fd| fs::read_link(fd.path()).is_ok_and(|target| target == file)));
     let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
     open && status.lines().any(|line| line.starts_with("State:") && line.contains('D'))
 }

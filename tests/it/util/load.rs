@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,6 +20,9 @@ use super::DEADLINE;
 use super::mapped::Mapping;
 use super::store::{Member, NixStore};
 use super::tree::{self, Entry, What};
+
+/// Calls that a load makes at least, however slow the machine is.
+const ENOUGH: u64 = 100;
 
 /// What is looked at, as it is in the real store.
 pub(crate) type Expected = BTreeMap<PathBuf, Entry>;
@@ -81,7 +84,7 @@ impl Found {
             failed.len(),
             failed[..failed.len().min(20)].join("\n")
         );
-        assert!(*calls > 100, "the load did nothing");
+        assert!(*calls >= ENOUGH, "the load did nothing");
     }
 }
 
@@ -97,6 +100,7 @@ type At = Arc<Mutex<(Instant, String)>>;
 #[derive(Debug)]
 pub(crate) struct Load {
     enough: Arc<AtomicBool>,
+    calls: Arc<AtomicU64>,
     done: Receiver<Tally>,
     at: Vec<At>,
 }
@@ -104,6 +108,8 @@ pub(crate) struct Load {
 /// A thread's way to say what it does next, and to be told whether it went well.
 struct Reader {
     at: At,
+    /// Calls of all threads.
+    calls: Arc<AtomicU64>,
     tally: Tally,
     random: u64,
 }
@@ -122,6 +128,7 @@ impl Reader {
         let answer = call();
         let took = begun.elapsed();
         self.tally.calls += 1;
+        self.calls.fetch_add(1, Ordering::Relaxed);
         if took > self.tally.slowest {
             self.tally.slowest = took;
             self.tally.slowest_of = format!("{what} {}", path.display());
@@ -143,6 +150,7 @@ impl Load {
         drop_caches: bool,
     ) -> Self {
         let enough = Arc::new(AtomicBool::new(false));
+        let calls = Arc::new(AtomicU64::new(0));
         let (tell, done) = channel();
         let mut at = Vec::new();
         for number in 1..=readers {
@@ -150,6 +158,7 @@ impl Load {
             at.push(place.clone());
             let reader = Reader {
                 at: place,
+                calls: calls.clone(),
                 tally: Tally::default(),
                 random: number.wrapping_mul(0x9e37_79b9_7f4a_7c15),
             };
@@ -167,11 +176,15 @@ impl Load {
                 }
             });
         }
-        Self { enough, done, at }
+        Self { enough, calls, done, at }
     }
 
-    /// Lets every thread finish what it is at; one that cannot fails the test with what that was.
+    /// Waits for the load to have been one, and lets every thread finish what it is at; one that cannot fails the test with what that was.
     pub(crate) fn finish(self) -> Found {
+        let until = Instant::now() + DEADLINE;
+        while self.calls.load(Ordering::Relaxed) < ENOUGH && Instant::now() < until {
+            thread::sleep(Duration::from_millis(1));
+        }
         self.enough.store(true, Ordering::Relaxed);
         let mut found = Found::default();
         for _ in &self.at {
