@@ -14,9 +14,10 @@
 //! 2. `RWF_DONTCACHE` (Linux 6.14) keeps a page read here from being cached twice; where the kernel or the
 //!    file system below has it not, reads go without.
 //! 3. A NAR holds plain files, directories and symbolic links only; anything else in a store is not there.
+//! 4. What is kept open may be removed and another be put in its place: see [`Backing::within`].
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -36,7 +37,7 @@ const SHARD_LEN: usize = 16;
 /// Bytes of names asked of a directory at once: about what one reply with attributes holds.
 const LISTING: usize = 8 << 10;
 
-type Shard = Mutex<Vec<(NodeId, Arc<OwnedFd>)>>;
+type Shard<T> = Mutex<Vec<(NodeId, Arc<T>)>>;
 
 /// What lies at a name: the three kinds that a NAR knows (Nix manual, "Nix Archive").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,11 +110,11 @@ pub struct DirEntry<'a> {
 /// The store directory. All methods may be called from any thread.
 #[derive(Debug)]
 pub struct Backing {
-    store: Arc<OwnedFd>,
+    store: Arc<Directory>,
     /// Its file system: inode numbers mean something within one only.
     device: (u32, u32),
-    dirs: Descriptors,
-    files: Descriptors,
+    dirs: Descriptors<Directory>,
+    files: Descriptors<OwnedFd>,
     dontcache: AtomicBool,
 }
 
@@ -126,7 +127,7 @@ impl Backing {
         let device = rustix::fs::statx(&store, c"", flags, StatxFlags::TYPE)
             .map_or((u32::MAX, u32::MAX), |stat| (stat.stx_dev_major, stat.stx_dev_minor));
         Self {
-            store: Arc::new(store),
+            store: Arc::new(Directory::from(store)),
             device,
             dirs: Descriptors::default(),
             files: Descriptors::default(),
@@ -139,7 +140,7 @@ impl Backing {
     /// # Errors
     /// Those of openat2(2); `ENOSYS` also where a system call filter refuses it.
     pub fn check(&self) -> Result<(), Errno> {
-        open_beneath(&self.store, b".", OFlags::RDONLY | OFlags::DIRECTORY).map(drop)
+        open_beneath(&*self.store, b".", OFlags::RDONLY | OFlags::DIRECTORY).map(drop)
     }
 
     /// Attributes of what lies at `place`, of the link itself if it is one.
@@ -147,11 +148,10 @@ impl Backing {
     /// # Errors
     /// `ENOENT` also for what is neither file, directory nor link.
     pub fn stat(&self, place: Place<'_>) -> Result<Stat, Errno> {
-        let dir = self.directory(place.parent, place.dir)?;
-        self.stat_in(&dir, place.name)
+        self.within(place, |dir| self.stat_in(dir, place.name))
     }
 
-    fn stat_in(&self, dir: &OwnedFd, name: &[u8]) -> Result<Stat, Errno> {
+    fn stat_in(&self, dir: impl AsFd, name: &[u8]) -> Result<Stat, Errno> {
         let wanted = StatxFlags::BASIC_STATS;
         let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_DONT_SYNC;
         let stat = rustix::fs::statx(dir, name, flags, wanted)?;
@@ -178,12 +178,11 @@ impl Backing {
     /// # Errors
     /// Those of readlinkat(2).
     pub fn readlink(&self, place: Place<'_>) -> Result<Vec<u8>, Errno> {
-        let dir = self.directory(place.parent, place.dir)?;
-        let target = rustix::fs::readlinkat(&dir, place.name, Vec::with_capacity(256))?;
-        Ok(target.into_bytes())
+        self.within(place, |dir| rustix::fs::readlinkat(dir, place.name, Vec::with_capacity(256)))
+            .map(CString::into_bytes)
     }
 
-    /// Lists the directory `id` at `path` from the position `from` (0: the beginning), each entry with its
+    /// Lists the directory `id` at `place` from the position `from` (0: the beginning), each entry with its
     /// attributes, until `each` returns false.
     ///
     /// # Errors
@@ -191,29 +190,52 @@ impl Backing {
     pub fn list(
         &self,
         id: NodeId,
-        path: &[u8],
+        place: Place<'_>,
         from: u64,
         mut each: impl FnMut(DirEntry<'_>) -> bool,
     ) -> Result<(), Errno> {
-        let dir = self.directory(id, path)?;
-        // A description of its own: the kept one is shared, and so would be its position.
-        let own = rustix::fs::openat(
-            &dir,
-            c".",
-            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
-        if from > 0 {
-            rustix::fs::seek(&own, SeekFrom::Start(from))?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+        let kept = || self.dirs.get(id, || self.open_in(place, flags).map(Directory::from));
+        let dir = kept()?;
+        match self.list_kept(&dir, from, &mut each) {
+            // See `within`. A directory that is no more has no entries, so none has been told.
+            Err(Errno::NOENT) if is_removed(&*dir) => {
+                self.dirs.remove(id);
+                self.list_kept(&*kept()?, from, &mut each)
+            }
+            answer => answer,
         }
+    }
+
+    fn list_kept(
+        &self,
+        dir: &Directory,
+        from: u64,
+        each: &mut impl FnMut(DirEntry<'_>) -> bool,
+    ) -> Result<(), Errno> {
+        if let Some(position) = dir.take_position() {
+            return self.list_in(position.of.as_fd(), from, each);
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let own = rustix::fs::openat(dir, c".", flags, Mode::empty())?;
+        self.list_in(own.as_fd(), from, each)
+    }
+
+    fn list_in(
+        &self,
+        dir: BorrowedFd<'_>,
+        from: u64,
+        each: &mut impl FnMut(DirEntry<'_>) -> bool,
+    ) -> Result<(), Errno> {
+        rustix::fs::seek(dir, SeekFrom::Start(from))?;
         let mut buffer = Vec::with_capacity(LISTING);
-        let mut entries = RawDir::new(&own, buffer.spare_capacity_mut());
+        let mut entries = RawDir::new(dir, buffer.spare_capacity_mut());
         while let Some(entry) = entries.next() {
             let entry = entry?;
             let name = entry.file_name().to_bytes();
             let stat = match name {
                 b"." | b".." => None,
-                _ => match self.stat_in(&own, name) {
+                _ => match self.stat_in(dir, name) {
                     Ok(stat) => Some(stat),
                     Err(Errno::NOENT) => continue,
                     Err(error) => return Err(error),
@@ -226,12 +248,12 @@ impl Backing {
         Ok(())
     }
 
-    /// Reads from the plain file `id` at `path` into `buffer`; returns how many bytes there were.
+    /// Reads from the plain file `id` at `place` into `buffer`; returns how many bytes there were.
     ///
     /// # Errors
     /// Those of openat2(2) and preadv2(2).
-    pub fn read(&self, id: NodeId, path: &[u8], offset: u64, buffer: &mut [u8]) -> Result<usize, Errno> {
-        let file = self.file(id, path)?;
+    pub fn read(&self, id: NodeId, place: Place<'_>, offset: u64, buffer: &mut [u8]) -> Result<usize, Errno> {
+        let file = self.file(id, place)?;
         let mut done = 0;
         while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
             match self.read_once(&file, offset + done as u64, rest) {
@@ -266,17 +288,17 @@ impl Backing {
     ///
     /// # Errors
     /// Those of lseek(2); `ENXIO` past the end.
-    pub fn seek(&self, id: NodeId, path: &[u8], offset: u64, hole: bool) -> Result<u64, Errno> {
-        let file = self.file(id, path)?;
+    pub fn seek(&self, id: NodeId, place: Place<'_>, offset: u64, hole: bool) -> Result<u64, Errno> {
+        let file = self.file(id, place)?;
         rustix::fs::seek(&*file, if hole { SeekFrom::Hole(offset) } else { SeekFrom::Data(offset) })
     }
 
-    /// The plain file `id` at `path`, open for reading.
+    /// The plain file `id` at `place`, open for reading.
     ///
     /// # Errors
     /// Those of openat2(2).
-    pub fn file(&self, id: NodeId, path: &[u8]) -> Result<Arc<OwnedFd>, Errno> {
-        self.files.get(id, || self.open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW))
+    pub fn file(&self, id: NodeId, place: Place<'_>) -> Result<Arc<OwnedFd>, Errno> {
+        self.files.get(id, || self.open_in(place, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW))
     }
 
     /// Lets go of what is open for `id`.
@@ -285,11 +307,33 @@ impl Backing {
         self.files.remove(id);
     }
 
-    fn directory(&self, id: NodeId, path: &[u8]) -> Result<Arc<OwnedFd>, Errno> {
+    fn directory(&self, id: NodeId, path: &[u8]) -> Result<Arc<Directory>, Errno> {
         if path.is_empty() {
             return Ok(self.store.clone());
         }
-        self.dirs.get(id, || self.open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW))
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+        self.dirs.get(id, || self.open(path, flags).map(Directory::from))
+    }
+
+    fn open_in(&self, place: Place<'_>, flags: OFlags) -> Result<OwnedFd, Errno> {
+        self.within(place, |dir| open_beneath(dir, place.name, flags))
+    }
+
+    /// Does `work` in the directory of `place`: again in one opened anew if the kept one has been removed, as a repair
+    /// removes one when it has put another in its place.
+    fn within<T>(
+        &self,
+        place: Place<'_>,
+        work: impl Fn(BorrowedFd<'_>) -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        let dir = self.directory(place.parent, place.dir)?;
+        match work(dir.as_fd()) {
+            Err(Errno::NOENT) if is_removed(&*dir) => {
+                self.dirs.remove(place.parent);
+                work(self.directory(place.parent, place.dir)?.as_fd())
+            }
+            answer => answer,
+        }
     }
 
     /// Opens `path` below the store directory, in stretches where it is long.
@@ -320,18 +364,69 @@ fn open_beneath(base: impl AsFd, path: &[u8], flags: OFlags) -> Result<OwnedFd, 
     }
 }
 
-/// Descriptors kept open, by node: a small list in each shard, the last used in front.
-#[derive(Debug, Default)]
-struct Descriptors {
-    shards: [Shard; SHARDS],
+/// Whether no name leads to this directory any more.
+fn is_removed(dir: impl AsFd) -> bool {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    rustix::fs::statx(dir, c"", flags, StatxFlags::NLINK).is_ok_and(|stat| stat.stx_nlink == 0)
 }
 
-impl Descriptors {
-    fn shard(&self, id: NodeId) -> Option<&Shard> {
+/// A directory kept open. Everybody may look up names in it; to list it is to move the one position of its open file
+/// description, so one at a time does.
+#[derive(Debug)]
+struct Directory {
+    fd: OwnedFd,
+    listed: AtomicBool,
+}
+
+/// The right to move a directory's position.
+struct Position<'a> {
+    of: &'a Directory,
+}
+
+impl Directory {
+    /// None while somebody else lists it.
+    fn take_position(&self) -> Option<Position<'_>> {
+        let free = self.listed.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed);
+        free.ok().map(|_| Position { of: self })
+    }
+}
+
+impl Drop for Position<'_> {
+    fn drop(&mut self) {
+        self.of.listed.store(false, Ordering::Release);
+    }
+}
+
+impl From<OwnedFd> for Directory {
+    fn from(fd: OwnedFd) -> Self {
+        Self { fd, listed: AtomicBool::new(false) }
+    }
+}
+
+impl AsFd for Directory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Descriptors kept open, by node: a small list in each shard, the last used in front.
+#[derive(Debug)]
+struct Descriptors<T> {
+    shards: [Shard<T>; SHARDS],
+}
+
+impl<T> Default for Descriptors<T> {
+    fn default() -> Self {
+        Self { shards: std::array::from_fn(|_| Mutex::default()) }
+    }
+}
+
+impl<T> Descriptors<T> {
+    fn shard(&self, id: NodeId) -> Option<&Shard<T>> {
         self.shards.get(usize::try_from(id.0 % SHARDS as u64).unwrap_or_default())
     }
 
-    fn get(&self, id: NodeId, open: impl FnOnce() -> Result<OwnedFd, Errno>) -> Result<Arc<OwnedFd>, Errno> {
+    fn get(&self, id: NodeId, open: impl FnOnce() -> Result<T, Errno>) -> Result<Arc<T>, Errno> {
         let shard = self.shard(id).ok_or(Errno::BADF)?;
         {
             let mut kept = shard.lock();

@@ -15,6 +15,11 @@ fn place<'a>(dir: &'a [u8], name: &'a [u8]) -> Place<'a> {
     Place { parent: NodeId(2), dir, name }
 }
 
+/// What is called `name` in the store directory.
+fn top(name: &[u8]) -> Place<'_> {
+    Place { parent: NodeId(1), dir: b"", name }
+}
+
 #[test]
 fn attributes_are_those_of_the_object_and_not_of_the_host() {
     let dir = tempfile::tempdir().unwrap();
@@ -46,10 +51,10 @@ fn no_link_leads_anywhere() {
     for (id, dir) in [&b"up"[..], b"absolute", b"..", b"../outside", b"/"].into_iter().enumerate() {
         let place = Place { parent: NodeId(id as u64 + 10), dir, name: b"secret" };
         assert!(backing.stat(place).is_err(), "{dir:?}");
-        assert!(backing.list(NodeId(id as u64 + 20), dir, 0, |_| true).is_err(), "{dir:?}");
+        assert!(backing.list(NodeId(id as u64 + 20), top(dir), 0, |_| true).is_err(), "{dir:?}");
     }
     for (id, path) in [&b"file"[..], b"up/secret", b"../outside/secret"].into_iter().enumerate() {
-        assert!(backing.read(NodeId(id as u64 + 30), path, 0, &mut [0; 8]).is_err(), "{path:?}");
+        assert!(backing.read(NodeId(id as u64 + 30), top(path), 0, &mut [0; 8]).is_err(), "{path:?}");
     }
 }
 
@@ -61,7 +66,7 @@ fn what_a_nar_cannot_hold_is_not_there() {
     assert_eq!(backing.stat(Place { parent: NodeId(1), dir: b"", name: b"socket" }), Err(Errno::NOENT));
     let mut names = Vec::new();
     backing
-        .list(NodeId(1), b"", 0, |entry| {
+        .list(NodeId(1), top(b"."), 0, |entry| {
             names.push(entry.name.to_vec());
             true
         })
@@ -82,7 +87,7 @@ fn a_listing_can_be_gone_on_from_at_every_entry() {
     loop {
         let mut taken = 0;
         backing
-            .list(NodeId(1), b"", from, |entry| {
+            .list(NodeId(1), top(b"."), from, |entry| {
                 if taken == 13 {
                     return false;
                 }
@@ -102,6 +107,61 @@ fn a_listing_can_be_gone_on_from_at_every_entry() {
     assert_eq!(seen.into_iter().collect::<BTreeSet<_>>(), names);
 }
 
+/// Whoever lists a directory that somebody else lists at the moment sees all of it as well.
+#[test]
+fn listings_of_one_directory_do_not_disturb_each_other() {
+    let dir = tempfile::tempdir().unwrap();
+    for n in 0..700 {
+        std::fs::write(dir.path().join(format!("name-{n}")), b"").unwrap();
+    }
+    let backing = backing(dir.path());
+    let count = |inner: &dyn Fn()| {
+        let mut names = BTreeSet::new();
+        let each = |entry: DirEntry<'_>| {
+            inner();
+            names.insert(entry.name.to_vec())
+        };
+        backing.list(NodeId(1), top(b"."), 0, each).unwrap();
+        names.len()
+    };
+    let all = 702;
+    assert_eq!(count(&|| assert_eq!(count(&|| {}), all)), all);
+    assert_eq!(count(&|| {}), all, "the position was left in the middle");
+}
+
+/// A directory that is kept open is removed, and another is in its place: `nix-store --repair-path` does that.
+#[test]
+fn a_directory_that_was_replaced_is_opened_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let make = |text: &str| {
+        std::fs::create_dir_all(dir.path().join("d/e")).unwrap();
+        for name in ["d/known", "d/unknown", "d/e/listed"] {
+            std::fs::write(dir.path().join(name), text).unwrap();
+        }
+        symlink("/nowhere", dir.path().join("d/link")).unwrap();
+    };
+    let backing = backing(dir.path());
+    let list = || {
+        let mut names = BTreeSet::new();
+        let each = |entry: DirEntry<'_>| names.insert(String::from_utf8_lossy(entry.name).into_owned());
+        let place = Place { parent: NodeId(2), dir: b"d", name: b"e" };
+        backing.list(NodeId(3), place, 0, each).map(|()| names.contains("listed"))
+    };
+    make("old");
+    assert_eq!(backing.stat(place(b"d", b"known")).unwrap().size, 3);
+    assert_eq!(list(), Ok(true));
+    std::fs::remove_dir_all(dir.path().join("d")).unwrap();
+    assert_eq!(backing.stat(place(b"d", b"known")), Err(Errno::NOENT));
+    assert_eq!(list(), Err(Errno::NOENT));
+    make("newer");
+    assert_eq!(list(), Ok(true));
+    assert_eq!(backing.stat(place(b"d", b"unknown")).unwrap().size, 5);
+    assert_eq!(backing.readlink(place(b"d", b"link")).unwrap(), b"/nowhere");
+    let mut buffer = [0; 8];
+    assert_eq!(backing.read(NodeId(9), place(b"d", b"unknown"), 0, &mut buffer).unwrap(), 5);
+    assert_eq!(backing.stat(place(b"d", b"absent")), Err(Errno::NOENT));
+}
+
 #[test]
 fn paths_longer_than_path_max_are_reached() {
     let dir = tempfile::tempdir().unwrap();
@@ -118,8 +178,7 @@ fn paths_longer_than_path_max_are_reached() {
     let backing = backing(dir.path());
     assert_eq!(backing.stat(place(&deep, b"f")).unwrap().size, 4);
     let mut buffer = [0; 8];
-    let path = [&deep[..], b"/f"].concat();
-    assert_eq!(backing.read(NodeId(9), &path, 0, &mut buffer).unwrap(), 4);
+    assert_eq!(backing.read(NodeId(9), place(&deep, b"f"), 0, &mut buffer).unwrap(), 4);
     assert_eq!(&buffer[..4], b"deep");
 }
 
@@ -134,10 +193,10 @@ fn reads_agree_with_and_without_dontcache() {
             backing.without_dontcache();
         }
         let mut buffer = vec![0; 400_000];
-        assert_eq!(backing.read(NodeId(2), b"f", 0, &mut buffer).unwrap(), bytes.len());
+        assert_eq!(backing.read(NodeId(2), top(b"f"), 0, &mut buffer).unwrap(), bytes.len());
         assert_eq!(buffer[..bytes.len()], bytes);
-        assert_eq!(backing.read(NodeId(2), b"f", 299_999, &mut buffer).unwrap(), 1);
-        assert_eq!(backing.read(NodeId(2), b"f", 300_000, &mut buffer).unwrap(), 0);
+        assert_eq!(backing.read(NodeId(2), top(b"f"), 299_999, &mut buffer).unwrap(), 1);
+        assert_eq!(backing.read(NodeId(2), top(b"f"), 300_000, &mut buffer).unwrap(), 0);
     }
 }
 
@@ -152,7 +211,7 @@ fn open_descriptors_are_bounded() {
     for n in 0..count {
         let name = n.to_string();
         let mut buffer = [0; 16];
-        let read = backing.read(NodeId(n as u64), name.as_bytes(), 0, &mut buffer).unwrap();
+        let read = backing.read(NodeId(n as u64), top(name.as_bytes()), 0, &mut buffer).unwrap();
         assert_eq!(&buffer[..read], name.as_bytes());
     }
     let kept: usize = backing.files.shards.iter().map(|shard| shard.lock().len()).sum();

@@ -143,8 +143,15 @@ impl ServedView {
     /// # Errors
     /// [`FsError::UnknownNode`] or the backing store's.
     pub fn file(&self, id: NodeId) -> Result<Arc<OwnedFd>, FsError> {
+        self.at(id, |place| Ok(self.backing.file(id, place)?))
+    }
+
+    /// Does `work` where `id` lies.
+    fn at<T>(&self, id: NodeId, work: impl FnOnce(Place<'_>) -> Result<T, FsError>) -> Result<T, FsError> {
         let path = self.trie.path(id).ok_or(FsError::UnknownNode)?;
-        Ok(self.backing.file(id, &path)?)
+        let parent = self.trie.parent(id).ok_or(FsError::UnknownNode)?;
+        let (dir, name) = split(&path);
+        work(Place { parent, dir, name })
     }
 
     /// The trie.
@@ -264,10 +271,7 @@ impl ServedView {
         if id == ROOT {
             return Ok(Node { id, stat: root_stat(&self.trie.members()) });
         }
-        let path = self.trie.path(id).ok_or(FsError::UnknownNode)?;
-        let parent = self.trie.parent(id).ok_or(FsError::UnknownNode)?;
-        let (dir, name) = split(&path);
-        Ok(Node { id, stat: self.backing.stat(Place { parent, dir, name })? })
+        self.at(id, |place| Ok(Node { id, stat: self.backing.stat(place)? }))
     }
 
     /// Target of the symbolic link `id`.
@@ -275,10 +279,7 @@ impl ServedView {
     /// # Errors
     /// [`FsError::UnknownNode`] or the backing store's.
     pub fn readlink(&self, id: NodeId) -> Result<Vec<u8>, FsError> {
-        let path = self.trie.path(id).ok_or(FsError::UnknownNode)?;
-        let parent = self.trie.parent(id).ok_or(FsError::UnknownNode)?;
-        let (dir, name) = split(&path);
-        Ok(self.backing.readlink(Place { parent, dir, name })?)
+        self.at(id, |place| Ok(self.backing.readlink(place)?))
     }
 
     /// Reads from the file `id` at `offset` into `buffer`.
@@ -286,8 +287,7 @@ impl ServedView {
     /// # Errors
     /// [`FsError::UnknownNode`] or the backing store's.
     pub fn read(&self, id: NodeId, offset: u64, buffer: &mut [u8]) -> Result<usize, FsError> {
-        let path = self.trie.path(id).ok_or(FsError::UnknownNode)?;
-        Ok(self.backing.read(id, &path, offset, buffer)?)
+        self.at(id, |place| Ok(self.backing.read(id, place, offset, buffer)?))
     }
 
     /// The next data or hole of the file `id` from `offset` on.
@@ -295,8 +295,7 @@ impl ServedView {
     /// # Errors
     /// [`FsError::UnknownNode`] or the backing store's; `ENXIO` past the end.
     pub fn seek(&self, id: NodeId, offset: u64, hole: bool) -> Result<u64, FsError> {
-        let path = self.trie.path(id).ok_or(FsError::UnknownNode)?;
-        Ok(self.backing.seek(id, &path, offset, hole)?)
+        self.at(id, |place| Ok(self.backing.seek(id, place, offset, hole)?))
     }
 
     /// Lists the directory `id` from `offset` on until `each` returns false: then the entry was not taken.
@@ -323,7 +322,8 @@ impl ServedView {
         }
         let mut records = Vec::new();
         let mut last = None;
-        let answer = self.backing.list(id, &path, offset, |entry| {
+        let (dir, name) = split(&path);
+        let answer = self.backing.list(id, Place { parent, dir, name }, offset, |entry| {
             let taken = self.list_entry(id, parent, entry, &mut records, &mut each);
             last = if taken { Some(entry.next) } else { None };
             taken
