@@ -18,7 +18,7 @@ let
   cfg = config.services.nix-store-fs;
   unit = import ./unit.nix {
     inherit lib pkgs;
-    inherit (cfg) package;
+    inherit (cfg) package idlePolling;
   };
   systemctl = "${config.systemd.package}/bin/systemctl";
 

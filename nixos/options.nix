@@ -18,6 +18,20 @@ in
       description = "The package that provides {command}`nix-store-fs`.";
     };
 
+    idlePolling = mkOption {
+      type = types.enum [
+        "auto"
+        "always"
+        "never"
+      ];
+      default = "auto";
+      description = ''
+        Where idle processors of the host are kept awake while requests to a view flow, so that an answer need not
+        wake one: `auto` in virtual machines, where that takes longest. It holds for all processors, from the
+        eighth request to 20 milliseconds after the last, and costs power.
+      '';
+    };
+
     imperativeContainers.enable = mkEnableOption ''
       a private store for every container made with {command}`nixos-container create`. Declared containers have
       {option}`containers.<name>.privateStore.enable` instead'';

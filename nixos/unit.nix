@@ -13,6 +13,7 @@
   lib,
   pkgs,
   package,
+  idlePolling ? "auto",
 }:
 let
   program = "${package}/bin/nix-store-fs";
@@ -46,6 +47,10 @@ let
       name
       "--io"
       io
+    ]
+    ++ lib.optionals (idlePolling != "auto") [
+      "--idle-polling"
+      idlePolling
     ]
     ++ lib.optional watch "--watch"
     ++ lib.optional prune "--prune"
@@ -124,7 +129,11 @@ in
     ];
     NoNewPrivileges = true;
     DevicePolicy = "closed";
-    DeviceAllow = "/dev/fuse rw";
+    DeviceAllow = [
+      "/dev/fuse rw"
+    ]
+    # where it is asked for that idle processors poll while requests flow
+    ++ lib.optional (idlePolling != "never") "/dev/cpu_dma_latency w";
     # notification, control socket, the daemon of a store that has one
     RestrictAddressFamilies = "AF_UNIX";
     # its own mount namespace for opening the store

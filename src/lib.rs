@@ -7,7 +7,8 @@
 //! 3. [`closure`]: roots, members and sizes as plain values; [`resolve`]: from roots to a closure that is held.
 //! 4. [`trie`]: node ids for what is reachable; [`journal`]: what a successor needs to know of them.
 //! 5. [`backing`]: the physical store below one directory descriptor.
-//! 6. [`fs`]: the answers to the kernel's requests; [`handshake`]: what is agreed on with it first.
+//! 6. [`idle`]: what keeps processors awake; [`fs`]: the answers to the kernel's requests; [`handshake`]: what is
+//!    agreed on with it first.
 //! 7. [`wire`]: what monitor and server say to each other; [`serve`]: the server.
 //! 8. [`mount`]: the mount point and the mount table; [`monitor`]: what keeps a view alive.
 //! 9. [`dump`]: a closure for others to read; [`cli`]: arguments in, exit code out.
@@ -19,6 +20,7 @@ pub mod dump;
 pub mod error;
 pub mod fs;
 pub mod handshake;
+pub mod idle;
 pub mod journal;
 pub mod monitor;
 pub mod mount;

@@ -35,6 +35,7 @@ use crate::backing::Backing;
 use crate::closure::View;
 use crate::fs::{Counts, Missed, Registrations, ServedView, StoreFs};
 use crate::handshake::{self, Io};
+use crate::idle::Flow;
 use crate::journal::{Journal, JournalError, Record};
 use crate::store::StorePath;
 use crate::sys;
@@ -82,16 +83,29 @@ fn session(doing: &'static str) -> impl Fn(io::Error) -> ServeError {
     move |source| ServeError::Session { doing, source }
 }
 
+/// What the monitor hands to a server beside what to serve.
+#[derive(Debug)]
+pub struct Descriptors {
+    /// `/dev/fuse`, mounted.
+    pub device: OwnedFd,
+    /// The store directory.
+    pub store: OwnedFd,
+    /// Where to ask for processors that stay awake, if that is to be done.
+    pub idle: Option<OwnedFd>,
+}
+
 /// Receives what to serve over `monitor`.
 ///
 /// # Errors
 /// [`ServeError::NoOrder`].
-pub fn receive_start(monitor: &UnixStream) -> Result<(Start, OwnedFd, OwnedFd), ServeError> {
+pub fn receive_start(monitor: &UnixStream) -> Result<(Start, Descriptors), ServeError> {
     match wire::receive::<Order>(monitor) {
         Ok(Some((Order::Start(start), descriptors))) => {
             let mut descriptors = descriptors.into_iter();
             match (descriptors.next(), descriptors.next()) {
-                (Some(device), Some(store)) => Ok((*start, device, store)),
+                (Some(device), Some(store)) => {
+                    Ok((*start, Descriptors { device, store, idle: descriptors.next() }))
+                }
                 _ => Err(ServeError::NoOrder(None)),
             }
         }
@@ -104,7 +118,8 @@ pub fn receive_start(monitor: &UnixStream) -> Result<(Start, OwnedFd, OwnedFd), 
 ///
 /// # Errors
 /// [`ServeError`]; the mount is still there, and another server may take over.
-pub fn serve(start: Start, device: OwnedFd, store: OwnedFd, monitor: UnixStream) -> Result<(), ServeError> {
+pub fn serve(start: Start, descriptors: Descriptors, monitor: UnixStream) -> Result<(), ServeError> {
+    let Descriptors { device, store, idle } = descriptors;
     if let Some(monitor) = start.end_with {
         end_with(monitor)?;
     }
@@ -122,7 +137,17 @@ pub fn serve(start: Start, device: OwnedFd, store: OwnedFd, monitor: UnixStream)
     trie.switch(&start.view, start.epoch);
 
     let (first, answered) = mpsc::channel();
-    let counts = Arc::new(Counts::new(first));
+    let mut counts = Counts::new(first);
+    if let Some(idle) = idle {
+        let (flow, keeper) = Flow::new(idle);
+        counts = counts.showing(flow);
+        spawn("idle", move || {
+            if let Err(error) = keeper.run() {
+                tracing::debug!(%error, "processors are not kept awake while requests flow");
+            }
+        })?;
+    }
+    let counts = Arc::new(counts);
     let (spoiled, spoiled_nodes) = mpsc::channel();
     let mut fs = StoreFs::new(view.clone(), counts.clone(), spoiled);
     if start.report {

@@ -6,6 +6,7 @@ use clap::{ArgAction, Parser, ValueEnum};
 
 use crate::dump::Format;
 use crate::handshake::Io;
+use crate::idle::IdlePolling;
 use crate::wire::LogSettings;
 
 const AFTER_HELP: &str = "\
@@ -65,6 +66,10 @@ pub(super) struct Args {
     /// How files are read
     #[arg(long, value_enum, default_value_t)]
     pub(super) io: Io,
+
+    /// Where idle processors are kept awake while requests flow, so that answers come sooner
+    #[arg(long, value_name = "WHERE", value_enum, default_value_t)]
+    pub(super) idle_polling: IdlePolling,
 
     /// Reload by itself when a link or file that the roots depend on changes
     #[arg(long)]

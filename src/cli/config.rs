@@ -83,6 +83,7 @@ impl Config {
                             .threads
                             .map_or(cores.clamp(*THREADS.start(), *THREADS.end()), usize::from),
                         io: args.io,
+                        idle_polling: args.idle_polling,
                         watch: args.watch,
                         prune: args.prune,
                         report: args.report,

@@ -96,7 +96,7 @@ fn server() -> Exit {
         let _ = writeln!(io::stderr(), "nix-store-fs: no monitor to serve: {error}");
     });
     let Ok(monitor) = begun else { return Exit::Failure };
-    let (start, device, store) = match serve::receive_start(&monitor) {
+    let (start, descriptors) = match serve::receive_start(&monitor) {
         Ok(start) => start,
         // The monitor ended before it had anything to serve, and has said why.
         Err(ServeError::NoOrder(None)) => return Exit::Failure,
@@ -107,7 +107,7 @@ fn server() -> Exit {
     };
     set_up_log(start.log);
     let report = monitor.try_clone();
-    match serve::serve(start, device, store, monitor) {
+    match serve::serve(start, descriptors, monitor) {
         Ok(()) => Exit::Success,
         Err(failure) => {
             let why = error::chain(&failure);

@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 
+use crate::idle::halts_for_a_hypervisor;
 use crate::store;
 
 /// What the program makes use of, and the first Linux release that has it.
@@ -28,6 +29,9 @@ pub(super) fn write(out: &mut dyn Write) -> io::Result<()> {
         };
         writeln!(out, "  {feature}: {has}")?;
     }
+    let guest =
+        if halts_for_a_hypervisor() { "yes" } else { "no, its idle processors are not a hypervisor's" };
+    writeln!(out, "  processors kept awake while requests flow (--idle-polling auto): {guest}")?;
     Ok(())
 }
 

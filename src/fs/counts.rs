@@ -1,8 +1,11 @@
 //! Requests served, by kind.
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
+
+use crate::idle::Flow;
 
 /// The kinds of request that are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,19 +41,29 @@ pub struct Counts {
     kinds: [AtomicU64; NAMES.len()],
     begun: AtomicBool,
     first: Sender<()>,
+    flow: Option<Arc<Flow>>,
 }
 
 impl Counts {
     /// Nothing counted yet; the first request is told to `first`.
     #[must_use]
     pub fn new(first: Sender<()>) -> Self {
-        Self { kinds: Default::default(), begun: AtomicBool::new(false), first }
+        Self { kinds: Default::default(), begun: AtomicBool::new(false), first, flow: None }
+    }
+
+    /// Shows each request to `flow` as well.
+    #[must_use]
+    pub fn showing(self, flow: Arc<Flow>) -> Self {
+        Self { flow: Some(flow), ..self }
     }
 
     /// Counts one request.
     pub fn add(&self, op: Op) {
         if let Some(count) = self.kinds.get(op as usize) {
             count.fetch_add(1, Ordering::Relaxed);
+        }
+        if let Some(flow) = &self.flow {
+            flow.note();
         }
         if !self.begun.load(Ordering::Relaxed) && !self.begun.swap(true, Ordering::Relaxed) {
             // Nobody listens once the monitor is gone.

@@ -51,9 +51,13 @@ impl Server {
     }
 
     /// Tells it what to serve. One that died already is found by its closed socket.
-    pub fn begin(&self, start: Start, device: &OwnedFd, store: &OwnedFd) {
+    pub fn begin(&self, start: Start, device: &OwnedFd, store: &OwnedFd, idle: Option<OwnedFd>) {
         let order = Order::Start(Box::new(start));
-        let _ = wire::send(&self.socket, &order, &[device.as_fd(), store.as_fd()]);
+        let descriptors: Vec<_> = [Some(device.as_fd()), Some(store.as_fd()), idle.as_ref().map(AsFd::as_fd)]
+            .into_iter()
+            .flatten()
+            .collect();
+        let _ = wire::send(&self.socket, &order, &descriptors);
     }
 
     /// Its socket, readable when there is a report or it has died.

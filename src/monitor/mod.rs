@@ -33,6 +33,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 
 use crate::closure::View;
 use crate::handshake::{Agreement, HandshakeError, Io};
+use crate::idle::IdlePolling;
 use crate::mount::{self, MountError, Mounted};
 use crate::resolve::{ResolveError, RootLinks, Roots};
 use crate::store::StorePath;
@@ -61,6 +62,8 @@ pub struct Settings {
     pub threads: usize,
     /// How files are read.
     pub io: Io,
+    /// Whether processors are kept awake while requests flow.
+    pub idle_polling: IdlePolling,
     /// Whether changed links are followed without being asked to.
     pub watch: bool,
     /// Whether what is no longer reachable goes.
@@ -312,7 +315,17 @@ impl Monitor {
             Some(server) => server,
             None => Server::spawn().map_err(system("start the server"))?,
         };
-        server.begin(start, &self.device, &self.store);
+        // Opened anew for each server, and kept by none but it: what one has asked for ends with it.
+        let polling = self.settings.idle_polling;
+        let idle = polling.open().unwrap_or_else(|error| {
+            const WHAT: &str = "idle processors cannot be asked to poll; answers may have to wake them";
+            match polling {
+                IdlePolling::Always => tracing::warn!(%error, "{WHAT}"),
+                IdlePolling::Auto | IdlePolling::Never => tracing::debug!(%error, "{WHAT}"),
+            }
+            None
+        });
+        server.begin(start, &self.device, &self.store, idle);
         tracing::debug!(pid = server.id(), "started a server");
         self.server = Some(server);
         Ok(())

@@ -19,6 +19,7 @@ fn version() {
     assert!(finished.stdout.contains("libnixstore 2."), "{finished:?}");
     assert!(finished.stdout.contains("\nLinux "), "{finished:?}");
     assert!(finished.stdout.contains("passthrough"), "{finished:?}");
+    assert!(finished.stdout.contains("--idle-polling auto"), "{finished:?}");
     assert_eq!(finished.status.code(), Some(0));
     assert_eq!(finished.stderr, "");
     assert!(Program::new().arg("-V").run().status.success());
@@ -46,6 +47,7 @@ fn wrong_usage() {
         ("usage-two-mount-points", &["--system", "x", "/a", "/b"]),
         ("usage-name", &["--system", "x", "--name", "../up"]),
         ("usage-report-and-quiet", &["--system", "x", "--report", "--quiet"]),
+        ("usage-idle-polling", &["--system", "x", "--idle-polling", "often"]),
         ("usage-log-format", &["--system", "x", "--log-format", "yaml"]),
     ] {
         let finished = Program::new().args(arguments).run();

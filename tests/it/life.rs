@@ -118,6 +118,32 @@ fn sigterm_with_a_server_that_hangs() {
     assert!(!reads.wait().unwrap().success(), "nobody was there to answer");
 }
 
+/// The server alone asks the kernel to keep processors awake, and only where it was told to. A machine that has no such
+/// device is told of it, and served.
+#[test]
+fn processors_are_kept_awake_where_it_is_asked_for() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let device = Path::new("/dev/cpu_dma_latency");
+    let has = |process: Pid| {
+        let dir = format!("/proc/{}/fd", process.as_raw_nonzero());
+        let links = fs::read_dir(dir).unwrap().map(|link| fs::read_link(link.unwrap().path()));
+        links.filter(|target| target.as_ref().is_ok_and(|target| target == device)).count()
+    };
+    for (polling, asks) in [("always", device.exists()), ("never", false)] {
+        let mut view = fixture.program().args(["--idle-polling", polling]).mount();
+        // More than make a flow.
+        let data = view.path().join(&fixture.data.base);
+        assert!((0..100).all(|n| !data.join(format!("missing-{n}")).exists()));
+        assert_eq!(has(server_of(view.pid())), usize::from(asks), "{polling}");
+        assert_eq!(has(view.pid()), 0, "{polling}: it would outlive the server");
+        view.signal(Signal::TERM);
+        assert_eq!(view.end().code(), Some(0), "{}", view.stderr());
+        let warned = view.stderr().contains("cannot be asked to poll");
+        assert_eq!(warned, polling == "always" && !asks, "{}", view.stderr());
+    }
+}
+
 fn server_of(monitor: Pid) -> Pid {
     let number = monitor.as_raw_nonzero();
     let children = fs::read_to_string(format!("/proc/{number}/task/{number}/children")).unwrap();

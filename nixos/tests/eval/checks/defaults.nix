@@ -80,6 +80,9 @@ in
   (refused "an unknown way to read" (
     (evaluate [ { services.nix-store-fs.views.test.io = "fast"; } ]).services.nix-store-fs.views.test.io
   ))
+  (refused "an unknown place to keep processors awake" (
+    (evaluate [ { services.nix-store-fs.idlePolling = "often"; } ]).services.nix-store-fs.idlePolling
+  ))
   (refused "a mount point that a shell would split" (
     (evaluate [ { services.nix-store-fs.views.test.mountPoint = "/a b"; } ]).services.nix-store-fs.views.test.mountPoint
   ))

@@ -157,6 +157,32 @@ map (
     ))
     [ ]
   )
+  (check "each view is told where idle processors are kept awake, and given the device for it"
+    (map (polling:
+      let
+        evaluated = evaluate [
+          base
+          { services.nix-store-fs.idlePolling = polling; }
+        ];
+        units = {
+          inherit (evaluated.systemd.services) "nix-store-fs@" "nix-store-fs@small" "nix-store-fs@web";
+        };
+        service = evaluated.systemd.units."nix-store-fs@service-job.service".text;
+      in
+      {
+        told = map (name: has "--idle-polling ${polling}" units.${name}.serviceConfig.ExecStart) (attrNames units)
+          ++ [ (has "--idle-polling ${polling}" service) ];
+        given = map (name: elem "/dev/cpu_dma_latency w" units.${name}.serviceConfig.DeviceAllow) (attrNames units)
+          ++ [ (has "DeviceAllow=/dev/cpu_dma_latency w" service) ];
+      }
+    ) [ "always" "never" "auto" ])
+    (
+      let
+        all = given: told: { told = map (_: told) [ 1 2 3 4 ]; given = map (_: given) [ 1 2 3 4 ]; };
+      in
+      [ (all true true) (all false true) (all true false) ]
+    )
+  )
   (check "/dev/fuse is not for containers"
     (filter (has "fuse") services."container@web".serviceConfig.DeviceAllow)
     [ ]
