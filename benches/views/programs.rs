@@ -154,18 +154,26 @@ impl Programs {
             .take(COMMANDS_TAKEN)
             .map(|path| format!("@/{} --version >/dev/null || exit 1", path.display()))
             .collect();
-        let shell = ["bash", "dash", "sh"].iter().find_map(|name| named(name)).cloned();
+        let runs = |path: &&PathBuf| works(&Program::new(corpus, path, vec!["-c".into(), "exit 0".into()]));
+        let shell = ["bash", "dash", "sh"].iter().filter_map(|name| named(name)).find(runs).cloned();
         if commands.is_empty() {
             notes.push("`script` is left out: none of its commands is in the closure and runs here".into());
             return found;
         }
         if shell.is_none() {
-            notes.push("`script` is run by the shell of this machine: the closure has none".into());
+            notes.push(
+                "`script` is run by the shell of this machine: the closure has none that runs here".into(),
+            );
         }
         let lines: Vec<&str> = commands.iter().map(String::as_str).cycle().take(COMMANDS_IN_SCRIPT).collect();
         let arguments = vec!["-c".into(), lines.join("\n")];
         let executable = shell.unwrap_or_else(|| PathBuf::from("/bin/sh"));
         found.script = Some(Program::new(corpus, &executable, arguments)).filter(works);
+        if found.script.is_none() {
+            notes.push(
+                "`script` is left out: the closure's shell and commands do not run together here".into(),
+            );
+        }
         found
     }
 
