@@ -11,8 +11,9 @@
 //!   stay readable, and nothing new can be looked up through it.
 //!
 //! Hard points:
-//! 1. Memory. One entry costs a slot of 32 bytes, its name on the heap and one index entry of 9 bytes: slots
-//!    lie in chunks that are freed once nothing in them is known to the kernel any more.
+//! 1. Memory. One entry costs a slot of 24 bytes, its name and one index entry of 9 bytes. Slots and names lie in
+//!    chunks, which go as a whole once nothing in them is known to the kernel any more: many small pieces of memory
+//!    that are freed one by one never all come together again, and the kernel would not get them back.
 //! 2. Locks. The one lock is held for map operations only, never over a system call. Counting a look-up of a
 //!    known name needs a shared lock only.
 //! 3. A server that succeeds another does not know how often the kernel was told of an id, and so when it is
@@ -25,6 +26,7 @@
 
 use std::collections::VecDeque;
 use std::hash::BuildHasher;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -44,8 +46,8 @@ pub const ROOT: NodeId = NodeId(1);
 /// Look-up count of a node that is never forgotten: members, and what an earlier server handed out.
 const PINNED: u32 = u32::MAX;
 
-/// Slots of one chunk: 128 KiB at 32 bytes each.
-const CHUNK: u64 = 4096;
+/// Slots of one chunk: 24 KiB, with names of about as much.
+const CHUNK: u64 = 1024;
 
 /// An index of less is not worth shrinking.
 const INDEX_MIN: usize = 1024;
@@ -55,17 +57,28 @@ const EPOCHS_KEPT: usize = 8;
 
 #[derive(Debug)]
 struct Slot {
-    parent: NodeId,
+    /// Never 0, so that an empty slot needs no mark of its own.
+    parent: NonZeroU64,
     lookups: AtomicU32,
+    /// Where the name begins among those of the chunk, and its length.
+    name: (u32, u32),
     /// Whether a journal is known to hold this node.
     recorded: AtomicBool,
-    name: Box<[u8]>,
 }
 
 #[derive(Debug, Default)]
 struct Chunk {
     slots: Vec<Option<Slot>>,
+    /// Names of all nodes that the chunk ever held, one behind the other.
+    names: Vec<u8>,
     live: usize,
+}
+
+/// A slot with the name of its node.
+#[derive(Debug, Clone, Copy)]
+struct Known<'a> {
+    slot: &'a Slot,
+    name: &'a [u8],
 }
 
 /// One set of members as listings show it: immutable, replaced as a whole.
@@ -142,14 +155,26 @@ fn split(id: NodeId) -> (u64, usize) {
 
 type Chunks = HashMap<u64, Chunk>;
 
-fn slot_in(chunks: &Chunks, id: NodeId) -> Option<&Slot> {
+fn known_in(chunks: &Chunks, id: NodeId) -> Option<Known<'_>> {
     let (chunk, at) = split(id);
-    chunks.get(&chunk)?.slots.get(at)?.as_ref()
+    let chunk = chunks.get(&chunk)?;
+    chunk.known(chunk.slots.get(at)?.as_ref()?)
+}
+
+impl Chunk {
+    fn known<'a>(&'a self, slot: &'a Slot) -> Option<Known<'a>> {
+        let (from, len) = (slot.name.0 as usize, slot.name.1 as usize);
+        Some(Known { slot, name: self.names.get(from..from + len)? })
+    }
 }
 
 impl Nodes {
+    fn known(&self, id: NodeId) -> Option<Known<'_>> {
+        known_in(&self.chunks, id)
+    }
+
     fn slot(&self, id: NodeId) -> Option<&Slot> {
-        slot_in(&self.chunks, id)
+        self.known(id).map(|known| known.slot)
     }
 
     fn hash(&self, parent: NodeId, name: &[u8]) -> u64 {
@@ -157,7 +182,8 @@ impl Nodes {
     }
 
     fn find(&self, parent: NodeId, name: &[u8]) -> Option<NodeId> {
-        let same = |id: &NodeId| self.slot(*id).is_some_and(|s| s.parent == parent && *s.name == *name);
+        let same =
+            |id: &NodeId| self.known(*id).is_some_and(|k| k.slot.parent() == parent && *k.name == *name);
         self.index.find(self.hash(parent, name), same).copied()
     }
 
@@ -165,11 +191,11 @@ impl Nodes {
     fn member(&self, id: NodeId) -> Option<(NodeId, &[u8])> {
         let mut at = id;
         loop {
-            let slot = self.slot(at)?;
-            if slot.parent == ROOT {
-                return Some((at, &slot.name));
+            let Known { slot, name } = self.known(at)?;
+            if slot.parent() == ROOT {
+                return Some((at, name));
             }
-            at = slot.parent;
+            at = slot.parent();
         }
     }
 
@@ -182,8 +208,17 @@ impl Nodes {
             home.slots.resize_with(at + 1, || None);
         }
         let Some(place) = home.slots.get_mut(at) else { return };
+        let (Some(parent), Ok(from), Ok(len)) =
+            (NonZeroU64::new(parent.0), u32::try_from(home.names.len()), u32::try_from(name.len()))
+        else {
+            return;
+        };
+        home.names.extend_from_slice(name);
         let (count, recorded) = (AtomicU32::new(lookups), AtomicBool::new(lookups == PINNED));
-        *place = Some(Slot { parent, lookups: count, recorded, name: name.into() });
+        *place = Some(Slot { parent, lookups: count, name: (from, len), recorded });
+        if at + 1 == CHUNK as usize {
+            home.names.shrink_to_fit();
+        }
         home.live += 1;
         self.live += 1;
         index.insert_unique(hash, id, rehash(chunks, hasher));
@@ -197,8 +232,8 @@ impl Nodes {
     }
 
     fn remove(&mut self, id: NodeId) {
-        let Some(slot) = self.slot(id) else { return };
-        let hash = self.hash(slot.parent, &slot.name);
+        let Some(Known { slot, name }) = self.known(id) else { return };
+        let hash = self.hash(slot.parent(), name);
         if let Ok(entry) = self.index.find_entry(hash, |known| *known == id) {
             entry.remove();
         }
@@ -221,7 +256,7 @@ impl Nodes {
 
 fn rehash<'a>(chunks: &'a Chunks, hasher: &'a DefaultHashBuilder) -> impl Fn(&NodeId) -> u64 + 'a {
     // Every id of the index has its slot.
-    |id| slot_in(chunks, *id).map_or(0, |slot| hasher.hash_one((slot.parent.0, &*slot.name)))
+    |id| known_in(chunks, *id).map_or(0, |known| hasher.hash_one((known.slot.parent().0, known.name)))
 }
 
 impl Default for PathTrie {
@@ -360,7 +395,11 @@ impl PathTrie {
     #[must_use]
     pub fn record(&self, id: NodeId) -> Option<NodeRecord> {
         let nodes = self.nodes.read();
-        nodes.slot(id).map(|slot| NodeRecord { id, parent: slot.parent, name: slot.name.clone() })
+        nodes.known(id).map(|Known { slot, name }| NodeRecord {
+            id,
+            parent: slot.parent(),
+            name: name.into(),
+        })
     }
 
     /// The member that `id` is or lies in; none for the root.
@@ -403,9 +442,9 @@ impl PathTrie {
         let mut parts: Vec<&[u8]> = Vec::with_capacity(12);
         let mut at = id;
         while at != ROOT {
-            let slot = nodes.slot(at)?;
-            parts.push(&slot.name);
-            at = slot.parent;
+            let Known { slot, name } = nodes.known(at)?;
+            parts.push(name);
+            at = slot.parent();
         }
         parts.reverse();
         Some(parts.join(&b'/'))
@@ -414,7 +453,7 @@ impl PathTrie {
     /// The node that `id` lies in; the root lies in itself.
     #[must_use]
     pub fn parent(&self, id: NodeId) -> Option<NodeId> {
-        if id == ROOT { Some(ROOT) } else { self.nodes.read().slot(id).map(|slot| slot.parent) }
+        if id == ROOT { Some(ROOT) } else { self.nodes.read().slot(id).map(Slot::parent) }
     }
 
     /// Whether new names may be looked up below `id`: its member is still shown.
@@ -449,8 +488,8 @@ impl PathTrie {
         chunks.sort_unstable_by_key(|(number, _)| **number);
         for (number, chunk) in chunks {
             for (at, slot) in (0..).zip(&chunk.slots) {
-                if let Some(slot) = slot {
-                    each(NodeId(number * CHUNK + at), slot.parent, &slot.name)?;
+                if let Some(Known { slot, name }) = slot.as_ref().and_then(|slot| chunk.known(slot)) {
+                    each(NodeId(number * CHUNK + at), slot.parent(), name)?;
                 }
             }
         }
@@ -459,6 +498,10 @@ impl PathTrie {
 }
 
 impl Slot {
+    fn parent(&self) -> NodeId {
+        NodeId(self.parent.get())
+    }
+
     fn count(&self, id: NodeId) -> Entered {
         // A count that reaches PINNED stays there: the node is kept, which is always safe.
         let _ = self.lookups.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_add(1));

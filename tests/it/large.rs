@@ -4,16 +4,18 @@
 
 use std::fs::{self, File};
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crate::util::load::say;
-use crate::util::number;
+use crate::util::load::{drop_kernel_caches, say};
 use crate::util::service::Service;
 use crate::util::store::{Member, NixStore};
 use crate::util::tree;
+use crate::util::{DEADLINE, number};
 
 /// Bytes of the server's memory for each name that the kernel knows.
 const ENTRY_MAX: u64 = 120;
+/// One part in so many of that may stay when all names are forgotten.
+const KEPT: u64 = 3;
 /// What the server may have open, however many names are known: see `Backing`.
 const DESCRIPTORS_MAX: usize = 600;
 
@@ -103,5 +105,20 @@ fn many_paths_and_entries() {
     ));
     assert!(known.saturating_sub(at_first) <= ENTRY_MAX * found, "{at_first} bytes grew to {known}");
     assert!(open <= DESCRIPTORS_MAX, "{open} descriptors are open");
+
+    // What the kernel forgets the server forgets too, and gives back.
+    let until = Instant::now() + DEADLINE;
+    let mut kept = known.saturating_sub(at_first);
+    while kept > known.saturating_sub(at_first) / KEPT && Instant::now() < until {
+        drop_kernel_caches();
+        std::thread::sleep(Duration::from_millis(100));
+        kept = private(server).saturating_sub(at_first);
+    }
+    say(&format!("{} KiB more than at READY once all names were forgotten", kept / 1024));
+    assert!(
+        kept <= known.saturating_sub(at_first) / KEPT,
+        "{kept} of {} bytes are kept",
+        known.saturating_sub(at_first)
+    );
     service.stop();
 }
