@@ -217,3 +217,30 @@ fn open_descriptors_are_bounded() {
     let kept: usize = backing.files.shards.iter().map(|shard| shard.lock().len()).sum();
     assert_eq!(kept, SHARDS * SHARD_LEN);
 }
+
+/// At the end of a file, within a page and between two.
+#[test]
+fn reads_end_where_the_file_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let backing = backing(dir.path());
+    for (id, length) in (10..).zip([0, 1, 4095, 4096, 4097, 8192, 70_000]) {
+        let name = length.to_string();
+        let bytes: Vec<u8> = (0..length).map(|n: usize| (n % 251) as u8).collect();
+        std::fs::write(dir.path().join(&name), &bytes).unwrap();
+        for room in [1, 4096, 65_536, 131_072] {
+            let mut seen = Vec::new();
+            let mut buffer = vec![0; room];
+            loop {
+                let place = top(name.as_bytes());
+                let read = backing.read(NodeId(id), place, seen.len() as u64, &mut buffer).unwrap();
+                seen.extend_from_slice(&buffer[..read]);
+                assert_eq!(read, room.min(length - (seen.len() - read)));
+                if read < room || seen.len() > 10_000 && room == 1 {
+                    break;
+                }
+            }
+            assert_eq!(seen, bytes[..seen.len()]);
+            assert!(room == 1 || seen.len() == length);
+        }
+    }
+}
