@@ -110,10 +110,10 @@ pub struct DirEntry<'a> {
 /// The store directory. All methods may be called from any thread.
 #[derive(Debug)]
 pub struct Backing {
-    store: Arc<Directory>,
+    store: Arc<OwnedFd>,
     /// Its file system: inode numbers mean something within one only.
     device: (u32, u32),
-    dirs: Descriptors<Directory>,
+    dirs: Descriptors<OwnedFd>,
     files: Descriptors<OwnedFd>,
     dontcache: AtomicBool,
 }
@@ -127,7 +127,7 @@ impl Backing {
         let device = rustix::fs::statx(&store, c"", flags, StatxFlags::TYPE)
             .map_or((u32::MAX, u32::MAX), |stat| (stat.stx_dev_major, stat.stx_dev_minor));
         Self {
-            store: Arc::new(Directory::from(store)),
+            store: Arc::new(store),
             device,
             dirs: Descriptors::default(),
             files: Descriptors::default(),
@@ -195,7 +195,7 @@ impl Backing {
         mut each: impl FnMut(DirEntry<'_>) -> bool,
     ) -> Result<(), Errno> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
-        let kept = || self.dirs.get(id, || self.open_in(place, flags).map(Directory::from));
+        let kept = || self.dirs.get(id, || self.open_in(place, flags));
         let dir = kept()?;
         match self.list_kept(&dir, from, &mut each) {
             // See `within`. A directory that is no more has no entries, so none has been told.
@@ -209,13 +209,10 @@ impl Backing {
 
     fn list_kept(
         &self,
-        dir: &Directory,
+        dir: &OwnedFd,
         from: u64,
         each: &mut impl FnMut(DirEntry<'_>) -> bool,
     ) -> Result<(), Errno> {
-        if let Some(position) = dir.take_position() {
-            return self.list_in(position.of.as_fd(), from, each);
-        }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let own = rustix::fs::openat(dir, c".", flags, Mode::empty())?;
         self.list_in(own.as_fd(), from, each)
@@ -307,12 +304,12 @@ impl Backing {
         self.files.remove(id);
     }
 
-    fn directory(&self, id: NodeId, path: &[u8]) -> Result<Arc<Directory>, Errno> {
+    fn directory(&self, id: NodeId, path: &[u8]) -> Result<Arc<OwnedFd>, Errno> {
         if path.is_empty() {
             return Ok(self.store.clone());
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
-        self.dirs.get(id, || self.open(path, flags).map(Directory::from))
+        self.dirs.get(id, || self.open(path, flags))
     }
 
     fn open_in(&self, place: Place<'_>, flags: OFlags) -> Result<OwnedFd, Errno> {
@@ -368,45 +365,6 @@ fn open_beneath(base: impl AsFd, path: &[u8], flags: OFlags) -> Result<OwnedFd, 
 fn is_removed(dir: impl AsFd) -> bool {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
     rustix::fs::statx(dir, c"", flags, StatxFlags::NLINK).is_ok_and(|stat| stat.stx_nlink == 0)
-}
-
-/// A directory kept open. Everybody may look up names in it; to list it is to move the one position of its open file
-/// description, so one at a time does.
-#[derive(Debug)]
-struct Directory {
-    fd: OwnedFd,
-    listed: AtomicBool,
-}
-
-/// The right to move a directory's position.
-struct Position<'a> {
-    of: &'a Directory,
-}
-
-impl Directory {
-    /// None while somebody else lists it.
-    fn take_position(&self) -> Option<Position<'_>> {
-        let free = self.listed.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed);
-        free.ok().map(|_| Position { of: self })
-    }
-}
-
-impl Drop for Position<'_> {
-    fn drop(&mut self) {
-        self.of.listed.store(false, Ordering::Release);
-    }
-}
-
-impl From<OwnedFd> for Directory {
-    fn from(fd: OwnedFd) -> Self {
-        Self { fd, listed: AtomicBool::new(false) }
-    }
-}
-
-impl AsFd for Directory {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
 }
 
 /// Descriptors kept open, by node: a small list in each shard, the last used in front.

@@ -126,7 +126,7 @@ fn listings_of_one_directory_do_not_disturb_each_other() {
     };
     let all = 702;
     assert_eq!(count(&|| assert_eq!(count(&|| {}), all)), all);
-    assert_eq!(count(&|| {}), all, "the position was left in the middle");
+    assert_eq!(count(&|| {}), all);
 }
 
 /// A directory that is kept open is removed, and another is in its place: `nix-store --repair-path` does that.
