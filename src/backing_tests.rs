@@ -107,6 +107,28 @@ fn a_listing_can_be_gone_on_from_at_every_entry() {
     assert_eq!(seen.into_iter().collect::<BTreeSet<_>>(), names);
 }
 
+/// On ext4 an open directory that is moved to its end, read, and moved back reads as empty: a listing that somebody goes
+/// on with must not spoil the next one.
+#[test]
+fn a_listing_gone_on_from_its_end_leaves_the_next_one_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("name"), b"").unwrap();
+    let list = |backing: &Backing, from| {
+        let (mut count, mut end) = (0, 0);
+        let each = |entry: DirEntry<'_>| {
+            (count, end) = (count + 1, entry.next);
+            true
+        };
+        backing.list(NodeId(1), top(b"."), from, each).unwrap();
+        (count, end)
+    };
+    let (all, end) = list(&backing(dir.path()), 0);
+    assert_eq!(all, 3);
+    let another = backing(dir.path());
+    assert_eq!(list(&another, end).0, 0);
+    assert_eq!(list(&another, 0).0, all);
+}
+
 /// Whoever lists a directory that somebody else lists at the moment sees all of it as well.
 #[test]
 fn listings_of_one_directory_do_not_disturb_each_other() {
