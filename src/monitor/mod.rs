@@ -203,6 +203,8 @@ struct Monitor {
     agreement: Agreement,
     view: View,
     epoch: u32,
+    /// The number of the switch that the server began with.
+    begun_with: u32,
     /// Names that the kernel may remember otherwise than they are.
     unsettled: Vec<StorePath>,
     server: Option<Server>,
@@ -298,6 +300,7 @@ impl Monitor {
 
     fn start_server(&mut self) -> Result<(), MonitorError> {
         self.restart = None;
+        self.begun_with = self.epoch;
         let start = Start {
             view: self.view.clone(),
             epoch: self.epoch,
@@ -353,7 +356,10 @@ impl Monitor {
                 self.served = true;
                 self.resume = true;
                 self.journal = journal;
-                self.settle();
+                // A switch ordered since it began is told of by itself.
+                if self.begun_with == self.epoch {
+                    self.settle();
+                }
                 if !self.ready {
                     self.probe();
                 }

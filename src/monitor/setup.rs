@@ -87,6 +87,7 @@ pub(super) fn set_up(settings: Settings, signals: SignalFd) -> Result<Option<Mon
         agreement,
         view,
         epoch,
+        begun_with: epoch,
         unsettled,
         server: None,
         spare: Some(spare),
