@@ -14,7 +14,7 @@
 //! 2. `RWF_DONTCACHE` (Linux 6.14) keeps a page read here from being cached twice; where the kernel or the
 //!    file system below has it not, reads go without.
 //! 3. A NAR holds plain files, directories and symbolic links only; anything else in a store is not there.
-//! 4. What is kept open may be removed and another be put in its place: see [`Backing::within`].
+//! 4. What is kept open may be removed and another be put in its place: see [`Backing::in_kept`].
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -34,10 +34,12 @@ const STRETCH: usize = 4000;
 /// Descriptors kept open in each of the two caches: 16 shards of 16.
 const SHARDS: usize = 16;
 const SHARD_LEN: usize = 16;
+/// How a directory is opened.
+const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW);
 /// Bytes of names asked of a directory at once: about what one reply with attributes holds.
 const LISTING: usize = 8 << 10;
 
-type Shard<T> = Mutex<Vec<(NodeId, Arc<T>)>>;
+type Shard = Mutex<Vec<(NodeId, Arc<OwnedFd>)>>;
 
 /// What lies at a name: the three kinds that a NAR knows (Nix manual, "Nix Archive").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,8 +115,8 @@ pub struct Backing {
     store: Arc<OwnedFd>,
     /// Its file system: inode numbers mean something within one only.
     device: (u32, u32),
-    dirs: Descriptors<OwnedFd>,
-    files: Descriptors<OwnedFd>,
+    dirs: Descriptors,
+    files: Descriptors,
     dontcache: AtomicBool,
 }
 
@@ -194,28 +196,9 @@ impl Backing {
         from: u64,
         mut each: impl FnMut(DirEntry<'_>) -> bool,
     ) -> Result<(), Errno> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
-        let kept = || self.dirs.get(id, || self.open_in(place, flags));
-        let dir = kept()?;
-        match self.list_kept(&dir, from, &mut each) {
-            // See `within`. A directory that is no more has no entries, so none has been told.
-            Err(Errno::NOENT) if is_removed(&*dir) => {
-                self.dirs.remove(id);
-                self.list_kept(&*kept()?, from, &mut each)
-            }
-            answer => answer,
-        }
-    }
-
-    fn list_kept(
-        &self,
-        dir: &OwnedFd,
-        from: u64,
-        each: &mut impl FnMut(DirEntry<'_>) -> bool,
-    ) -> Result<(), Errno> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let own = rustix::fs::openat(dir, c".", flags, Mode::empty())?;
-        self.list_in(own.as_fd(), from, each)
+        let kept = || self.dirs.get(id, || self.open_in(place, DIRECTORY));
+        // A directory that is no more has no entries, so none has been told before a second attempt.
+        self.in_kept(id, kept, |dir| self.list_in(dir, from, &mut each))
     }
 
     fn list_in(
@@ -224,15 +207,21 @@ impl Backing {
         from: u64,
         each: &mut impl FnMut(DirEntry<'_>) -> bool,
     ) -> Result<(), Errno> {
-        rustix::fs::seek(dir, SeekFrom::Start(from))?;
+        // A description of its own: the kept one is shared, and so would be its position. And on ext4 one that was
+        // moved to its end, read, and moved back reads as empty once.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let own = rustix::fs::openat(dir, c".", flags, Mode::empty())?;
+        if from > 0 {
+            rustix::fs::seek(&own, SeekFrom::Start(from))?;
+        }
         let mut buffer = Vec::with_capacity(LISTING);
-        let mut entries = RawDir::new(dir, buffer.spare_capacity_mut());
+        let mut entries = RawDir::new(&own, buffer.spare_capacity_mut());
         while let Some(entry) = entries.next() {
             let entry = entry?;
             let name = entry.file_name().to_bytes();
             let stat = match name {
                 b"." | b".." => None,
-                _ => match self.stat_in(dir, name) {
+                _ => match self.stat_in(&own, name) {
                     Ok(stat) => Some(stat),
                     Err(Errno::NOENT) => continue,
                     Err(error) => return Err(error),
@@ -308,26 +297,35 @@ impl Backing {
         if path.is_empty() {
             return Ok(self.store.clone());
         }
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
-        self.dirs.get(id, || self.open(path, flags))
+        self.dirs.get(id, || self.open(path, DIRECTORY))
     }
 
     fn open_in(&self, place: Place<'_>, flags: OFlags) -> Result<OwnedFd, Errno> {
         self.within(place, |dir| open_beneath(dir, place.name, flags))
     }
 
-    /// Does `work` in the directory of `place`: again in one opened anew if the kept one has been removed, as a repair
-    /// removes one when it has put another in its place.
+    /// Does `work` in the directory of `place`.
     fn within<T>(
         &self,
         place: Place<'_>,
-        work: impl Fn(BorrowedFd<'_>) -> Result<T, Errno>,
+        work: impl FnMut(BorrowedFd<'_>) -> Result<T, Errno>,
     ) -> Result<T, Errno> {
-        let dir = self.directory(place.parent, place.dir)?;
+        self.in_kept(place.parent, || self.directory(place.parent, place.dir), work)
+    }
+
+    /// Does `work` in the directory `id`, which `kept` gives: again in one opened anew if the kept one has been removed,
+    /// as a repair removes one when it has put another in its place.
+    fn in_kept<T>(
+        &self,
+        id: NodeId,
+        kept: impl Fn() -> Result<Arc<OwnedFd>, Errno>,
+        mut work: impl FnMut(BorrowedFd<'_>) -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        let dir = kept()?;
         match work(dir.as_fd()) {
             Err(Errno::NOENT) if is_removed(&*dir) => {
-                self.dirs.remove(place.parent);
-                work(self.directory(place.parent, place.dir)?.as_fd())
+                self.dirs.remove(id);
+                work(kept()?.as_fd())
             }
             answer => answer,
         }
@@ -368,23 +366,17 @@ fn is_removed(dir: impl AsFd) -> bool {
 }
 
 /// Descriptors kept open, by node: a small list in each shard, the last used in front.
-#[derive(Debug)]
-struct Descriptors<T> {
-    shards: [Shard<T>; SHARDS],
+#[derive(Debug, Default)]
+struct Descriptors {
+    shards: [Shard; SHARDS],
 }
 
-impl<T> Default for Descriptors<T> {
-    fn default() -> Self {
-        Self { shards: std::array::from_fn(|_| Mutex::default()) }
-    }
-}
-
-impl<T> Descriptors<T> {
-    fn shard(&self, id: NodeId) -> Option<&Shard<T>> {
+impl Descriptors {
+    fn shard(&self, id: NodeId) -> Option<&Shard> {
         self.shards.get(usize::try_from(id.0 % SHARDS as u64).unwrap_or_default())
     }
 
-    fn get(&self, id: NodeId, open: impl FnOnce() -> Result<T, Errno>) -> Result<Arc<T>, Errno> {
+    fn get(&self, id: NodeId, open: impl FnOnce() -> Result<OwnedFd, Errno>) -> Result<Arc<OwnedFd>, Errno> {
         let shard = self.shard(id).ok_or(Errno::BADF)?;
         {
             let mut kept = shard.lock();

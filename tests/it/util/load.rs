@@ -179,7 +179,8 @@ impl Load {
         Self { enough, calls, done, at }
     }
 
-    /// Waits for the load to have been one, and lets every thread finish what it is at; one that cannot fails the test with what that was.
+    /// Waits for the load to have been one, and lets every thread finish what it is at; one that cannot fails the test with
+    /// what that was.
     pub(crate) fn finish(self) -> Found {
         let until = Instant::now() + DEADLINE;
         while self.calls.load(Ordering::Relaxed) < ENOUGH && Instant::now() < until {
