@@ -130,7 +130,7 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: UnixStream) -> Res
     backing.check().map_err(|error| ServeError::Store(error.into()))?;
     let registrations = (start.agreement.io == Io::Passthrough).then(Arc::<Registrations>::default);
     let journal = open_journal(&start, &trie, registrations.as_deref())?;
-    let serving = Report::Serving { restored: trie.len(), journal: journal.is_some() };
+    let serving = Report::Serving { epoch: start.epoch, restored: trie.len(), journal: journal.is_some() };
     let view = Arc::new(ServedView::new(trie.clone(), backing, journal, registrations));
     let fresh = trie.prepare(&start.view);
     view.record(&fresh.into_iter().map(Record::Node).collect::<Vec<_>>());

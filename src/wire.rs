@@ -81,6 +81,8 @@ pub enum Order {
 pub enum Report {
     /// Requests are answered from now on.
     Serving {
+        /// Number of the switch that made the view it began with.
+        epoch: u32,
         /// Nodes taken over from an earlier server.
         restored: usize,
         /// Whether there is a journal for the next one.
@@ -168,12 +170,12 @@ mod tests {
         let sender = {
             let view = view.clone();
             std::thread::spawn(move || {
-                send(&a, &Report::Serving { restored: 7, journal: true }, &[]).unwrap();
+                send(&a, &Report::Serving { epoch: 3, restored: 7, journal: true }, &[]).unwrap();
                 send(&a, &Order::Switch { view, epoch: 9 }, &[a.as_fd(), a.as_fd()]).unwrap();
             })
         };
         let (report, none) = receive::<Report>(&b).unwrap().unwrap();
-        assert_eq!((report, none.len()), (Report::Serving { restored: 7, journal: true }, 0));
+        assert_eq!((report, none.len()), (Report::Serving { epoch: 3, restored: 7, journal: true }, 0));
         let (order, both) = receive::<Order>(&b).unwrap().unwrap();
         assert!(matches!(order, Order::Switch { view: got, epoch: 9 } if got == view));
         assert_eq!(both.len(), 2);

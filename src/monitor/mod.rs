@@ -203,8 +203,6 @@ struct Monitor {
     agreement: Agreement,
     view: View,
     epoch: u32,
-    /// The number of the switch that the server began with.
-    begun_with: u32,
     /// Names that the kernel may remember otherwise than they are.
     unsettled: Vec<StorePath>,
     server: Option<Server>,
@@ -300,7 +298,6 @@ impl Monitor {
 
     fn start_server(&mut self) -> Result<(), MonitorError> {
         self.restart = None;
-        self.begun_with = self.epoch;
         let start = Start {
             view: self.view.clone(),
             epoch: self.epoch,
@@ -349,7 +346,7 @@ impl Monitor {
     fn on_server(&mut self) -> Result<Option<Ending>, MonitorError> {
         let Some(server) = &mut self.server else { return Ok(None) };
         match server.report() {
-            Some(Report::Serving { restored, journal }) => {
+            Some(Report::Serving { epoch, restored, journal }) => {
                 if self.served {
                     tracing::info!(restored, "another server has taken over");
                 }
@@ -357,7 +354,7 @@ impl Monitor {
                 self.resume = true;
                 self.journal = journal;
                 // A switch ordered since it began is told of by itself.
-                if self.begun_with == self.epoch {
+                if epoch == self.epoch {
                     self.settle();
                 }
                 if !self.ready {

@@ -87,7 +87,6 @@ pub(super) fn set_up(settings: Settings, signals: SignalFd) -> Result<Option<Mon
         agreement,
         view,
         epoch,
-        begun_with: epoch,
         unsettled,
         server: None,
         spare: Some(spare),
