@@ -10,6 +10,9 @@
 //!          payload  kind 1, a node:         8 bytes id, 8 bytes parent's id, the name
 //!                   kind 2, a backing file was registered: 8 bytes id, 4 bytes backing id
 //!                   kind 3, that registration ended:       8 bytes id, 4 bytes backing id
+//!                   kind 4, a node is open through the server: 8 bytes id, 4 bytes 0
+//!                   kind 5, no more:                       8 bytes id, 4 bytes 0
+//!                   kind 6, ids below this one were handed out: 8 bytes id, 4 bytes 0
 //! ```
 //!
 //! Hard points:
@@ -17,11 +20,13 @@
 //!    kill may tear one of them while another still lands behind it: reading skips what does not check out and
 //!    goes on at the next record that does.
 //! 2. Records are idempotent, so a node may be written twice and a rewrite may race with appends.
-//! 3. Nodes that the kernel forgot leave records behind: [`Journal::rewrite`] starts the file anew.
+//! 3. Nodes that the kernel forgot leave records behind: [`Journal::rewrite`] replaces the file. Their ids are not given
+//!    again all the same, so the new file begins with the next one.
 //! 4. When the file cannot be written (disk full) the view goes on; only a crash would not be survived. What
 //!    must not happen then is that a successor gives an id again that the kernel knows as something else. So
 //!    the header, whose place on the disk is there already, counts how often ids may have been lost, and a
-//!    successor begins as many times [`LOST_IDS`] further on.
+//!    successor begins as many times [`LOST_IDS`] further on. A server that goes on for so long without a journal that
+//!    it comes near that counts once more.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -40,15 +45,21 @@ pub const VERSION: u32 = 1;
 const HEADER: usize = 16;
 /// Where the header counts losses.
 const LOSSES_AT: u64 = 12;
-/// More ids than any server hands out that cannot write them down.
-const LOST_IDS: u64 = 1 << 32;
+/// So many ids are given up for each loss. Few enough to stay below 2^32 for long: an id is an inode number, and 32-bit
+/// programs without large-file support cannot examine a larger one.
+const LOST_IDS: u64 = 1 << 24;
+/// More ids than all threads together can have handed out and not written down.
+const LOST_MARGIN: u64 = 1 << 20;
 const RECORD_HEADER: usize = 8;
 const MARK: u8 = 0xA5;
 const KIND_NODE: u8 = 1;
 const KIND_BACKING: u8 = 2;
 const KIND_BACKING_ENDED: u8 = 3;
-/// A payload is at most a node with a name of 255 bytes.
-const PAYLOAD_MAX: usize = 16 + 255;
+const KIND_CACHED: u8 = 4;
+const KIND_CACHED_ENDED: u8 = 5;
+const KIND_NEXT: u8 = 6;
+/// A payload is at most a node with a name of 1024 bytes (`FUSE_NAME_MAX`, Linux `fs/fuse/fuse_i.h`).
+const PAYLOAD_MAX: usize = 16 + 1024;
 /// Below this size a journal is not worth rewriting.
 const REWRITE_MIN: u64 = 16 << 20;
 
@@ -88,6 +99,12 @@ pub enum Record {
     Backing(NodeId, u32),
     /// A registration has ended.
     BackingEnded(NodeId, u32),
+    /// A node is open and read through the server, in a mount where others are not.
+    Cached(NodeId),
+    /// It is no more.
+    CachedEnded(NodeId),
+    /// Ids below this one were handed out, though nothing may be known of them.
+    Next(NodeId),
 }
 
 /// A journal open for appending; any thread may append.
@@ -99,6 +116,8 @@ pub struct Journal {
     file: RwLock<File>,
     size: AtomicU64,
     broken: AtomicBool,
+    /// Once broken: from this id on another loss is to be counted.
+    recount_at: AtomicU64,
     rewriting: AtomicBool,
 }
 
@@ -183,6 +202,7 @@ impl Journal {
             file: RwLock::new(file),
             size: AtomicU64::new(size),
             broken: AtomicBool::new(false),
+            recount_at: AtomicU64::new(u64::MAX),
         }
     }
 
@@ -192,7 +212,11 @@ impl Journal {
     /// The first failure only: the caller says once that a crash would not be survived.
     pub fn append(&self, records: &[Record]) -> Result<(), JournalError> {
         thread_local!(static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) });
-        if records.is_empty() || self.broken.load(Ordering::Relaxed) {
+        if records.is_empty() {
+            return Ok(());
+        }
+        if self.broken.load(Ordering::Acquire) {
+            self.recount(records);
             return Ok(());
         }
         BUFFER.with_borrow_mut(|buffer| {
@@ -206,14 +230,29 @@ impl Journal {
                     self.size.fetch_add(buffer.len() as u64, Ordering::Relaxed);
                     Ok(())
                 }
-                Err(_) if self.broken.swap(true, Ordering::Relaxed) => Ok(()),
+                Err(_) if self.broken.swap(true, Ordering::AcqRel) => Ok(()),
                 Err(source) => {
-                    drop(file);
+                    // The file is held: a rewrite would put one in its place that knows of no loss.
+                    let last = highest(records).unwrap_or_default();
+                    self.recount_at.store(last + LOST_IDS - 2 * LOST_MARGIN, Ordering::Release);
                     self.count_loss();
+                    drop(file);
                     Err(JournalError::Io { doing: "write", path: self.path.clone(), source })
                 }
             }
         })
+    }
+
+    /// A broken journal holds none of `records`: sees to it that a successor begins behind them.
+    fn recount(&self, records: &[Record]) {
+        let Some(last) = highest(records) else { return };
+        let at = self.recount_at.load(Ordering::Acquire);
+        let next = at.saturating_add(LOST_IDS - 2 * LOST_MARGIN);
+        if last >= at
+            && self.recount_at.compare_exchange(at, next, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        {
+            self.count_loss();
+        }
     }
 
     /// Whether so many records are outdated that a rewrite is worth it, with `live` nodes known. Who is told so
@@ -239,6 +278,10 @@ impl Journal {
 
     fn replace(&self, fill: impl FnOnce(&mut dyn FnMut(&Record))) -> Result<(), JournalError> {
         let mut current = self.file.write();
+        if self.broken.load(Ordering::Acquire) {
+            // What was lost since cannot be told from here.
+            return Ok(());
+        }
         let next = self.path.with_extension("new");
         let fail = |doing| {
             let path = next.clone();
@@ -254,6 +297,15 @@ impl Journal {
         self.size.store(bytes.len() as u64, Ordering::Relaxed);
         Ok(())
     }
+}
+
+/// The highest id among `records` of nodes.
+fn highest(records: &[Record]) -> Option<u64> {
+    let ids = records.iter().map(|record| match record {
+        Record::Node(node) => node.id.0,
+        _ => 0,
+    });
+    ids.max()
 }
 
 fn header(losses: u32) -> Vec<u8> {
@@ -274,6 +326,9 @@ fn encode(record: &Record, out: &mut Vec<u8>) {
         }
         Record::Backing(id, number) => encode_backing(KIND_BACKING, *id, *number, out),
         Record::BackingEnded(id, number) => encode_backing(KIND_BACKING_ENDED, *id, *number, out),
+        Record::Cached(id) => encode_backing(KIND_CACHED, *id, 0, out),
+        Record::CachedEnded(id) => encode_backing(KIND_CACHED_ENDED, *id, 0, out),
+        Record::Next(id) => encode_backing(KIND_NEXT, *id, 0, out),
     }
     if let Some((place, rest)) = out.get_mut(start..).and_then(|r| r.split_first_chunk_mut::<4>()) {
         *place = crc32fast::hash(rest).to_le_bytes();
@@ -315,7 +370,7 @@ fn parse(bytes: &[u8]) -> Parsed {
     };
     let [c0, c1, c2, c3, kind, mark, l0, l1] = *head;
     let len = usize::from(u16::from_le_bytes([l0, l1]));
-    if mark != MARK || len > PAYLOAD_MAX || !matches!(kind, KIND_NODE | KIND_BACKING | KIND_BACKING_ENDED) {
+    if mark != MARK || len > PAYLOAD_MAX || !(KIND_NODE..=KIND_NEXT).contains(&kind) {
         return Parsed::Bad;
     }
     let Some(payload) = rest.get(..len) else {
@@ -337,7 +392,10 @@ fn parse(bytes: &[u8]) -> Parsed {
         }),
         _ => <[u8; 4]>::try_from(payload).ok().map(u32::from_le_bytes).map(|number| match kind {
             KIND_BACKING => Record::Backing(id, number),
-            _ => Record::BackingEnded(id, number),
+            KIND_BACKING_ENDED => Record::BackingEnded(id, number),
+            KIND_CACHED => Record::Cached(id),
+            KIND_CACHED_ENDED => Record::CachedEnded(id),
+            _ => Record::Next(id),
         }),
     };
     record.map_or(Parsed::Bad, |record| Parsed::Whole(record, RECORD_HEADER + len))
@@ -368,12 +426,13 @@ mod tests {
                                                  torn in any::<prop::sample::Index>(), cut in any::<prop::sample::Index>()) {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("nodes");
-            let records: Vec<_> = names.iter().enumerate().map(|(n, name)| if name.len() % 7 == 0 {
-                Record::Backing(NodeId(n as u64), n as u32)
-            } else if name.len() % 7 == 1 {
-                Record::BackingEnded(NodeId(n as u64), n as u32)
-            } else {
-                node(n as u64, name)
+            let records: Vec<_> = (0..).zip(&names).map(|(n, name)| match name.len() % 9 {
+                0 => Record::Backing(NodeId(n), n as u32),
+                1 => Record::BackingEnded(NodeId(n), n as u32),
+                2 => Record::Cached(NodeId(n)),
+                3 => Record::CachedEnded(NodeId(n)),
+                4 => Record::Next(NodeId(n)),
+                _ => node(n, name),
             }).collect();
             let torn = torn.index(records.len());
             let mut bytes = header(0);
@@ -418,6 +477,25 @@ mod tests {
         assert!(matches!(refused(b""), JournalError::Foreign(_)));
         assert!(matches!(refused(b"something else entirely"), JournalError::Foreign(_)));
         assert!(matches!(refused(b"nsfsnode\x02\0\0\0\0\0\0\0"), JournalError::Version { found: 2, .. }));
+    }
+
+    /// A server that goes on without its journal counts on before it comes near the end of what is given up for it.
+    #[test]
+    fn a_server_without_a_journal_never_hands_out_what_its_successor_will() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("nodes");
+        Journal::create(&path).unwrap().append(&[node(2, b"a")]).unwrap();
+        let broken = Journal::over(&path, File::options().append(true).open("/dev/full").unwrap(), 0, 0);
+        let mut id = 3;
+        assert!(broken.append(&[node(id, b"b")]).is_err());
+        for _ in 0..200 {
+            id += LOST_MARGIN;
+            broken.append(&[node(id, b"c"), node(id - 1, b"d")]).unwrap();
+            assert!(id < 2 + broken.lost_ids(), "{id}");
+        }
+        assert!(broken.lost_ids() < 2 * id, "not more is given up than has to be");
+        broken.rewrite(|_| panic!("a broken journal is not replaced")).unwrap();
+        assert!(Journal::resume(&path, |_| ()).unwrap().lost_ids() > id);
     }
 
     #[test]

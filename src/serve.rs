@@ -8,12 +8,12 @@
 //! Hard points:
 //! 1. The session library insists on an INIT request: it gets the kernel's own again over a socket pair, its
 //!    answer is thrown away, and then the device takes the place of the socket.
-//! 2. What the kernel remembers is taken back only from threads that answer no request: the kernel waits for
+//! 2. What the kernel has cached is invalidated only from threads that answer no request: the kernel waits for
 //!    locks that a request in flight may hold.
 //! 3. When the monitor dies the server goes on, and what is mounted stays readable; unless a service manager
 //!    keeps the device: then the next monitor starts a server, and two that read one device would give one id
 //!    to two names. The lock keeps a server from beginning before the last one has ended.
-//! 4. To take back a name the kernel waits, and no signal ends it, for whoever looks at the directory; and they wait
+//! 4. To invalidate a name the kernel waits, and no signal ends it, for whoever looks at the directory; and they wait
 //!    for an answer. A server that is killed then does not end before another answers them. So what the next one
 //!    waits for, the lock and the monitor's socket, is not held by a thread that notifies: see [`spawn_notifier`].
 
@@ -21,6 +21,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
@@ -30,10 +31,11 @@ use fuser::{INodeNo, Notifier, Session, SessionACL};
 use parking_lot::Mutex;
 use rustix::fs::FlockOperation;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::process::Resource;
 
 use crate::backing::Backing;
 use crate::closure::View;
-use crate::fs::{Counts, Missed, Registrations, ServedView, StoreFs};
+use crate::fs::{Counts, MemberWatch, Missed, Registrations, ServedView, Stale, StoreFs};
 use crate::handshake::{self, Io};
 use crate::idle::Flow;
 use crate::journal::{Journal, JournalError, Record};
@@ -125,13 +127,18 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: UnixStream) -> Res
     }
     // Held until the process ends.
     let _lock = start.lock.as_deref().map(lock).transpose()?;
+    raise_descriptor_limit();
+    let watch = MemberWatch::new(&store);
     let trie = Arc::new(PathTrie::new());
     let backing = Backing::new(store);
     backing.check().map_err(|error| ServeError::Store(error.into()))?;
-    let registrations = (start.agreement.io == Io::Passthrough).then(Arc::<Registrations>::default);
+    let registrations = || Arc::new(Registrations::new(std::process::id()));
+    let registrations = (start.agreement.io == Io::Passthrough).then(registrations);
     let journal = open_journal(&start, &trie, registrations.as_deref())?;
     let serving = Report::Serving { epoch: start.epoch, restored: trie.len(), journal: journal.is_some() };
-    let view = Arc::new(ServedView::new(trie.clone(), backing, journal, registrations));
+    let (stale, stale_nodes) = mpsc::channel();
+    let view = ServedView::new(trie.clone(), backing, journal, registrations).invalidating(stale);
+    let view = Arc::new(view);
     let fresh = trie.prepare(&start.view);
     view.record(&fresh.into_iter().map(Record::Node).collect::<Vec<_>>());
     trie.switch(&start.view, start.epoch);
@@ -148,8 +155,7 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: UnixStream) -> Res
         })?;
     }
     let counts = Arc::new(counts);
-    let (spoiled, spoiled_nodes) = mpsc::channel();
-    let mut fs = StoreFs::new(view.clone(), counts.clone(), spoiled);
+    let mut fs = StoreFs::new(view.clone(), counts.clone());
     if start.report {
         let (missed, inquiry) = Missed::queue();
         fs = fs.reporting(missed);
@@ -160,13 +166,19 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: UnixStream) -> Res
     drop(device);
 
     let (device, notifier) = (fuse.as_fd().as_raw_fd(), fuse.notifier());
-    spawn_notifier("spoiled", device, move || throw_out(&notifier, &spoiled_nodes))?;
-    let (outdated, outdated_names) = mpsc::channel::<TakeBack>();
+    let (dirtied, dirtied_nodes) = mpsc::channel();
+    spawn_notifier("drop-pages", device, move || drop_pages(&notifier, &dirtied_nodes))?;
+    let (jobs, outdated) = mpsc::channel::<Job>();
+    let invalidator = Invalidator(jobs);
     let notifier = fuse.notifier();
-    spawn_notifier("take-back", device, move || {
-        for (names, _done) in outdated_names {
-            take_back(&notifier, &names);
+    spawn_notifier("invalidate", device, move || {
+        for job in outdated {
+            invalidate(&notifier, &job);
         }
+    })?;
+    spawn("stale", {
+        let (view, invalidator) = (view.clone(), invalidator.clone());
+        move || follow_stale(&view, &stale_nodes, &dirtied, &invalidator)
     })?;
     let reporter = Arc::new(Reporter(Mutex::new(monitor.try_clone().map_err(session("reporting"))?)));
     spawn("answered", {
@@ -180,15 +192,15 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: UnixStream) -> Res
     spawn("orders", {
         let view = view.clone();
         move || {
-            let outdated = Outdated(outdated);
-            outdated.take_back(start.take_back);
+            invalidator.names(start.take_back);
             reporter.report(&serving);
-            follow_orders(&monitor, &reporter, &view, &outdated);
+            follow_orders(&monitor, &reporter, &view, &invalidator);
         }
     })?;
-    spawn("members", move || {
-        view.check_members();
-    })?;
+    let room = descriptors_left();
+    tracing::debug!(room, "descriptors for the store");
+    view.backing().set_room(room, start.threads);
+    spawn("members", move || watch.run(&view))?;
     let answer = fuse.run().map_err(session("answering requests"));
     tracing::debug!(requests = %counts, nodes = trie.len(), "the session has ended");
     answer
@@ -240,19 +252,78 @@ fn spawn_notifier(name: &str, device: RawFd, work: impl FnOnce() + Send + 'stati
     })
 }
 
-/// Names that the thread which takes them back has to do, and who waits for it.
-struct Outdated(mpsc::Sender<TakeBack>);
+/// What the kernel is to forget.
+struct Job {
+    /// Names at the root; its listing goes as well.
+    names: Vec<Box<[u8]>>,
+    /// Attributes, pages and listings of nodes.
+    nodes: Vec<NodeId>,
+    /// Dropped when it is done.
+    _done: mpsc::Sender<()>,
+}
 
-type TakeBack = (Vec<StorePath>, mpsc::Sender<()>);
+/// The thread that has the kernel forget names.
+#[derive(Clone)]
+struct Invalidator(mpsc::Sender<Job>);
 
-impl Outdated {
-    /// Returns when the kernel has forgotten `names`.
-    fn take_back(&self, names: Vec<StorePath>) {
+impl Invalidator {
+    /// Returns when the kernel has forgotten `names` at the root.
+    fn names(&self, names: Vec<StorePath>) {
+        if names.is_empty() {
+            return;
+        }
+        let names = names.iter().map(|name| name.as_str().as_bytes().into()).collect();
+        self.do_job(names, Vec::new());
+    }
+
+    /// Returns when the kernel has forgotten `names` at the root, and then what it has cached of `nodes`.
+    fn do_job(&self, names: Vec<Box<[u8]>>, nodes: Vec<NodeId>) {
         let (done, is_done) = mpsc::channel();
-        // It ends with the process only; and it says nothing, but lets go of its end.
-        let _ = self.0.send((names, done));
+        // The thread ends with the process only.
+        let _ = self.0.send(Job { names, nodes, _done: done });
         let _ = is_done.recv();
     }
+}
+
+/// Passes on what the kernel is not to have cached. The threads that notify it do nothing with the view themselves: see
+/// [`spawn_notifier`].
+fn follow_stale(
+    view: &ServedView,
+    stale: &mpsc::Receiver<Stale>,
+    dirtied: &mpsc::Sender<NodeId>,
+    invalidator: &Invalidator,
+) {
+    for stale in stale {
+        match stale {
+            Stale::Pages(node) => {
+                let _ = dirtied.send(node);
+            }
+            Stale::Member(member) => {
+                if let Some((name, nodes)) = view.forget_replaced(member) {
+                    invalidator.do_job(vec![name], nodes);
+                }
+            }
+        }
+    }
+}
+
+/// Lets this process have as many open files as it may: the soft limit is for programs that use select(2).
+fn raise_descriptor_limit() {
+    let mut limit = rustix::process::getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, limit) {
+        tracing::debug!(%error, "cannot raise the limit of open files");
+    }
+}
+
+/// How many more files this process may open.
+fn descriptors_left() -> usize {
+    /// Where it cannot be counted: more than a server has open besides the store's files.
+    const OPEN: usize = 24;
+    let limit = rustix::process::getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    // The directory itself is open while it is read.
+    let open = std::fs::read_dir("/proc/self/fd").map_or(OPEN, |all| all.count().saturating_sub(1));
+    usize::try_from(limit).unwrap_or(usize::MAX).saturating_sub(open)
 }
 
 fn open_journal(
@@ -264,11 +335,9 @@ fn open_journal(
     if start.resume {
         let journal = Journal::resume(path, |record| match record {
             Record::Node(node) => trie.restore(&node),
-            Record::Backing(node, number) => {
-                registrations.inspect(|all| all.restore(node, number));
-            }
-            Record::BackingEnded(node, number) => {
-                registrations.inspect(|all| all.restore_end(node, number));
+            Record::Next(id) => trie.restore_next(id),
+            record => {
+                registrations.inspect(|all| all.restore(&record));
             }
         })?;
         trie.skip(journal.lost_ids());
@@ -309,21 +378,21 @@ fn open_session(fs: StoreFs, start: &Start, device: &OwnedFd) -> Result<Session<
     Ok(fuse)
 }
 
-/// Throws out what the kernel has cached of files that somebody wrote to: see [`crate::fs`].
-fn throw_out(notifier: &Notifier, nodes: &mpsc::Receiver<NodeId>) {
+/// Drops the pages and listings that the kernel has cached of nodes: see [`crate::fs`].
+fn drop_pages(notifier: &Notifier, nodes: &mpsc::Receiver<NodeId>) {
     for node in nodes {
         if let Err(error) = notifier.inval_inode(INodeNo(node.0), 0, 0) {
-            tracing::warn!(%error, node = node.0, "cannot take back what was written to the page cache");
+            tracing::warn!(%error, node = node.0, "cannot drop the kernel's cached pages of a file");
         }
     }
 }
 
 /// Does what the monitor says until it says no more.
-fn follow_orders(monitor: &UnixStream, reporter: &Reporter, view: &ServedView, outdated: &Outdated) {
+fn follow_orders(monitor: &UnixStream, reporter: &Reporter, view: &ServedView, invalidator: &Invalidator) {
     loop {
         match wire::receive::<Order>(monitor) {
             Ok(Some((Order::Switch { view: next, epoch }, _))) => {
-                switch(view, outdated, &next, epoch);
+                switch(view, invalidator, &next, epoch);
                 reporter.report(&Report::Switched { epoch });
             }
             Ok(Some((Order::Start(_), _))) => tracing::error!("the monitor said twice what to start with"),
@@ -333,22 +402,20 @@ fn follow_orders(monitor: &UnixStream, reporter: &Reporter, view: &ServedView, o
     tracing::debug!("the monitor is gone; the view stays as it is");
 }
 
-fn switch(view: &ServedView, outdated: &Outdated, next: &View, epoch: u32) {
+fn switch(view: &ServedView, invalidator: &Invalidator, next: &View, epoch: u32) {
     let fresh = view.trie().prepare(next);
     view.record(&fresh.into_iter().map(Record::Node).collect::<Vec<_>>());
     let switch = view.trie().switch(next, epoch);
-    outdated.take_back(switch.added.into_iter().chain(switch.removed).collect());
+    invalidator.names(switch.added.into_iter().chain(switch.removed).collect());
     view.check_members();
 }
 
-/// Makes the kernel ask again for `names` at the root, and for the root's listing.
-fn take_back(notifier: &Notifier, names: &[StorePath]) {
-    if names.is_empty() {
-        return;
-    }
-    // ENOENT, the kernel remembers nothing of the kind, is no error and is not given by the library.
-    let entries = names.iter().map(|name| notifier.inval_entry(INodeNo(ROOT.0), OsStr::new(name.as_str())));
-    for answer in entries.chain([notifier.inval_inode(INodeNo(ROOT.0), 0, 0)]) {
+/// Makes the kernel ask again for names at the root and for the root's listing, then for what it has cached of nodes.
+fn invalidate(notifier: &Notifier, job: &Job) {
+    // ENOENT, the kernel has cached nothing of the kind, is no error and is not given by the library.
+    let entries = job.names.iter().map(|name| notifier.inval_entry(INodeNo(ROOT.0), OsStr::from_bytes(name)));
+    let nodes = [ROOT].iter().chain(&job.nodes).map(|node| notifier.inval_inode(INodeNo(node.0), 0, 0));
+    for answer in entries.chain(nodes) {
         if let Err(error) = answer {
             tracing::warn!(%error, "the kernel may show the old view for a name");
         }

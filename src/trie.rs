@@ -6,14 +6,16 @@
 //! Invariants:
 //! - Id 1 is the root. Ids grow and are never given twice during the life of a mount, so an id that the kernel
 //!   still holds always means the same path.
-//! - A node's parent was handed out before the node itself.
+//! - A node's parent was handed out before the node itself, and its slot lives as long as the node's does: a slot goes
+//!   when the kernel holds neither the node nor anything whose path leads through it. So the path of every node that
+//!   the kernel holds can be given, in whatever order it forgets.
 //! - A first-level node stays until the mount ends, also when its name is withdrawn: files open below it
 //!   stay readable, and nothing new can be looked up through it.
 //!
 //! Hard points:
 //! 1. Memory. One entry costs a slot of 24 bytes, its name and one index entry of 9 bytes. Slots and names lie in
-//!    chunks, which go as a whole once nothing in them is known to the kernel any more: many small pieces of memory
-//!    that are freed one by one never all come together again, and the kernel would not get them back.
+//!    chunks, which go as a whole once no slot in them lives any more: many small pieces of memory that are freed one
+//!    by one never all come together again, and the kernel would not get them back.
 //! 2. Locks. The one lock is held for map operations only, never over a system call. Counting a look-up of a
 //!    known name needs a shared lock only.
 //! 3. A server that succeeds another does not know how often the kernel was told of an id, and so when it is
@@ -23,6 +25,9 @@
 //!    after that, and makes the inode anew under the same id. To let a node go too early is an error for whoever
 //!    has it open; to keep it costs what hard point 1 says, once for each path: a name that is looked up again
 //!    gets its old node.
+//! 4. The kernel may forget a directory before a file below it: names of one file share a node
+//!    ([`crate::fs::ServedView`]), and a process holds the file by a name in another directory, or by its handle. The
+//!    slot of the directory then stays as a *bridge*, with look-ups 0 and children above 0, until the file goes.
 
 use std::collections::VecDeque;
 use std::hash::BuildHasher;
@@ -59,12 +64,19 @@ const EPOCHS_KEPT: usize = 8;
 struct Slot {
     /// Never 0, so that an empty slot needs no mark of its own.
     parent: NonZeroU64,
+    /// How often the kernel was told of the node, less what it has forgotten; [`PINNED`].
     lookups: AtomicU32,
+    /// How many slots have this one as their parent.
+    children: u32,
     /// Where the name begins among those of the chunk, and its length.
-    name: (u32, u32),
+    name_at: u32,
+    name_len: u16,
     /// Whether a journal is known to hold this node.
     recorded: AtomicBool,
 }
+
+/// Hard point 1.
+const _: () = assert!(size_of::<Option<Slot>>() == 24);
 
 #[derive(Debug, Default)]
 struct Chunk {
@@ -88,11 +100,27 @@ pub struct Members {
     pub epoch: u32,
     /// Names with their nodes, sorted by name.
     pub entries: Vec<(StorePath, NodeId)>,
+    /// Ordinals, ascending, each with its place in `entries`. A member's ordinal is its place among all members that
+    /// this mount ever had, in the order of their nodes: it never changes.
+    ordinals: Vec<(u32, u32)>,
     /// Sum of the NAR sizes in bytes.
     pub nar_size: u64,
 }
 
 impl Members {
+    /// The members from `ordinal` on, in the order of their ordinals.
+    pub fn from_ordinal(&self, ordinal: u32) -> impl Iterator<Item = (u32, &StorePath, NodeId)> {
+        let from = self.ordinals.partition_point(|(known, _)| *known < ordinal);
+        let rest = self.ordinals.get(from..).unwrap_or_default();
+        rest.iter().filter_map(|(ordinal, at)| {
+            self.entries.get(*at as usize).map(|(name, id)| (*ordinal, name, *id))
+        })
+    }
+
+    fn empty() -> Self {
+        Self { epoch: 0, entries: Vec::new(), ordinals: Vec::new(), nar_size: 0 }
+    }
+
     /// The node of a member.
     #[must_use]
     pub fn find(&self, name: &[u8]) -> Option<NodeId> {
@@ -106,6 +134,8 @@ struct Nodes {
     chunks: HashMap<u64, Chunk>,
     index: HashTable<NodeId>,
     hasher: DefaultHashBuilder,
+    /// All first-level nodes there ever were; sorted by [`PathTrie::prepare`].
+    tops: Vec<NodeId>,
     next: u64,
     live: usize,
 }
@@ -161,9 +191,14 @@ fn known_in(chunks: &Chunks, id: NodeId) -> Option<Known<'_>> {
     chunk.known(chunk.slots.get(at)?.as_ref()?)
 }
 
+fn slot_mut(chunks: &mut Chunks, id: NodeId) -> Option<&mut Slot> {
+    let (chunk, at) = split(id);
+    chunks.get_mut(&chunk)?.slots.get_mut(at)?.as_mut()
+}
+
 impl Chunk {
     fn known<'a>(&'a self, slot: &'a Slot) -> Option<Known<'a>> {
-        let (from, len) = (slot.name.0 as usize, slot.name.1 as usize);
+        let (from, len) = (slot.name_at as usize, usize::from(slot.name_len));
         Some(Known { slot, name: self.names.get(from..from + len)? })
     }
 }
@@ -208,19 +243,31 @@ impl Nodes {
             home.slots.resize_with(at + 1, || None);
         }
         let Some(place) = home.slots.get_mut(at) else { return };
-        let (Some(parent), Ok(from), Ok(len)) =
-            (NonZeroU64::new(parent.0), u32::try_from(home.names.len()), u32::try_from(name.len()))
+        let (Some(number), Ok(name_at), Ok(name_len)) =
+            (NonZeroU64::new(parent.0), u32::try_from(home.names.len()), u16::try_from(name.len()))
         else {
             return;
         };
         home.names.extend_from_slice(name);
-        let (count, recorded) = (AtomicU32::new(lookups), AtomicBool::new(lookups == PINNED));
-        *place = Some(Slot { parent, lookups: count, name: (from, len), recorded });
+        *place = Some(Slot {
+            parent: number,
+            lookups: AtomicU32::new(lookups),
+            children: 0,
+            name_at,
+            name_len,
+            recorded: AtomicBool::new(lookups == PINNED),
+        });
         if at + 1 == CHUNK as usize {
             home.names.shrink_to_fit();
         }
         home.live += 1;
         self.live += 1;
+        if let Some(parent) = slot_mut(chunks, parent) {
+            parent.children += 1;
+        }
+        if parent == ROOT {
+            self.tops.push(id);
+        }
         index.insert_unique(hash, id, rehash(chunks, hasher));
         self.next = self.next.max(id.0 + 1);
     }
@@ -229,6 +276,22 @@ impl Nodes {
         let id = NodeId(self.next);
         self.put(id, parent, name, lookups);
         id
+    }
+
+    /// Removes `id` if nothing needs its slot, then what nothing needs without it, upwards; returns what went.
+    fn remove_unused(&mut self, id: NodeId) -> Vec<NodeId> {
+        let mut gone = Vec::new();
+        let mut at = id;
+        while let Some(slot) = self.slot(at).filter(|slot| slot.is_unused()) {
+            let parent = slot.parent();
+            self.remove(at);
+            gone.push(at);
+            let Some(parent_slot) = slot_mut(&mut self.chunks, parent) else { break };
+            // A restored parent counts what was restored after it only; it is pinned.
+            parent_slot.children = parent_slot.children.saturating_sub(1);
+            at = parent;
+        }
+        gone
     }
 
     fn remove(&mut self, id: NodeId) {
@@ -273,11 +336,12 @@ impl PathTrie {
             chunks: HashMap::new(),
             index: HashTable::new(),
             hasher: DefaultHashBuilder::default(),
+            tops: Vec::new(),
             next: ROOT.0 + 1,
             live: 0,
         };
-        let none = Members { epoch: 0, entries: Vec::new(), nar_size: 0 };
-        Self { nodes: RwLock::new(nodes), members: RwLock::new(VecDeque::from([Arc::new(none)])) }
+        let none = Arc::new(Members::empty());
+        Self { nodes: RwLock::new(nodes), members: RwLock::new(VecDeque::from([none])) }
     }
 
     /// Puts back a node that an earlier server handed out. Before the first [`PathTrie::switch`] only.
@@ -286,6 +350,18 @@ impl PathTrie {
         if nodes.slot(record.id).is_none() && record.id > ROOT {
             nodes.put(record.id, record.parent, &record.name, PINNED);
         }
+    }
+
+    /// Ids below this one were handed out. Before the first [`PathTrie::switch`] only.
+    pub fn restore_next(&self, id: NodeId) {
+        let mut nodes = self.nodes.write();
+        nodes.next = nodes.next.max(id.0);
+    }
+
+    /// The id that is handed out next.
+    #[must_use]
+    pub fn next(&self) -> NodeId {
+        NodeId(self.nodes.read().next)
     }
 
     /// Begins `further` ids behind what was restored: so many may be known to the kernel and to nobody else.
@@ -303,11 +379,15 @@ impl PathTrie {
         let nodes = self.nodes.read();
         let node = |name: &StorePath| nodes.find(ROOT, name.as_str().as_bytes());
         let entries: Vec<_> = view.names().filter_map(|name| Some((name.clone(), node(name)?))).collect();
+        let ordinal = |id: &NodeId| u32::try_from(nodes.tops.binary_search(id).ok()?).ok();
+        let ordinals = entries.iter().zip(0..).filter_map(|((_, id), at)| Some((ordinal(id)?, at)));
+        let mut ordinals: Vec<(u32, u32)> = ordinals.collect();
+        ordinals.sort_unstable();
         drop(nodes);
         let mut kept = self.members.write();
         let last = kept.back().cloned();
         let epoch = last.as_ref().map_or(1, |m| m.epoch.wrapping_add(1)).max(epoch);
-        let next = Arc::new(Members { epoch, entries, nar_size: view.nar_size() });
+        let next = Arc::new(Members { epoch, entries, ordinals, nar_size: view.nar_size() });
         kept.push_back(next.clone());
         if kept.len() > EPOCHS_KEPT {
             kept.pop_front();
@@ -328,6 +408,7 @@ impl PathTrie {
     pub fn prepare(&self, view: &View) -> Vec<NodeRecord> {
         let mut nodes = self.nodes.write();
         let mut fresh = Vec::new();
+        nodes.tops.sort_unstable();
         for name in view.names().map(|name| name.as_str().as_bytes()) {
             match nodes.find(ROOT, name) {
                 Some(id) => {
@@ -349,15 +430,13 @@ impl PathTrie {
     pub fn members(&self) -> Arc<Members> {
         let kept = self.members.read();
         // A trie is made with one set and always keeps at least one.
-        kept.back()
-            .cloned()
-            .unwrap_or_else(|| Arc::new(Members { epoch: 0, entries: Vec::new(), nar_size: 0 }))
+        kept.back().cloned().unwrap_or_else(|| Arc::new(Members::empty()))
     }
 
-    /// The members as they were shown in `epoch`, while that is not long ago.
+    /// The members as they were last shown in an epoch that `is` knows, while that is not long ago.
     #[must_use]
-    pub fn members_of(&self, epoch: u32) -> Option<Arc<Members>> {
-        self.members.read().iter().find(|m| m.epoch == epoch).cloned()
+    pub fn members_of(&self, is: impl Fn(u32) -> bool) -> Option<Arc<Members>> {
+        self.members.read().iter().rev().find(|m| is(m.epoch)).cloned()
     }
 
     /// Counts one look-up of `name` in `parent`, giving it a node if it has none. `None`: the kernel asked
@@ -415,22 +494,18 @@ impl PathTrie {
         }
     }
 
-    /// The kernel dropped `count` of its references; a node that it no longer knows is let go.
-    /// Returns whether the node went.
-    pub fn forget(&self, id: NodeId, count: u64) -> bool {
+    /// The kernel dropped `count` of its references to `id`. Returns the nodes that nothing needs any more: none, `id`,
+    /// or `id` and directories above it that the kernel had forgotten before.
+    pub fn forget(&self, id: NodeId, count: u64) -> Vec<NodeId> {
         let mut nodes = self.nodes.write();
-        let Some(slot) = nodes.slot(id) else { return false };
+        let Some(slot) = nodes.slot(id) else { return Vec::new() };
         let known = slot.lookups.load(Ordering::Relaxed);
         if known == PINNED {
-            return false;
+            return Vec::new();
         }
-        let left = u64::from(known).saturating_sub(count);
-        if let Ok(left @ 1..) = u32::try_from(left) {
-            slot.lookups.store(left, Ordering::Relaxed);
-            return false;
-        }
-        nodes.remove(id);
-        true
+        let left = u32::try_from(u64::from(known).saturating_sub(count)).unwrap_or_default();
+        slot.lookups.store(left, Ordering::Relaxed);
+        nodes.remove_unused(id)
     }
 
     /// The path of `id` below the store directory, and the parts of it: member first.
@@ -448,6 +523,19 @@ impl PathTrie {
         }
         parts.reverse();
         Some(parts.join(&b'/'))
+    }
+
+    /// The member `id` and every node in it that has a slot.
+    #[must_use]
+    pub fn below(&self, id: NodeId) -> Vec<NodeId> {
+        let nodes = self.nodes.read();
+        let all = nodes.chunks.iter().flat_map(|(number, chunk)| {
+            (0..)
+                .zip(&chunk.slots)
+                .filter(|(_, slot)| slot.is_some())
+                .map(move |(at, _)| NodeId(number * CHUNK + at))
+        });
+        all.filter(|node| nodes.member(*node).is_some_and(|(member, _)| member == id)).collect()
     }
 
     /// The node that `id` lies in; the root lies in itself.
@@ -500,6 +588,10 @@ impl PathTrie {
 impl Slot {
     fn parent(&self) -> NodeId {
         NodeId(self.parent.get())
+    }
+
+    fn is_unused(&self) -> bool {
+        self.children == 0 && self.lookups.load(Ordering::Relaxed) == 0
     }
 
     fn count(&self, id: NodeId) -> Entered {

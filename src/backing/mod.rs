@@ -7,39 +7,72 @@
 //! - Nothing is reached but through `openat2` below the store's descriptor with `RESOLVE_BENEATH`,
 //!   `RESOLVE_NO_SYMLINKS` and `RESOLVE_NO_MAGICLINKS`, or by one single name in a directory so opened: no
 //!   link can lead elsewhere (openat2(2)).
-//! - The number of open descriptors is bounded, whatever is known or open above.
+//! - The number of open descriptors is bounded, whatever is known or open above ([`descriptors`]).
+//! - An error of the host is an error here: never an absence, an end of file, or a shorter listing. "There is no such
+//!   name" says whether that will last ([`BackingError::Absent`]).
+//! - A failure through a descriptor that was kept open is not believed before a fresh one has failed as well, and nothing
+//!   that failed is kept.
 //!
 //! Hard points:
 //! 1. Paths may be longer than `PATH_MAX`: they are opened in stretches.
 //! 2. `RWF_DONTCACHE` (Linux 6.14) keeps a page read here from being cached twice; where the kernel or the
 //!    file system below has it not, reads go without.
 //! 3. A NAR holds plain files, directories and symbolic links only; anything else in a store is not there.
-//! 4. What is kept open may be removed and another be put in its place: see [`Backing::in_kept`].
+//! 4. Nix repairs a path by deleting and writing it in place (`LocalStore::addToStore`), or by renaming the old tree away
+//!    and deleting it (`replaceValidPath`). Until that is done names are missing and files are short. What is in the
+//!    middle of that has a recent modification time, which Nix sets to 1 last ([`Stat::settled`]).
+//! 5. The kernel takes fewer bytes than it asked for as the end of the file, for ever. So a read gives everything up to
+//!    the length that the same descriptor has, or fails.
 
-use std::ffi::CString;
+mod calls;
+mod descriptors;
+mod names;
+
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::Mutex;
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, SeekFrom, StatxFlags};
-use rustix::io::{Errno, IoSliceMut, ReadWriteFlags};
+use rustix::fs::{FileType, OFlags, SeekFrom, Statx, StatxFlags};
+use rustix::io::{Errno, ReadWriteFlags};
+use rustix::time::ClockId;
 
 use crate::trie::NodeId;
+#[cfg(test)]
+pub(crate) use calls::faults;
+use descriptors::{Descriptors, Held, Of};
+use names::{Listings, Names};
 
 /// `RWF_DONTCACHE` of `linux/fs.h`: drop the pages that this read brings in.
 const RWF_DONTCACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
 /// Longest stretch of a path opened at once; `PATH_MAX` is 4096 with the closing NUL.
 const STRETCH: usize = 4000;
-/// Descriptors kept open in each of the two caches: 16 shards of 16.
-const SHARDS: usize = 16;
-const SHARD_LEN: usize = 16;
 /// How a directory is opened.
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW);
-/// Bytes of names asked of a directory at once: about what one reply with attributes holds.
-const LISTING: usize = 8 << 10;
+/// How a file is opened.
+const FILE: OFlags = OFlags::RDONLY.union(OFlags::NONBLOCK).union(OFlags::NOFOLLOW);
+/// The modification time of every store object, in seconds since 1970 (`mtimeStore` in Nix).
+const MTIME: i64 = 1;
+/// What has not changed for so many seconds is finished, whatever its modification time.
+const SETTLED_AFTER: i64 = 60;
+/// Largest position in a directory: what a 32-bit program can hold.
+pub const POSITION_MAX: u64 = i32::MAX as u64;
+/// Positions of `.` and `..`; the first name follows.
+const DOTS: [&[u8]; 2] = [b".", b".."];
 
-type Shard = Mutex<Vec<(NodeId, Arc<OwnedFd>)>>;
+/// Why the store does not give what was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BackingError {
+    /// There is no such name.
+    #[error("no such name in the store")]
+    Absent {
+        /// Whether the directory that says so is settled: then nothing will have this name while the store path is not
+        /// replaced.
+        settled: bool,
+    },
+    /// The host refused; never `ENOENT`.
+    #[error("the store cannot be read")]
+    Host(#[from] Errno),
+}
 
 /// What lies at a name: the three kinds that a NAR knows (Nix manual, "Nix Archive").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +96,16 @@ impl Kind {
     }
 }
 
+/// A time as statx(2) gives it: seconds since 1970, and nanoseconds.
+pub type Time = (i64, u32);
+
+/// Which file of the store's file system something is, now: inode numbers are used again, so with the time of birth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FileId {
+    inode: u64,
+    born: Time,
+}
+
 /// The attributes that belong to a store object. Times of access and change and the count of hard links say
 /// more about the host than about the object, and are left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,12 +122,25 @@ pub struct Stat {
     pub size: u64,
     /// Space taken in units of 512 bytes.
     pub blocks: u64,
-    /// Modification time: seconds since 1970 and nanoseconds. 1 in every store object.
-    pub mtime: (i64, u32),
+    /// Modification time. 1 in every store object.
+    pub mtime: Time,
     /// Links to a directory: 2 and one for each directory in it, on most file systems. 1 for anything else.
     pub nlink: u32,
-    /// The inode number below of a plain file that has more names than this one, else none.
-    pub linked: Option<u64>,
+    /// Which file below this is, if it is a plain file that has more names than this one and can be told from others.
+    pub linked: Option<FileId>,
+    /// What tells this object from another that is put in its place later.
+    pub identity: Identity,
+    /// Whether it is finished: nobody is writing it or removing it. See hard point 4 of [`crate::backing`].
+    pub settled: bool,
+}
+
+/// What tells an object from another one of the same name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Identity {
+    /// When it was made.
+    Born(Time),
+    /// Its inode number, where the file system does not know when.
+    Inode(u64),
 }
 
 /// Where a node lies: the directory that holds it, and its name there.
@@ -103,20 +159,29 @@ pub struct Place<'a> {
 pub struct DirEntry<'a> {
     /// The name; `.` and `..` occur.
     pub name: &'a [u8],
-    /// Where to go on after this entry.
+    /// The position after this entry.
     pub next: u64,
     /// Its attributes; none for `.` and `..`.
     pub stat: Option<Stat>,
+}
+
+/// What was read of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Read {
+    /// How many bytes; fewer than asked for only at the end of the file.
+    pub len: usize,
+    /// Whether the file is finished.
+    pub settled: bool,
 }
 
 /// The store directory. All methods may be called from any thread.
 #[derive(Debug)]
 pub struct Backing {
     store: Arc<OwnedFd>,
-    /// Its file system: inode numbers mean something within one only.
-    device: (u32, u32),
-    dirs: Descriptors,
-    files: Descriptors,
+    /// Its file system: inode numbers mean something within one only. None: nothing is known of it.
+    device: Option<(u32, u32)>,
+    kept: Descriptors,
+    listings: Listings,
     dontcache: AtomicBool,
 }
 
@@ -124,15 +189,13 @@ impl Backing {
     /// Serves what lies in the directory `store`.
     #[must_use]
     pub fn new(store: OwnedFd) -> Self {
-        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
         // Without an answer no file is taken for another.
-        let device = rustix::fs::statx(&store, c"", flags, StatxFlags::TYPE)
-            .map_or((u32::MAX, u32::MAX), |stat| (stat.stx_dev_major, stat.stx_dev_minor));
+        let device = calls::stat(&store, b"").ok().map(|stat| (stat.stx_dev_major, stat.stx_dev_minor));
         Self {
             store: Arc::new(store),
             device,
-            dirs: Descriptors::default(),
-            files: Descriptors::default(),
+            kept: Descriptors::default(),
+            listings: Listings::default(),
             dontcache: AtomicBool::new(true),
         }
     }
@@ -142,26 +205,31 @@ impl Backing {
     /// # Errors
     /// Those of openat2(2); `ENOSYS` also where a system call filter refuses it.
     pub fn check(&self) -> Result<(), Errno> {
-        open_beneath(&*self.store, b".", OFlags::RDONLY | OFlags::DIRECTORY).map(drop)
+        calls::open(&*self.store, b".", OFlags::RDONLY | OFlags::DIRECTORY).map(drop)
+    }
+
+    /// Says that `room` descriptors are to be had, for as many as `threads` operations at once. Before the first
+    /// operation only.
+    pub fn set_room(&self, room: usize, threads: usize) {
+        self.kept.set_room(room, threads);
     }
 
     /// Attributes of what lies at `place`, of the link itself if it is one.
     ///
     /// # Errors
-    /// `ENOENT` also for what is neither file, directory nor link.
-    pub fn stat(&self, place: Place<'_>) -> Result<Stat, Errno> {
-        self.within(place, |dir| self.stat_in(dir, place.name))
+    /// [`BackingError`]; absent is also what is neither file, directory nor link.
+    pub fn stat(&self, place: Place<'_>) -> Result<Stat, BackingError> {
+        let _pass = self.kept.enter();
+        self.within(place.parent, place.dir, |dir| self.stat_in(dir, place.name))
     }
 
     fn stat_in(&self, dir: impl AsFd, name: &[u8]) -> Result<Stat, Errno> {
-        let wanted = StatxFlags::BASIC_STATS;
-        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_DONT_SYNC;
-        let stat = rustix::fs::statx(dir, name, flags, wanted)?;
-        let mode = u32::from(stat.stx_mode);
-        let kind = Kind::of(FileType::from_raw_mode(mode)).ok_or(Errno::NOENT)?;
-        let linked = kind == Kind::File
-            && stat.stx_nlink > 1
-            && (stat.stx_dev_major, stat.stx_dev_minor) == self.device;
+        let stat = calls::stat(dir, name)?;
+        let kind = Kind::of(FileType::from_raw_mode(stat.stx_mode.into())).ok_or(Errno::NOENT)?;
+        let born = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::BTIME);
+        let born = born.then_some((stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec));
+        let device = Some((stat.stx_dev_major, stat.stx_dev_minor));
+        let shared = kind == Kind::File && stat.stx_nlink > 1 && device == self.device;
         Ok(Stat {
             kind,
             perm: stat.stx_mode & 0o7777,
@@ -171,98 +239,130 @@ impl Backing {
             blocks: stat.stx_blocks,
             mtime: (stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec),
             nlink: if kind == Kind::Directory { stat.stx_nlink } else { 1 },
-            linked: linked.then_some(stat.stx_ino),
+            linked: born.filter(|_| shared).map(|born| FileId { inode: stat.stx_ino, born }),
+            identity: born.map_or(Identity::Inode(stat.stx_ino), Identity::Born),
+            settled: is_settled(&stat),
         })
     }
 
     /// Target of the symbolic link at `place`.
     ///
     /// # Errors
-    /// Those of readlinkat(2).
-    pub fn readlink(&self, place: Place<'_>) -> Result<Vec<u8>, Errno> {
-        self.within(place, |dir| rustix::fs::readlinkat(dir, place.name, Vec::with_capacity(256)))
-            .map(CString::into_bytes)
+    /// [`BackingError`].
+    pub fn readlink(&self, place: Place<'_>) -> Result<Vec<u8>, BackingError> {
+        let _pass = self.kept.enter();
+        self.within(place.parent, place.dir, |dir| calls::readlink(dir, place.name))
     }
 
-    /// Lists the directory `id` at `place` from the position `from` (0: the beginning), each entry with its
-    /// attributes, until `each` returns false.
+    /// Lists the directory `id` at `path` from the position `from` (0: the beginning), each entry with its
+    /// attributes, until `each` returns false. Returns whether the listing can be believed: nobody is writing or removing
+    /// the directory.
     ///
     /// # Errors
-    /// Those of openat2(2) and getdents64(2).
+    /// [`BackingError`], if no entry was told: whoever was told some asks on from there and gets the error then.
+    /// `ESTALE` for a position that no listing of this program has.
     pub fn list(
         &self,
         id: NodeId,
-        place: Place<'_>,
+        path: &[u8],
         from: u64,
         mut each: impl FnMut(DirEntry<'_>) -> bool,
-    ) -> Result<(), Errno> {
-        let kept = || self.dirs.get(id, || self.open_in(place, DIRECTORY));
-        // A directory that is no more has no entries, so none has been told before a second attempt.
-        self.in_kept(id, kept, |dir| self.list_in(dir, from, &mut each))
-    }
-
-    fn list_in(
-        &self,
-        dir: BorrowedFd<'_>,
-        from: u64,
-        each: &mut impl FnMut(DirEntry<'_>) -> bool,
-    ) -> Result<(), Errno> {
-        // A description of its own: the kept one is shared, and so would be its position. And on ext4 one that was
-        // moved to its end, read, and moved back reads as empty once.
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let own = rustix::fs::openat(dir, c".", flags, Mode::empty())?;
-        if from > 0 {
-            rustix::fs::seek(&own, SeekFrom::Start(from))?;
+    ) -> Result<bool, BackingError> {
+        let _pass = self.kept.enter();
+        let from = usize::try_from(from).ok().filter(|at| *at as u64 <= POSITION_MAX).ok_or(Errno::STALE)?;
+        let known = if from == 0 { None } else { self.listings.get(id) };
+        // Names that were read while the directory was being written are good until it is finished.
+        let good = |names: &Arc<Names>| {
+            names.settled || !self.directory(id, path).is_ok_and(|dir| is_settled_at(&dir))
+        };
+        let names = match known.filter(good) {
+            Some(names) => names,
+            None => {
+                let names = Arc::new(self.names(id, path)?);
+                self.listings.put(id, names.clone());
+                names
+            }
+        };
+        if from >= names.len() + DOTS.len() {
+            self.listings.drop(id);
+            return Ok(names.settled);
         }
-        let mut buffer = Vec::with_capacity(LISTING);
-        let mut entries = RawDir::new(&own, buffer.spare_capacity_mut());
-        while let Some(entry) = entries.next() {
-            let entry = entry?;
-            let name = entry.file_name().to_bytes();
-            let stat = match name {
-                b"." | b".." => None,
-                _ => match self.stat_in(&own, name) {
+        let (mut told, mut complete) = (0, names.settled);
+        let entries = DOTS.into_iter().map(|dot| (dot, true));
+        let entries = entries.chain((0..names.len()).map_while(|at| Some((names.get(at)?, false))));
+        for (at, (name, dot)) in entries.enumerate().skip(from) {
+            let stat = match dot {
+                true => None,
+                false => match self.within(id, path, |dir| self.stat_in(dir, name)) {
                     Ok(stat) => Some(stat),
-                    Err(Errno::NOENT) => continue,
+                    Err(BackingError::Absent { settled }) => {
+                        complete &= settled;
+                        continue;
+                    }
+                    Err(_) if told > 0 => break,
                     Err(error) => return Err(error),
                 },
             };
-            if !each(DirEntry { name, next: entry.next_entry_cookie(), stat }) {
+            if !each(DirEntry { name, next: at as u64 + 1, stat }) {
                 break;
             }
+            told += 1;
         }
-        Ok(())
+        Ok(complete)
     }
 
-    /// Reads from the plain file `id` at `place` into `buffer`; returns how many bytes there were.
+    /// All names in the directory `id`.
+    fn names(&self, id: NodeId, path: &[u8]) -> Result<Names, BackingError> {
+        let read = |dir: BorrowedFd<'_>| {
+            // A description of its own: the kept one is shared, and so would be its position.
+            let own = self.opening(|| calls::reopen(dir))?;
+            let (mut bytes, mut ends) = (Vec::new(), Vec::new());
+            calls::names(&own, |name| {
+                bytes.extend_from_slice(name);
+                ends.push(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
+            })?;
+            // After reading: what was removed or added meanwhile has changed its time.
+            Ok(Names::sorted(&bytes, &ends, is_settled(&calls::stat(&own, b"")?)))
+        };
+        self.within_if(id, path, read, |names| names.settled)
+    }
+
+    /// Reads from the plain file `id` at `place` into `buffer`.
     ///
     /// # Errors
-    /// Those of openat2(2) and preadv2(2).
-    pub fn read(&self, id: NodeId, place: Place<'_>, offset: u64, buffer: &mut [u8]) -> Result<usize, Errno> {
-        let file = self.file(id, place)?;
-        let mut done = 0;
-        while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
-            match self.read_once(&file, offset + done as u64, rest) {
-                Ok(0) => break,
-                Ok(n) => done += n,
-                Err(Errno::INTR) => {}
-                Err(error) if done == 0 => return Err(error),
-                Err(_) => break,
+    /// [`BackingError`]; then no byte of it counts.
+    pub fn read(
+        &self,
+        id: NodeId,
+        place: Place<'_>,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<Read, BackingError> {
+        let _pass = self.kept.enter();
+        self.with_file(id, place, |file, stat| {
+            let there = usize::try_from(stat.stx_size.saturating_sub(offset)).unwrap_or(usize::MAX);
+            let wanted = buffer.len().min(there);
+            let mut done = 0;
+            while let Some(rest) = buffer.get_mut(done..wanted).filter(|rest| !rest.is_empty()) {
+                match self.read_once(file, offset + done as u64, rest)? {
+                    0 => return Err(Errno::IO),
+                    n => done += n,
+                }
             }
-        }
-        Ok(done)
+            Ok(Read { len: done, settled: is_settled(stat) })
+        })
     }
 
     fn read_once(&self, file: &OwnedFd, offset: u64, buffer: &mut [u8]) -> Result<usize, Errno> {
         if self.dontcache.load(Ordering::Relaxed) {
-            match rustix::io::preadv2(file, &mut [IoSliceMut::new(buffer)], offset, RWF_DONTCACHE) {
+            match calls::read(file, buffer, offset, RWF_DONTCACHE) {
                 Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => {
                     self.dontcache.store(false, Ordering::Relaxed);
                 }
                 answer => return answer,
             }
         }
-        rustix::io::pread(file, buffer, offset)
+        calls::read(file, buffer, offset, ReadWriteFlags::empty())
     }
 
     /// Keeps reads from asking for it: for measuring, and for forcing the fallback.
@@ -273,59 +373,123 @@ impl Backing {
     /// The next data (`hole` false) or hole at or after `offset` in the plain file `id`.
     ///
     /// # Errors
-    /// Those of lseek(2); `ENXIO` past the end.
-    pub fn seek(&self, id: NodeId, place: Place<'_>, offset: u64, hole: bool) -> Result<u64, Errno> {
-        let file = self.file(id, place)?;
-        rustix::fs::seek(&*file, if hole { SeekFrom::Hole(offset) } else { SeekFrom::Data(offset) })
+    /// [`BackingError`]; `ENXIO` past the end.
+    pub fn seek(&self, id: NodeId, place: Place<'_>, offset: u64, hole: bool) -> Result<u64, BackingError> {
+        let _pass = self.kept.enter();
+        let from = if hole { SeekFrom::Hole(offset) } else { SeekFrom::Data(offset) };
+        self.with_file(id, place, |file, _| calls::seek(file, from))
     }
 
     /// The plain file `id` at `place`, open for reading.
     ///
     /// # Errors
-    /// Those of openat2(2).
-    pub fn file(&self, id: NodeId, place: Place<'_>) -> Result<Arc<OwnedFd>, Errno> {
-        self.files.get(id, || self.open_in(place, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW))
+    /// [`BackingError`].
+    pub fn file(&self, id: NodeId, place: Place<'_>) -> Result<Arc<OwnedFd>, BackingError> {
+        let _pass = self.kept.enter();
+        self.with_file(id, place, |file, _| Ok(file.clone()))
     }
 
-    /// Lets go of what is open for `id`.
+    /// Closes what is open for `id`.
     pub fn close(&self, id: NodeId) {
-        self.dirs.remove(id);
-        self.files.remove(id);
+        self.kept.close(id);
+        self.listings.drop(id);
     }
 
-    fn directory(&self, id: NodeId, path: &[u8]) -> Result<Arc<OwnedFd>, Errno> {
-        if path.is_empty() {
-            return Ok(self.store.clone());
-        }
-        self.dirs.get(id, || self.open(path, DIRECTORY))
+    /// Closes everything that is kept open: a store path was replaced.
+    pub fn close_all(&self) {
+        self.kept.clear();
+        self.listings.clear();
     }
 
-    fn open_in(&self, place: Place<'_>, flags: OFlags) -> Result<OwnedFd, Errno> {
-        self.within(place, |dir| open_beneath(dir, place.name, flags))
-    }
-
-    /// Does `work` in the directory of `place`.
-    fn within<T>(
-        &self,
-        place: Place<'_>,
-        work: impl FnMut(BorrowedFd<'_>) -> Result<T, Errno>,
-    ) -> Result<T, Errno> {
-        self.in_kept(place.parent, || self.directory(place.parent, place.dir), work)
-    }
-
-    /// Does `work` in the directory `id`, which `kept` gives: again in one opened anew if the kept one has been removed,
-    /// as a repair removes one when it has put another in its place.
-    fn in_kept<T>(
+    /// Does `work` with the plain file `id` and its attributes.
+    fn with_file<T>(
         &self,
         id: NodeId,
-        kept: impl Fn() -> Result<Arc<OwnedFd>, Errno>,
+        place: Place<'_>,
+        mut work: impl FnMut(&Arc<OwnedFd>, &Statx) -> Result<T, Errno>,
+    ) -> Result<T, BackingError> {
+        let open = || {
+            self.within(place.parent, place.dir, |dir| self.opening(|| calls::open(dir, place.name, FILE)))
+        };
+        let mut with = |held: &Held| {
+            let stat = calls::stat(&*held.fd, b"")?;
+            if held.kept && stat.stx_nlink == 0 {
+                // Another file has its name now.
+                return Err(Errno::STALE);
+            }
+            work(&held.fd, &stat)
+        };
+        let held = self.kept.get(Of::File, id, open)?;
+        let (held, answer) = match with(&held) {
+            // A disk that fails takes long to say so, and says the same again.
+            Err(error) if held.kept && !matches!(error, Errno::IO | Errno::NXIO) => {
+                self.kept.discard(Of::File, id, &held);
+                let held = self.kept.get(Of::File, id, open)?;
+                let answer = with(&held);
+                (held, answer)
+            }
+            answer => (held, answer),
+        };
+        if answer.as_ref().is_err_and(|error| *error != Errno::NXIO) {
+            self.kept.discard(Of::File, id, &held);
+        }
+        answer.map_err(host)
+    }
+
+    /// Does `work` in the directory `id` at `path`.
+    fn within<T>(
+        &self,
+        id: NodeId,
+        path: &[u8],
+        work: impl FnMut(BorrowedFd<'_>) -> Result<T, Errno>,
+    ) -> Result<T, BackingError> {
+        self.within_if(id, path, work, |_| true)
+    }
+
+    /// Does `work` in the directory `id` at `path`, once more in one opened now if the kept one failed, or gave what is
+    /// not to be believed.
+    fn within_if<T>(
+        &self,
+        id: NodeId,
+        path: &[u8],
         mut work: impl FnMut(BorrowedFd<'_>) -> Result<T, Errno>,
-    ) -> Result<T, Errno> {
-        let dir = kept()?;
-        match work(dir.as_fd()) {
-            Err(Errno::NOENT) if is_removed(&*dir) => {
-                self.dirs.remove(id);
-                work(kept()?.as_fd())
+        believed: impl Fn(&T) -> bool,
+    ) -> Result<T, BackingError> {
+        if path.is_empty() {
+            return work(self.store.as_fd()).map_err(host);
+        }
+        let held = self.directory(id, path)?;
+        let (held, answer) = match work(held.fd.as_fd()) {
+            Ok(answer) if !held.kept || believed(&answer) => return Ok(answer),
+            Err(Errno::NOENT) if is_settled_at(&held) => return Err(BackingError::Absent { settled: true }),
+            _ if held.kept => {
+                self.kept.discard(Of::Directory, id, &held);
+                let held = self.directory(id, path)?;
+                let answer = work(held.fd.as_fd());
+                (held, answer)
+            }
+            answer => (held, answer),
+        };
+        match answer {
+            Err(Errno::NOENT) => Err(BackingError::Absent { settled: is_settled_at(&held) }),
+            Err(error) => {
+                self.kept.discard(Of::Directory, id, &held);
+                Err(error.into())
+            }
+            Ok(answer) => Ok(answer),
+        }
+    }
+
+    fn directory(&self, id: NodeId, path: &[u8]) -> Result<Held, BackingError> {
+        self.kept.get(Of::Directory, id, || self.opening(|| self.open(path, DIRECTORY))).map_err(host)
+    }
+
+    /// Makes a call that opens something, once more when there is no descriptor left but those that are kept.
+    fn opening<T>(&self, call: impl Fn() -> Result<T, Errno>) -> Result<T, Errno> {
+        match call() {
+            Err(Errno::MFILE | Errno::NFILE) => {
+                self.kept.clear();
+                call()
             }
             answer => answer,
         }
@@ -339,74 +503,32 @@ impl Backing {
             let base = at.as_ref().map_or(self.store.as_fd(), AsFd::as_fd);
             let cut = rest.get(..STRETCH).and_then(|head| head.iter().rposition(|b| *b == b'/'));
             let Some((head, tail)) = cut.and_then(|cut| rest.split_at_checked(cut)) else {
-                return open_beneath(base, rest, flags);
+                return calls::open(base, rest, flags);
             };
-            at = Some(open_beneath(base, head, OFlags::PATH | OFlags::DIRECTORY)?);
+            at = Some(calls::open(base, head, OFlags::PATH | OFlags::DIRECTORY)?);
             rest = tail.get(1..).unwrap_or_default();
         }
     }
 }
 
-fn open_beneath(base: impl AsFd, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    let path = CString::new(path).map_err(|_| Errno::INVAL)?;
-    loop {
-        match rustix::fs::openat2(&base, &path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
-            // A rename somewhere on the machine raced with the resolution (openat2(2)).
-            Err(Errno::AGAIN | Errno::INTR) => {}
-            answer => return answer,
-        }
+/// An answer that comes from no settled directory.
+fn host(error: Errno) -> BackingError {
+    match error {
+        Errno::NOENT => BackingError::Absent { settled: false },
+        error => BackingError::Host(error),
     }
 }
 
-/// Whether no name leads to this directory any more.
-fn is_removed(dir: impl AsFd) -> bool {
-    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-    rustix::fs::statx(dir, c"", flags, StatxFlags::NLINK).is_ok_and(|stat| stat.stx_nlink == 0)
+fn is_settled_at(dir: &Held) -> bool {
+    calls::stat(&*dir.fd, b"").is_ok_and(|stat| is_settled(&stat))
 }
 
-/// Descriptors kept open, by node: a small list in each shard, the last used in front.
-#[derive(Debug, Default)]
-struct Descriptors {
-    shards: [Shard; SHARDS],
-}
-
-impl Descriptors {
-    fn shard(&self, id: NodeId) -> Option<&Shard> {
-        self.shards.get(usize::try_from(id.0 % SHARDS as u64).unwrap_or_default())
-    }
-
-    fn get(&self, id: NodeId, open: impl FnOnce() -> Result<OwnedFd, Errno>) -> Result<Arc<OwnedFd>, Errno> {
-        let shard = self.shard(id).ok_or(Errno::BADF)?;
-        {
-            let mut kept = shard.lock();
-            if let Some(at) = kept.iter().position(|(known, _)| *known == id) {
-                let found = kept.remove(at);
-                let file = found.1.clone();
-                kept.insert(0, found);
-                return Ok(file);
-            }
-        }
-        let file = Arc::new(open()?);
-        let mut kept = shard.lock();
-        let dropped = if kept.len() >= SHARD_LEN { kept.pop() } else { None };
-        kept.insert(0, (id, file.clone()));
-        drop(kept);
-        // Closing is a system call: not under the lock.
-        drop(dropped);
-        Ok(file)
-    }
-
-    fn remove(&self, id: NodeId) {
-        if let Some(shard) = self.shard(id) {
-            let mut kept = shard.lock();
-            let gone = kept.iter().position(|(known, _)| *known == id).map(|at| kept.remove(at));
-            drop(kept);
-            drop(gone);
-        }
-    }
+fn is_settled(stat: &Statx) -> bool {
+    let now = rustix::time::clock_gettime(ClockId::Realtime).tv_sec;
+    let changed = stat.stx_mtime.tv_sec.max(stat.stx_ctime.tv_sec);
+    // What no name leads to any more is on its way out.
+    stat.stx_nlink > 0 && (stat.stx_mtime.tv_sec == MTIME || changed.saturating_add(SETTLED_AFTER) < now)
 }
 
 #[cfg(test)]
-#[path = "backing_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -4,7 +4,23 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
+use rustix::fs::{AtFlags, CWD, Mode, Timespec, Timestamps};
+
 use super::*;
+
+/// Gives everything in `dir` the time of a store object.
+pub(crate) fn settle(dir: &Path) {
+    if dir.symlink_metadata().unwrap().is_dir() {
+        std::fs::read_dir(dir).unwrap().for_each(|entry| settle(&entry.unwrap().path()));
+    }
+    let one = Timespec { tv_sec: MTIME, tv_nsec: 0 };
+    let times = Timestamps { last_access: one, last_modification: one };
+    rustix::fs::utimensat(CWD, dir, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+}
+
+/// No such name, and there will be none; and not now.
+const ABSENT: BackingError = BackingError::Absent { settled: true };
+const ABSENT_NOW: BackingError = BackingError::Absent { settled: false };
 
 fn backing(dir: &Path) -> Backing {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -28,13 +44,39 @@ fn attributes_are_those_of_the_object_and_not_of_the_host() {
     std::fs::set_permissions(dir.path().join("d/f"), std::fs::Permissions::from_mode(0o555)).unwrap();
     std::fs::hard_link(dir.path().join("d/f"), dir.path().join("other")).unwrap();
     symlink("/nowhere", dir.path().join("d/l")).unwrap();
+    settle(dir.path());
     let backing = backing(dir.path());
     let file = backing.stat(place(b"d", b"f")).unwrap();
     assert_eq!((file.kind, file.perm, file.size, file.nlink), (Kind::File, 0o555, 5, 1));
     let link = backing.stat(place(b"d", b"l")).unwrap();
     assert_eq!((link.kind, link.size), (Kind::Symlink, 8));
     assert_eq!(backing.readlink(place(b"d", b"l")).unwrap(), b"/nowhere");
-    assert_eq!(backing.stat(place(b"d", b"absent")), Err(Errno::NOENT));
+    assert_eq!(backing.stat(place(b"d", b"absent")), Err(ABSENT));
+    assert_eq!(backing.stat(top(b"absent")), Err(ABSENT_NOW), "a member may come back");
+}
+
+/// What has the time of a store object is finished, and what was changed a moment ago is not.
+#[test]
+fn what_is_being_written_is_not_settled() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(dir.path().join("d/e")).unwrap();
+    std::fs::write(dir.path().join("d/f"), b"half").unwrap();
+    let backing = backing(dir.path());
+    let facts = || {
+        let read = backing.read(NodeId(3), place(b"d", b"f"), 0, &mut [0; 8]).unwrap();
+        (
+            backing.stat(place(b"d", b"f")).unwrap().settled,
+            backing.stat(top(b"d")).unwrap().settled,
+            backing.stat(place(b"d", b"absent")) == Err(ABSENT),
+            backing.list(NodeId(2), b"d", 0, |_| true).unwrap(),
+            read.settled,
+        )
+    };
+    assert_eq!(facts(), (false, false, false, false, false));
+    settle(dir.path());
+    assert_eq!(facts(), (true, true, true, true, true));
+    std::fs::remove_dir(dir.path().join("d/e")).unwrap();
+    assert_eq!(facts(), (true, false, false, false, true), "somebody removes it");
 }
 
 #[test]
@@ -51,7 +93,7 @@ fn no_link_leads_anywhere() {
     for (id, dir) in [&b"up"[..], b"absolute", b"..", b"../outside", b"/"].into_iter().enumerate() {
         let place = Place { parent: NodeId(id as u64 + 10), dir, name: b"secret" };
         assert!(backing.stat(place).is_err(), "{dir:?}");
-        assert!(backing.list(NodeId(id as u64 + 20), top(dir), 0, |_| true).is_err(), "{dir:?}");
+        assert!(backing.list(NodeId(id as u64 + 20), dir, 0, |_| true).is_err(), "{dir:?}");
     }
     for (id, path) in [&b"file"[..], b"up/secret", b"../outside/secret"].into_iter().enumerate() {
         assert!(backing.read(NodeId(id as u64 + 30), top(path), 0, &mut [0; 8]).is_err(), "{path:?}");
@@ -63,10 +105,11 @@ fn what_a_nar_cannot_hold_is_not_there() {
     let dir = tempfile::tempdir().unwrap();
     let _socket = std::os::unix::net::UnixListener::bind(dir.path().join("socket")).unwrap();
     let backing = backing(dir.path());
-    assert_eq!(backing.stat(Place { parent: NodeId(1), dir: b"", name: b"socket" }), Err(Errno::NOENT));
+    settle(dir.path());
+    assert_eq!(backing.stat(place(b".", b"socket")), Err(ABSENT));
     let mut names = Vec::new();
     backing
-        .list(NodeId(1), top(b"."), 0, |entry| {
+        .list(NodeId(1), b".", 0, |entry| {
             names.push(entry.name.to_vec());
             true
         })
@@ -87,7 +130,7 @@ fn a_listing_can_be_gone_on_from_at_every_entry() {
     loop {
         let mut taken = 0;
         backing
-            .list(NodeId(1), top(b"."), from, |entry| {
+            .list(NodeId(1), b".", from, |entry| {
                 if taken == 13 {
                     return false;
                 }
@@ -119,7 +162,7 @@ fn a_listing_gone_on_from_its_end_leaves_the_next_one_whole() {
             (count, end) = (count + 1, entry.next);
             true
         };
-        backing.list(NodeId(1), top(b"."), from, each).unwrap();
+        backing.list(NodeId(1), b".", from, each).unwrap();
         (count, end)
     };
     let (all, end) = list(&backing(dir.path()), 0);
@@ -143,7 +186,7 @@ fn listings_of_one_directory_do_not_disturb_each_other() {
             inner();
             names.insert(entry.name.to_vec())
         };
-        backing.list(NodeId(1), top(b"."), 0, each).unwrap();
+        backing.list(NodeId(1), b".", 0, each).unwrap();
         names.len()
     };
     let all = 702;
@@ -153,7 +196,7 @@ fn listings_of_one_directory_do_not_disturb_each_other() {
 
 /// A directory that is kept open is removed, and another is in its place: `nix-store --repair-path` does that.
 #[test]
-fn a_directory_that_was_replaced_is_opened_anew() {
+fn a_directory_that_was_replaced_is_opened_again() {
     let dir = tempfile::tempdir().unwrap();
     let make = |text: &str| {
         std::fs::create_dir_all(dir.path().join("d/e")).unwrap();
@@ -166,22 +209,22 @@ fn a_directory_that_was_replaced_is_opened_anew() {
     let list = || {
         let mut names = BTreeSet::new();
         let each = |entry: DirEntry<'_>| names.insert(String::from_utf8_lossy(entry.name).into_owned());
-        let place = Place { parent: NodeId(2), dir: b"d", name: b"e" };
-        backing.list(NodeId(3), place, 0, each).map(|()| names.contains("listed"))
+        backing.list(NodeId(3), b"d/e", 0, each).map(|_| names.contains("listed"))
     };
     make("old");
     assert_eq!(backing.stat(place(b"d", b"known")).unwrap().size, 3);
     assert_eq!(list(), Ok(true));
     std::fs::remove_dir_all(dir.path().join("d")).unwrap();
-    assert_eq!(backing.stat(place(b"d", b"known")), Err(Errno::NOENT));
-    assert_eq!(list(), Err(Errno::NOENT));
+    assert_eq!(backing.stat(place(b"d", b"known")), Err(ABSENT_NOW));
+    assert_eq!(list(), Err(ABSENT_NOW));
     make("newer");
+    settle(dir.path());
     assert_eq!(list(), Ok(true));
     assert_eq!(backing.stat(place(b"d", b"unknown")).unwrap().size, 5);
     assert_eq!(backing.readlink(place(b"d", b"link")).unwrap(), b"/nowhere");
     let mut buffer = [0; 8];
-    assert_eq!(backing.read(NodeId(9), place(b"d", b"unknown"), 0, &mut buffer).unwrap(), 5);
-    assert_eq!(backing.stat(place(b"d", b"absent")), Err(Errno::NOENT));
+    assert_eq!(backing.read(NodeId(9), place(b"d", b"unknown"), 0, &mut buffer).unwrap().len, 5);
+    assert_eq!(backing.stat(place(b"d", b"absent")), Err(ABSENT));
 }
 
 #[test]
@@ -200,7 +243,7 @@ fn paths_longer_than_path_max_are_reached() {
     let backing = backing(dir.path());
     assert_eq!(backing.stat(place(&deep, b"f")).unwrap().size, 4);
     let mut buffer = [0; 8];
-    assert_eq!(backing.read(NodeId(9), place(&deep, b"f"), 0, &mut buffer).unwrap(), 4);
+    assert_eq!(backing.read(NodeId(9), place(&deep, b"f"), 0, &mut buffer).unwrap().len, 4);
     assert_eq!(&buffer[..4], b"deep");
 }
 
@@ -215,29 +258,11 @@ fn reads_agree_with_and_without_dontcache() {
             backing.without_dontcache();
         }
         let mut buffer = vec![0; 400_000];
-        assert_eq!(backing.read(NodeId(2), top(b"f"), 0, &mut buffer).unwrap(), bytes.len());
+        assert_eq!(backing.read(NodeId(2), top(b"f"), 0, &mut buffer).unwrap().len, bytes.len());
         assert_eq!(buffer[..bytes.len()], bytes);
-        assert_eq!(backing.read(NodeId(2), top(b"f"), 299_999, &mut buffer).unwrap(), 1);
-        assert_eq!(backing.read(NodeId(2), top(b"f"), 300_000, &mut buffer).unwrap(), 0);
+        assert_eq!(backing.read(NodeId(2), top(b"f"), 299_999, &mut buffer).unwrap().len, 1);
+        assert_eq!(backing.read(NodeId(2), top(b"f"), 300_000, &mut buffer).unwrap().len, 0);
     }
-}
-
-#[test]
-fn open_descriptors_are_bounded() {
-    let dir = tempfile::tempdir().unwrap();
-    let count = 3 * SHARDS * SHARD_LEN;
-    for n in 0..count {
-        std::fs::write(dir.path().join(n.to_string()), n.to_string()).unwrap();
-    }
-    let backing = backing(dir.path());
-    for n in 0..count {
-        let name = n.to_string();
-        let mut buffer = [0; 16];
-        let read = backing.read(NodeId(n as u64), top(name.as_bytes()), 0, &mut buffer).unwrap();
-        assert_eq!(&buffer[..read], name.as_bytes());
-    }
-    let kept: usize = backing.files.shards.iter().map(|shard| shard.lock().len()).sum();
-    assert_eq!(kept, SHARDS * SHARD_LEN);
 }
 
 /// At the end of a file, within a page and between two.
@@ -254,7 +279,7 @@ fn reads_end_where_the_file_does() {
             let mut buffer = vec![0; room];
             loop {
                 let place = top(name.as_bytes());
-                let read = backing.read(NodeId(id), place, seen.len() as u64, &mut buffer).unwrap();
+                let read = backing.read(NodeId(id), place, seen.len() as u64, &mut buffer).unwrap().len;
                 seen.extend_from_slice(&buffer[..read]);
                 assert_eq!(read, room.min(length - (seen.len() - read)));
                 if read < room || seen.len() > 10_000 && room == 1 {
@@ -265,4 +290,57 @@ fn reads_end_where_the_file_does() {
             assert!(room == 1 || seen.len() == length);
         }
     }
+}
+
+/// Positions fit into what a 32-bit program has for them, are the same in every server, and tell nothing of the host.
+#[test]
+fn positions_are_numbers_in_the_order_of_the_names() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["b", "a", "c", "B"] {
+        std::fs::write(dir.path().join(name), b"").unwrap();
+    }
+    let listed = |from| {
+        let mut all = Vec::new();
+        let each = |entry: DirEntry<'_>| {
+            all.push((String::from_utf8_lossy(entry.name).into_owned(), entry.next));
+            true
+        };
+        backing(dir.path()).list(NodeId(1), b".", from, each).map(|_| all)
+    };
+    let all: Vec<_> = [".", "..", "B", "a", "b", "c"].map(str::to_owned).into_iter().zip(1..).collect();
+    for (at, expected) in (0..).zip(0..all.len()) {
+        assert_eq!(listed(at).unwrap(), all[expected..]);
+    }
+    assert_eq!(listed(6).unwrap(), []);
+    assert_eq!(listed(POSITION_MAX).unwrap(), []);
+    // The position of an earlier version, which passed on those of the host.
+    assert_eq!(listed(POSITION_MAX + 1), Err(BackingError::Host(Errno::STALE)));
+    assert_eq!(listed(u64::MAX), Err(BackingError::Host(Errno::STALE)));
+}
+
+/// A large directory is read once for a listing in many pieces.
+#[test]
+fn a_listing_in_pieces_reads_the_directory_once() {
+    let dir = tempfile::tempdir().unwrap();
+    for n in 0..500 {
+        std::fs::write(dir.path().join(format!("{n}")), b"").unwrap();
+    }
+    let backing = backing(dir.path());
+    let (mut from, mut calls) = (0, 0);
+    loop {
+        let (mut told, mut last) = (0, from);
+        let each = |entry: DirEntry<'_>| {
+            let taken = told < 5;
+            (told, last) = if taken { (told + 1, entry.next) } else { (told, last) };
+            taken
+        };
+        let list = || backing.list(NodeId(1), b".", from, each).unwrap();
+        calls += faults::during(0..0, Errno::IO, list).1;
+        from = last;
+        if told == 0 {
+            break;
+        }
+    }
+    assert!(calls < 502 + 101 + 20, "{calls} calls for 500 entries in 101 pieces");
+    assert!(backing.listings.get(NodeId(1)).is_none(), "its end was told");
 }

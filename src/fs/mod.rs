@@ -10,10 +10,12 @@
 //! Hard point: once the kernel opens without asking, on a superblock that was remounted read-write a file can
 //! be opened for writing, mapped shared and scribbled on: the kernel then writes its dirty pages to us, is
 //! told `EROFS`, and keeps the scribbled page. A write therefore throws out what the kernel has cached of the
-//! file ([`StoreFs::spoiled`]), from another thread, as notifying inside a handler can deadlock.
+//! file, from another thread, as notifying inside a handler can deadlock. The same thread drops what was read of an
+//! object that is not settled, once the answer has been given ([`Stale`]).
 
 mod counts;
 mod links;
+mod members;
 mod missed;
 mod passthrough;
 mod view;
@@ -24,35 +26,39 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::Sender;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem,
-    FopenFlags, Generation, INodeNo, IoctlFlags, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
-    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    Generation, INodeNo, IoctlFlags, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 pub use counts::{Counts, Op};
+pub use members::MemberWatch;
 pub use missed::{Inquiry, Missed};
-pub use view::{Entry, FsError, Node, ServedView, Totals};
+pub use view::{Entry, FsError, Node, ServedView, Stale, Totals};
 
-use crate::backing::{Kind, Stat};
+use crate::backing::{Identity, Kind, Read, Stat};
 use crate::handshake::READ_MAX;
-use crate::journal::Record;
 use crate::trie::{NodeId, ROOT};
 pub use passthrough::Registrations;
-use passthrough::{Counted, File};
+use passthrough::{Counted, Way};
 
-/// Store paths never change: what the kernel was told holds until it is taken back.
+/// Store paths never change: what the kernel was told holds until it is invalidated.
 const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
+
+/// How long the kernel may cache an answer.
+fn lifetime(lasting: bool) -> Duration {
+    if lasting { FOR_EVER } else { Duration::ZERO }
+}
+
 /// The view as the kernel sees it.
 #[derive(Debug)]
 pub struct StoreFs {
     view: Arc<ServedView>,
     counts: Arc<Counts>,
-    spoiled: Sender<NodeId>,
     /// What the kernel reads by itself; none: everything is read through the server.
     registrations: Option<Arc<Registrations>>,
     /// Where names outside the closure are left; none: nobody wants to know.
@@ -61,12 +67,11 @@ pub struct StoreFs {
 }
 
 impl StoreFs {
-    /// Serves `view`. Files that somebody tried to write are sent to `spoiled`: what the kernel has cached of
-    /// them is to be thrown out.
+    /// Serves `view`.
     #[must_use]
-    pub fn new(view: Arc<ServedView>, counts: Arc<Counts>, spoiled: Sender<NodeId>) -> Self {
+    pub fn new(view: Arc<ServedView>, counts: Arc<Counts>) -> Self {
         let registrations = view.registrations().cloned();
-        Self { view, counts, spoiled, registrations, missed: None, warned: AtomicBool::new(false) }
+        Self { view, counts, registrations, missed: None, warned: AtomicBool::new(false) }
     }
 
     /// Leaves names that the root does not have with `missed`.
@@ -82,26 +87,25 @@ impl StoreFs {
         }
         let opened = self.view.file(id);
         let registered = match &opened {
-            Ok(file) => File::register(&reply, &**file),
+            Ok(file) => Way::register(&reply, &**file),
             Err(error) => return reply.error(errno(*error)),
         };
-        match registered {
-            Ok(file) => self.answer_open(registrations, id, registrations.insert(id, file), reply),
-            Err(error) => {
-                if !self.warned.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(%error, "the kernel takes no backing file; such files are read through the server");
-                }
-                reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
+        let way = registered.unwrap_or_else(|error| {
+            if !self.warned.swap(true, Ordering::Relaxed) {
+                tracing::warn!(%error, "the kernel takes no backing file; reading such files through the server");
             }
-        }
+            Way::Cached
+        });
+        self.answer_open(registrations, id, registrations.insert(id, way), reply);
     }
 
     fn answer_open(&self, registrations: &Registrations, id: NodeId, counted: Counted, reply: ReplyOpen) {
-        if counted.unrecorded {
-            self.view.record(&[Record::Backing(id, counted.file.number())]);
+        let Counted { way, unrecorded } = counted;
+        if unrecorded {
+            self.view.record(&[way.record(id)]);
             registrations.recorded(id);
         }
-        counted.file.answer(reply);
+        way.answer(registrations.handle(&way), reply);
     }
 
     fn refused(&self) -> Errno {
@@ -129,14 +133,20 @@ fn errno(error: FsError) -> Errno {
             rustix::io::Errno::LOOP | rustix::io::Errno::XDEV | rustix::io::Errno::NOTDIR => Errno::EIO,
             // ENOSYS would end this kind of request for the whole mount.
             rustix::io::Errno::NOSYS => Errno::EIO,
-            other => Errno::from_i32(other.raw_os_error()),
+            // Of a store that is served by FUSE itself: from us they would say that this view is dead.
+            rustix::io::Errno::NOTCONN | rustix::io::Errno::CONNABORTED => Errno::EIO,
+            other => match other.raw_os_error() {
+                // The kernel does not take an answer with another code (`fuse_dev_do_write`), and whoever asked would
+                // wait for ever. Some file systems let such codes out: 524 is ENOTSUPP of the kernel's own.
+                code @ 1..512 => Errno::from_i32(code),
+                _ => Errno::EIO,
+            },
         },
     }
 }
 
 fn attributes(node: Node) -> FileAttr {
-    let Stat { kind, perm, uid, gid, size, blocks, mtime: (seconds, nanoseconds), nlink, linked: _ } =
-        node.stat;
+    let Stat { kind, perm, uid, gid, size, blocks, mtime: (seconds, nanoseconds), nlink, .. } = node.stat;
     let since = Duration::new(seconds.unsigned_abs(), 0);
     let time = if seconds < 0 { SystemTime::UNIX_EPOCH - since } else { SystemTime::UNIX_EPOCH + since }
         + Duration::from_nanos(nanoseconds.into());
@@ -175,6 +185,8 @@ fn absent() -> FileAttr {
         mtime: (0, 0),
         nlink: 0,
         linked: None,
+        identity: Identity::Inode(0),
+        settled: true,
     };
     attributes(Node { id: NodeId(0), stat: none })
 }
@@ -187,7 +199,7 @@ impl Filesystem for StoreFs {
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.counts.add(Op::Lookup);
         match self.view.lookup(NodeId(parent.0), name.as_bytes()) {
-            Ok(node) => reply.entry(&FOR_EVER, &attributes(node), Generation(0)),
+            Ok(node) => reply.entry(&lifetime(node.stat.settled), &attributes(node), Generation(0)),
             Err(FsError::Absent) => {
                 if let Some(missed) = self.missed.as_ref().filter(|_| parent.0 == ROOT.0) {
                     missed.note(name.as_bytes(), request.pid());
@@ -206,7 +218,7 @@ impl Filesystem for StoreFs {
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         self.counts.add(Op::Getattr);
         match self.view.getattr(NodeId(ino.0)) {
-            Ok(node) => reply.attr(&FOR_EVER, &attributes(node)),
+            Ok(node) => reply.attr(&lifetime(node.stat.settled), &attributes(node)),
             Err(error) => reply.error(errno(error)),
         }
     }
@@ -234,17 +246,16 @@ impl Filesystem for StoreFs {
         &self,
         _: &Request,
         ino: INodeNo,
-        _: FileHandle,
+        handle: FileHandle,
         _: OpenFlags,
         _: Option<LockOwner>,
         _: bool,
         reply: ReplyEmpty,
     ) {
         self.counts.add(Op::Other);
-        let ended = self.registrations.as_ref().map(|all| all.close(NodeId(ino.0))).unwrap_or_default();
-        let records: Vec<_> =
-            ended.iter().map(|(node, file)| Record::BackingEnded(*node, file.number())).collect();
-        self.view.record(&records);
+        let ended =
+            self.registrations.as_ref().map(|all| all.close(NodeId(ino.0), handle)).unwrap_or_default();
+        self.view.record(&ended.iter().map(|(node, way)| way.record_end(*node)).collect::<Vec<_>>());
         reply.ok();
     }
 
@@ -272,7 +283,12 @@ impl Filesystem for StoreFs {
             }
             let room = buffer.get_mut(..size).unwrap_or_default();
             match self.view.read(NodeId(ino.0), offset, room) {
-                Ok(read) => reply.data(room.get(..read).unwrap_or_default()),
+                Ok(Read { len, settled }) => {
+                    reply.data(room.get(..len).unwrap_or_default());
+                    if !settled {
+                        self.view.invalidate(Stale::Pages(NodeId(ino.0)));
+                    }
+                }
                 Err(error) => reply.error(errno(error)),
             }
         });
@@ -292,12 +308,16 @@ impl Filesystem for StoreFs {
         mut reply: ReplyDirectoryPlus,
     ) {
         self.counts.add(Op::Readdirplus);
-        let answer = self.view.list(NodeId(ino.0), offset, |Entry { node, name, next }| {
-            let name = OsStr::from_bytes(name);
-            !reply.add(INodeNo(node.id.0), next, name, &FOR_EVER, &attributes(node), Generation(0))
+        let answer = self.view.list(NodeId(ino.0), offset, |Entry { node, name, next, lasting }| {
+            let (name, lifetime) = (OsStr::from_bytes(name), lifetime(lasting));
+            !reply.add(INodeNo(node.id.0), next, name, &lifetime, &attributes(node), Generation(0))
         });
         match answer {
-            Ok(()) => reply.ok(),
+            Ok(true) => reply.ok(),
+            Ok(false) => {
+                reply.ok();
+                self.view.invalidate(Stale::Pages(NodeId(ino.0)));
+            }
             Err(error) => reply.error(errno(error)),
         }
     }
@@ -426,8 +446,7 @@ impl Filesystem for StoreFs {
         reply: ReplyWrite,
     ) {
         reply.error(self.refused());
-        // Nobody listens only while the session ends.
-        let _ = self.spoiled.send(NodeId(ino.0));
+        self.view.invalidate(Stale::Pages(NodeId(ino.0)));
     }
 
     fn fallocate(&self, _: &Request, _: INodeNo, _: FileHandle, _: u64, _: u64, _: i32, reply: ReplyEmpty) {
@@ -470,6 +489,11 @@ mod tests {
         assert_eq!(told(rustix::io::Errno::LOOP), Errno::EIO.code());
         assert_eq!(told(rustix::io::Errno::NOSYS), Errno::EIO.code());
         assert_eq!(told(rustix::io::Errno::MFILE), Errno::EMFILE.code());
+        assert_eq!(told(rustix::io::Errno::NOTCONN), Errno::EIO.code());
+        for code in 1..4096 {
+            let told = told(rustix::io::Errno::from_raw_os_error(code));
+            assert!((1..512).contains(&told) && told != Errno::ENOSYS.code(), "{code} is told as {told}");
+        }
     }
 
     #[test]

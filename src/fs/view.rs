@@ -7,32 +7,36 @@
 //!
 //! Hard points:
 //! 1. What may be cached. A name that is absent below a store path stays absent, as store paths never change;
-//!    one that is absent at the root stays so until a reload, which takes it back; a member that is gone from
-//!    disk may come back by a repair, so that answer is never cached.
-//! 2. The kernel asks once more after the last entry of a directory, to be told that there is none: where a
-//!    listing ended is remembered for a moment, so that this costs no look at the disk.
+//!    one that is absent at the root stays so until a reload, which invalidates it; a member that is gone from disk may
+//!    come back by a repair, so that answer is never cached. Nor is anything of an object that is not settled
+//!    ([`Stat::settled`]): it is served as it is, and [`Stale`] says what to drop from the kernel's caches afterwards.
+//! 2. A member that is repaired is another one: what the kernel has cached of the damaged one is invalidated. Whoever
+//!    examines a member's top compares its identity with the last one seen ([`ServedView::check_member`]).
 //! 3. Names of one file below share a node, so that its bytes are cached once: see [`super::links`]. Such a node has
-//!    the path of the name that came first.
-//! 4. A root listing that spans a reload goes on with the set that it began with: see [`root_offset`].
+//!    the path of the name that came first, which the trie keeps as long as the kernel holds the node.
+//! 4. A position in the root's listing is the ordinal of a member among all that this mount ever had, so it means the
+//!    same after a reload and in the next server. A listing that spans a reload goes on with the set that it
+//!    began with: see [`root_offset`]. Members that are not shown any more are told without a lifetime, or the
+//!    listing would bring back what the reload has invalidated.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
 
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::Registrations;
 use super::links::Links;
-use crate::backing::{Backing, DirEntry, Kind, Place, Stat};
+use crate::backing::{Backing, BackingError, DirEntry, Identity, Kind, POSITION_MAX, Place, Read, Stat};
 use crate::journal::{Journal, Record};
-use crate::store::StorePath;
 use crate::sys;
 use crate::trie::{Entered, Members, NodeId, NodeRecord, PathTrie, ROOT};
 
-/// Listings whose end is remembered: more than there are threads that list at once.
-const ENDS: usize = 16;
+/// How often a look-up begins again because its store path was replaced meanwhile.
+const ATTEMPTS: usize = 3;
 
 /// Nodes forgotten between two times that memory is given back: 300 KiB at least, and a pause of a millisecond.
 const TRIM_EVERY: u64 = 4096;
@@ -63,6 +67,25 @@ pub enum FsError {
     Backing(#[from] Errno),
 }
 
+impl From<BackingError> for FsError {
+    fn from(error: BackingError) -> Self {
+        match error {
+            BackingError::Absent { settled: true } => Self::Absent,
+            BackingError::Absent { settled: false } => Self::AbsentNow,
+            BackingError::Host(error) => Self::Backing(error),
+        }
+    }
+}
+
+/// What the kernel may have cached and is not to have, for a thread that answers no request to invalidate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stale {
+    /// The pages or the listing of a node.
+    Pages(NodeId),
+    /// Everything about a member: another object is in its place.
+    Member(NodeId),
+}
+
 /// A node with its attributes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Node {
@@ -79,8 +102,10 @@ pub struct Entry<'a> {
     pub node: Node,
     /// Its name.
     pub name: &'a [u8],
-    /// Where to go on after it.
+    /// The position after it.
     pub next: u64,
+    /// Whether the kernel may cache it.
+    pub lasting: bool,
 }
 
 /// Sizes of the view for statfs(2).
@@ -100,14 +125,26 @@ pub struct ServedView {
     journal: Option<Arc<Journal>>,
     /// What the kernel reads by itself, if it may.
     registrations: Option<Arc<Registrations>>,
-    /// Where listings of the last few directories ended.
-    ends: [Mutex<(NodeId, u64)>; ENDS],
     /// Nodes forgotten so far.
     forgotten: AtomicU64,
     /// Which nodes stand for files with several names.
     links: Links,
     /// Members found to be gone from disk, each warned of once.
     gone: Mutex<HashSet<NodeId>>,
+    /// What each member was when it was last examined.
+    identities: Mutex<HashMap<NodeId, Identity>>,
+    /// Who invalidates what the kernel has cached.
+    stale: Option<Sender<Stale>>,
+}
+
+/// Whether a member is the object that it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Seen {
+    /// It has not been examined before.
+    First,
+    Same,
+    /// Another object is in its place.
+    Replaced,
 }
 
 impl ServedView {
@@ -125,10 +162,25 @@ impl ServedView {
             backing,
             journal,
             registrations,
-            ends: std::array::from_fn(|_| Mutex::new((ROOT, 0))),
             forgotten: AtomicU64::new(0),
             links: Links::default(),
             gone: Mutex::default(),
+            identities: Mutex::default(),
+            stale: None,
+        }
+    }
+
+    /// Sends what is to be invalidated to `stale`.
+    #[must_use]
+    pub fn invalidating(self, stale: Sender<Stale>) -> Self {
+        Self { stale: Some(stale), ..self }
+    }
+
+    /// Has the kernel's cache invalidated, by a thread that answers no request.
+    pub fn invalidate(&self, stale: Stale) {
+        if let Some(all) = &self.stale {
+            // Nobody listens only while the session ends.
+            let _ = all.send(stale);
         }
     }
 
@@ -183,12 +235,7 @@ impl ServedView {
         if !self.trie.is_shown(parent) {
             return Err(FsError::AbsentNow);
         }
-        let stat = match self.backing.stat(Place { parent, dir: &dir, name }) {
-            Ok(stat) => stat,
-            // The directory itself may be what is gone; only a name can be absent for ever.
-            Err(Errno::NOENT) => return Err(self.absent_below(parent, &dir)),
-            Err(error) => return Err(error.into()),
-        };
+        let stat = self.stat_below(parent, &dir, name)?;
         let entered = self.enter(parent, name, stat).ok_or(FsError::UnknownNode)?;
         if entered.unrecorded
             && let Some(node) = self.trie.record(entered.id)
@@ -198,42 +245,77 @@ impl ServedView {
         Ok(Node { id: entered.id, stat })
     }
 
+    /// Attributes of `name` in the directory `parent` at `dir`. It is absent for good only if the directory is that of
+    /// the store path that is in place.
+    fn stat_below(&self, parent: NodeId, dir: &[u8], name: &[u8]) -> Result<Stat, FsError> {
+        for _ in 0..ATTEMPTS {
+            let error = match self.backing.stat(Place { parent, dir, name }) {
+                Ok(stat) => return Ok(stat),
+                Err(error @ BackingError::Host(_)) => return Err(error.into()),
+                Err(error @ BackingError::Absent { .. }) => error,
+            };
+            match self.top(dir)? {
+                Seen::Same => return Err(error.into()),
+                Seen::First => return Err(FsError::AbsentNow),
+                Seen::Replaced => {}
+            }
+        }
+        Err(FsError::AbsentNow)
+    }
+
     /// Counts one look-up of `name` in `parent`, giving it the node of another name of the same file if there is one.
     fn enter(&self, parent: NodeId, name: &[u8], stat: Stat) -> Option<Entered> {
-        let Some(inode) = stat.linked else { return self.trie.enter(parent, name) };
+        let Some(file) = stat.linked else { return self.trie.enter(parent, name) };
         let member = self.trie.member(parent)?;
         if self.trie.find(parent, name).is_none()
-            && let Some(entered) = self.links.find(member, inode).and_then(|id| self.trie.count(id))
+            && let Some(other) = self.links.find(member, file)
+            && self.at(other, |place| Ok(self.backing.stat(place)?)).is_ok_and(|it| it.linked == stat.linked)
+            && let Some(entered) = self.trie.count(other)
         {
             return Some(entered);
         }
         let entered = self.trie.enter(parent, name)?;
-        self.links.insert(member, inode, entered.id, &self.trie);
+        self.links.insert(member, file, entered.id, &self.trie);
         Some(entered)
     }
 
-    fn absent_below(&self, parent: NodeId, dir: &[u8]) -> FsError {
-        let top = dir.split(|b| *b == b'/').next().unwrap_or_default();
-        match self.backing.stat(Place { parent: ROOT, dir: b"", name: top }) {
-            Ok(_) => FsError::Absent,
-            Err(_) => {
-                self.backing.close(parent);
-                self.warn_gone(top);
-                FsError::AbsentNow
-            }
-        }
+    /// Examines the member in which the directory `dir` lies.
+    fn top(&self, dir: &[u8]) -> Result<Seen, FsError> {
+        let name = dir.split(|b| *b == b'/').next().unwrap_or_default();
+        let id = self.trie.find(ROOT, name).ok_or(FsError::UnknownNode)?;
+        self.examine(id, name).map(|(_, seen)| seen)
     }
 
     /// Attributes of a member.
     fn member(&self, id: NodeId, name: &[u8]) -> Result<Stat, FsError> {
+        self.examine(id, name).map(|(stat, _)| stat)
+    }
+
+    /// Attributes of a member, and whether it is the object that it was. If it is not, nothing that was opened of the
+    /// last one is used any more, and the kernel's caches are invalidated.
+    fn examine(&self, id: NodeId, name: &[u8]) -> Result<(Stat, Seen), FsError> {
         match self.backing.stat(Place { parent: ROOT, dir: b"", name }) {
             Ok(stat) => {
-                if self.gone.lock().remove(&id) {
+                let back = self.gone.lock().remove(&id);
+                if back {
                     tracing::info!(path = %String::from_utf8_lossy(name), "a store path of the closure is back");
                 }
-                Ok(stat)
+                let before = self.identities.lock().insert(id, stat.identity);
+                let seen = match before {
+                    Some(before) if before != stat.identity => Seen::Replaced,
+                    Some(_) => Seen::Same,
+                    None => Seen::First,
+                };
+                if !back && seen == Seen::Replaced {
+                    tracing::info!(path = %String::from_utf8_lossy(name), "a store path was replaced on disk; invalidating what is cached of it");
+                }
+                if back || seen == Seen::Replaced {
+                    self.backing.close_all();
+                    self.invalidate(Stale::Member(id));
+                }
+                Ok((stat, seen))
             }
-            Err(Errno::NOENT) => {
+            Err(BackingError::Absent { .. }) => {
                 self.warn_gone(name);
                 Err(FsError::AbsentNow)
             }
@@ -254,13 +336,31 @@ impl ServedView {
         }
     }
 
-    /// Looks once at every member and warns of those gone from disk; returns how many there are.
+    /// Examines every member, and warns once of those gone from disk; returns how many there are.
     pub fn check_members(&self) -> usize {
         let members = self.trie.members();
-        let gone = |(name, id): &&(StorePath, NodeId)| {
-            matches!(self.member(*id, name.as_str().as_bytes()), Err(FsError::AbsentNow))
-        };
-        members.entries.iter().filter(gone).count()
+        let (mut gone, mut first) = (0, false);
+        for (name, id) in &members.entries {
+            match self.examine(*id, name.as_str().as_bytes()) {
+                Ok((_, seen)) => first |= seen == Seen::First,
+                Err(FsError::AbsentNow) => gone += 1,
+                // For whoever asks.
+                Err(_) => {}
+            }
+        }
+        if first {
+            // What was opened before may belong to another object than the one that is known from now on.
+            self.backing.close_all();
+        }
+        gone
+    }
+
+    /// Something happened to `name` in the store directory: if it is a member, or was one, examines it.
+    pub fn check_member(&self, name: &[u8]) {
+        if let Some(id) = self.trie.find(ROOT, name) {
+            // An error is for whoever asks next.
+            let _ = self.examine(id, name);
+        }
     }
 
     /// Attributes of `id`.
@@ -285,8 +385,8 @@ impl ServedView {
     /// Reads from the file `id` at `offset` into `buffer`.
     ///
     /// # Errors
-    /// [`FsError::UnknownNode`] or the backing store's.
-    pub fn read(&self, id: NodeId, offset: u64, buffer: &mut [u8]) -> Result<usize, FsError> {
+    /// [`FsError::UnknownNode`] or the backing store's; then no byte counts.
+    pub fn read(&self, id: NodeId, offset: u64, buffer: &mut [u8]) -> Result<Read, FsError> {
         self.at(id, |place| Ok(self.backing.read(id, place, offset, buffer)?))
     }
 
@@ -298,16 +398,18 @@ impl ServedView {
         self.at(id, |place| Ok(self.backing.seek(id, place, offset, hole)?))
     }
 
-    /// Lists the directory `id` from `offset` on until `each` returns false: then the entry was not taken.
+    /// Lists the directory `id` from `offset` on until `each` returns false: then the entry was not taken. Returns
+    /// whether the kernel may cache the listing.
     ///
     /// # Errors
-    /// [`FsError::UnknownNode`], [`FsError::AbsentNow`] or the backing store's.
+    /// [`FsError::UnknownNode`], [`FsError::AbsentNow`] or the backing store's, if no entry was taken: otherwise the
+    /// kernel asks on behind the last one, and gets the error then.
     pub fn list(
         &self,
         id: NodeId,
         offset: u64,
         mut each: impl FnMut(Entry<'_>) -> bool,
-    ) -> Result<(), FsError> {
+    ) -> Result<bool, FsError> {
         if id == ROOT {
             return self.list_root(offset, each);
         }
@@ -316,25 +418,18 @@ impl ServedView {
         if !self.trie.is_shown(id) {
             return Err(FsError::AbsentNow);
         }
-        let end = self.ends.get(id.0 as usize % ENDS);
-        if offset > 0 && end.is_some_and(|end| *end.lock() == (id, offset)) {
-            return Ok(());
-        }
         let mut records = Vec::new();
-        let mut last = None;
-        let (dir, name) = split(&path);
-        let answer = self.backing.list(id, Place { parent, dir, name }, offset, |entry| {
-            let taken = self.list_entry(id, parent, entry, &mut records, &mut each);
-            last = if taken { Some(entry.next) } else { None };
-            taken
-        });
-        if let (Some(end), Some(next), Ok(())) = (end, last, answer) {
-            *end.lock() = (id, next);
-        }
+        let answer = self
+            .backing
+            .list(id, &path, offset, |entry| self.list_entry(id, parent, entry, &mut records, &mut each));
         self.record(&records);
         match answer {
-            Err(Errno::NOENT) => Err(self.absent_below(id, &path)),
-            answer => Ok(answer?),
+            Ok(settled) => Ok(settled),
+            Err(BackingError::Absent { .. }) => {
+                self.top(&path)?;
+                Err(FsError::AbsentNow)
+            }
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -346,14 +441,15 @@ impl ServedView {
         records: &mut Vec<Record>,
         each: &mut impl FnMut(Entry<'_>) -> bool,
     ) -> bool {
-        let Some(stat) = entry.stat else {
+        let DirEntry { name, next, stat } = entry;
+        let Some(stat) = stat else {
             // `.` and `..`: their attributes are not looked at, only kind and inode number.
-            let id = if entry.name == b"." { id } else { parent };
-            return each(Entry { node: Node { id, stat: DOT }, name: entry.name, next: entry.next });
+            let id = if name == b"." { id } else { parent };
+            return each(Entry { node: Node { id, stat: DOT }, name, next, lasting: true });
         };
-        let Some(entered) = self.enter(id, entry.name, stat) else { return false };
+        let Some(entered) = self.enter(id, name, stat) else { return false };
         let node = Node { id: entered.id, stat };
-        if !each(Entry { node, name: entry.name, next: entry.next }) {
+        if !each(Entry { node, name, next, lasting: stat.settled }) {
             self.forget(entered.id, 1);
             return false;
         }
@@ -363,41 +459,55 @@ impl ServedView {
         true
     }
 
-    fn list_root(&self, offset: u64, mut each: impl FnMut(Entry<'_>) -> bool) -> Result<(), FsError> {
-        let (members, from) = self.root_position(offset);
-        let dots = [&b"."[..], b".."].into_iter().map(|name| (name, ROOT));
-        let names = members.entries.iter().map(|(name, id)| (name.as_str().as_bytes(), *id));
-        for (at, (name, id)) in dots.chain(names).enumerate().skip(from) {
-            let stat = if id == ROOT {
-                DOT
-            } else {
-                match self.member(id, name) {
-                    Ok(stat) => stat,
-                    Err(FsError::AbsentNow) => continue,
-                    Err(error) => return Err(error),
+    fn list_root(&self, offset: u64, mut each: impl FnMut(Entry<'_>) -> bool) -> Result<bool, FsError> {
+        let present = self.trie.members();
+        let (members, from) = self.root_position(offset, &present)?;
+        let (mut told, mut complete) = (0, true);
+        for (at, name) in (0..).zip([&b"."[..], b".."]).skip(from as usize) {
+            let next = root_offset(members.epoch, at + 1)?;
+            if !each(Entry { node: Node { id: ROOT, stat: DOT }, name, next, lasting: true }) {
+                return Ok(true);
+            }
+            told += 1;
+        }
+        for (ordinal, name, id) in members.from_ordinal(from.saturating_sub(DOTS)) {
+            let name = name.as_str().as_bytes();
+            let stat = match self.member(id, name) {
+                Ok(stat) => stat,
+                Err(FsError::AbsentNow) => {
+                    complete = false;
+                    continue;
                 }
+                Err(_) if told > 0 => break,
+                Err(error) => return Err(error),
             };
-            let next = root_offset(members.epoch, at + 1);
-            if !each(Entry { node: Node { id, stat }, name, next }) {
+            let lasting = stat.settled && (Arc::ptr_eq(&members, &present) || present.find(name).is_some());
+            let next = root_offset(members.epoch, ordinal.saturating_add(DOTS + 1))?;
+            if !each(Entry { node: Node { id, stat }, name, next, lasting }) {
                 break;
             }
+            told += 1;
         }
-        Ok(())
+        Ok(complete)
     }
 
-    fn root_position(&self, offset: u64) -> (Arc<Members>, usize) {
-        let epoch = u32::try_from(offset >> 32).unwrap_or_default();
-        let from = usize::try_from(offset & u64::from(u32::MAX)).unwrap_or_default();
-        let begun = if offset == 0 { None } else { self.trie.members_of(epoch) };
-        (begun.unwrap_or_else(|| self.trie.members()), from)
+    /// The set that a listing goes on with, and the number of its next entry: `.` and `..`, then ordinals.
+    fn root_position(&self, offset: u64, present: &Arc<Members>) -> Result<(Arc<Members>, u32), FsError> {
+        let offset = u32::try_from(offset).ok().filter(|at| u64::from(*at) <= POSITION_MAX);
+        let offset = offset.ok_or(FsError::Backing(Errno::STALE))?;
+        let begun = |epoch: u32| epoch & EPOCHS == offset >> ROOT_BITS;
+        let begun = if offset == 0 { None } else { self.trie.members_of(begun) };
+        Ok((begun.unwrap_or_else(|| present.clone()), offset & ((1 << ROOT_BITS) - 1)))
     }
 
     /// The kernel dropped `count` references to `id`.
     pub fn forget(&self, id: NodeId, count: u64) {
-        if self.trie.forget(id, count) {
-            self.backing.close(id);
+        let gone = self.trie.forget(id, count);
+        self.end_idle(&gone);
+        for gone in gone {
+            self.backing.close(gone);
             if self.forgotten.fetch_add(1, Ordering::Relaxed) % TRIM_EVERY == TRIM_EVERY - 1 {
-                self.links.sweep(&self.trie);
+                self.links.forgot(TRIM_EVERY as usize, &self.trie);
                 sys::give_memory_back();
             }
         }
@@ -425,19 +535,44 @@ impl ServedView {
             }
         }
         if journal.claim_rewrite(self.trie.len()) {
-            let live = |put: &mut dyn FnMut(&Record)| {
-                let _ = self.trie.for_each(|id, parent, name| {
-                    put(&Record::Node(NodeRecord { id, parent, name: name.into() }));
-                    Ok::<_, std::convert::Infallible>(())
-                });
-                if let Some(registrations) = &self.registrations {
-                    registrations.for_each(|node, number| put(&Record::Backing(node, number)));
-                }
-            };
-            if let Err(error) = journal.rewrite(live) {
-                tracing::warn!(error = &error as &dyn std::error::Error, "the node journal keeps growing");
-            }
+            self.rewrite_journal();
         }
+    }
+
+    /// Replaces the journal by one with what is known now.
+    fn rewrite_journal(&self) {
+        let Some(journal) = &self.journal else { return };
+        let live = |put: &mut dyn FnMut(&Record)| {
+            let _ = self.trie.for_each(|id, parent, name| {
+                put(&Record::Node(NodeRecord { id, parent, name: name.into() }));
+                Ok::<_, std::convert::Infallible>(())
+            });
+            // After the nodes: whatever was handed out before is not given again, known or not.
+            put(&Record::Next(self.trie.next()));
+            if let Some(registrations) = &self.registrations {
+                registrations.for_each(|record| put(&record));
+            }
+        };
+        if let Err(error) = journal.rewrite(live) {
+            tracing::warn!(error = &error as &dyn std::error::Error, "the node journal keeps growing");
+        }
+    }
+
+    /// What this server has to do when a member was replaced: nothing of the old one is read again. Returns the
+    /// name of the member and every node in it, for the kernel's caches.
+    pub fn forget_replaced(&self, member: NodeId) -> Option<(Box<[u8]>, Vec<NodeId>)> {
+        let name = self.trie.record(member)?.name;
+        let nodes = self.trie.below(member);
+        self.end_idle(&nodes);
+        self.backing.close_all();
+        Some((name, nodes))
+    }
+
+    /// Ends the registrations of `nodes` that nothing uses.
+    fn end_idle(&self, nodes: &[NodeId]) {
+        let Some(all) = &self.registrations else { return };
+        let ended: Vec<_> = nodes.iter().filter_map(|node| all.end_idle(*node)).collect();
+        self.record(&ended.iter().map(|(node, way)| way.record_end(*node)).collect::<Vec<_>>());
     }
 }
 
@@ -449,9 +584,19 @@ fn split(path: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
-/// Where a root listing goes on: the switch that made its set, and the number of the next entry.
-fn root_offset(epoch: u32, next: usize) -> u64 {
-    u64::from(epoch) << 32 | next as u64
+/// Entries of the root before its members: `.` and `..`.
+const DOTS: u32 = 2;
+/// Bits of a position in the root that number the entry: 16 million members; the others tell the switch.
+const ROOT_BITS: u32 = 24;
+/// The part of an epoch that a position holds.
+const EPOCHS: u32 = (1 << (31 - ROOT_BITS)) - 1;
+
+/// A position in the root's listing: the switch that made its set, and the number of the next entry.
+fn root_offset(epoch: u32, next: u32) -> Result<u64, FsError> {
+    if next >> ROOT_BITS != 0 {
+        return Err(FsError::Backing(Errno::OVERFLOW));
+    }
+    Ok(u64::from((epoch & EPOCHS) << ROOT_BITS | next))
 }
 
 /// Attributes of `.` and `..` in a listing, which nobody looks at.
@@ -465,6 +610,8 @@ const DOT: Stat = Stat {
     mtime: (1, 0),
     nlink: 2,
     linked: None,
+    identity: Identity::Inode(0),
+    settled: true,
 };
 
 /// The root's attributes, made up from the closure: the host's store directory changes with every build.
@@ -476,3 +623,11 @@ fn root_stat(members: &Members) -> Stat {
 #[cfg(test)]
 #[path = "view_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "kernel_tests.rs"]
+mod kernel_tests;
+
+#[cfg(test)]
+#[path = "fault_tests.rs"]
+mod fault_tests;
