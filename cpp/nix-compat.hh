@@ -43,6 +43,7 @@
 #endif
 
 #include <filesystem>
+#include <map>
 #include <span>
 #include <string>
 #include <type_traits>
@@ -100,6 +101,15 @@ std::string sri(const nix::Hash & hash, std::string (nix::Hash::*to_string)(Form
 {
     constexpr auto sri = static_cast<Format>(3);
     return (hash.*to_string)(sri, true);
+}
+
+// Settings are read by their names in nix.conf: settings.storeUri, for one, is a text up to 2.33 and a
+// StoreReference from 2.34.
+inline std::string setting(const std::string & name)
+{
+    std::map<std::string, nix::GlobalConfig::SettingInfo> all;
+    nix::globalConfig.getSettings(all);
+    return all.at(name).value;
 }
 
 // Signatures are texts up to 2.33, a type of their own from 2.34.

@@ -169,6 +169,11 @@ rust::Vec<uint8_t> default_state_dir()
     return guard([] { return bytes(compat::str(nix::settings.nixStateDir)); });
 }
 
+rust::Vec<uint8_t> configured_store()
+{
+    return guard([] { return bytes(compat::setting("store")); });
+}
+
 void allow_private_remount()
 {
     guard([] { compat::enter_private_mount_namespace(); });

@@ -66,6 +66,9 @@ void initialise(uint8_t verbosity);
 // Where Nix keeps its state when a store's address does not say.
 rust::Vec<uint8_t> default_state_dir();
 
+// The address of the store that Nix's own commands open: the setting `store`, whose default is NIX_REMOTE.
+rust::Vec<uint8_t> configured_store();
+
 // Tells Nix that the calling thread's mount namespace is private, where Nix wants to be told.
 void allow_private_remount();
 

@@ -46,9 +46,10 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE")]
     pub(super) roots_file: Option<PathBuf>,
 
-    /// The store, as Nix spells it: auto, local, daemon, unix://SOCKET, local?root=DIR
-    #[arg(long, value_name = "URI", default_value = "auto")]
-    pub(super) store: String,
+    /// The store, as Nix spells it: auto, local, daemon, unix://SOCKET, local?root=DIR [default: as for Nix's
+    /// commands, the setting 'store' in nix.conf, else NIX_REMOTE, else auto]
+    #[arg(long, value_name = "URI")]
+    pub(super) store: Option<String>,
 
     /// What the view is called [default: last component of PATH, or the name of the store path]
     #[arg(long)]

@@ -46,7 +46,7 @@ pub(super) struct Config {
 pub(super) enum Action {
     Version,
     Mount(Box<Settings>),
-    Dump { roots: Roots, store: String, format: Format },
+    Dump { roots: Roots, store: Option<String>, format: Format },
     Reload { view: PathBuf, states: PathBuf },
 }
 

@@ -62,7 +62,7 @@ fn run(config: Config) -> Result<Exit, Failure> {
             // The store may take its thread into another mount namespace: here that harms nobody, but a thread
             // of its own is the rule.
             let work = move || {
-                let store = Store::open(&store)?;
+                let store = Store::open_given(store.as_deref())?;
                 let found = resolve(&store, &roots)?;
                 Ok::<_, ResolveError>((found.closure, store.dir().to_owned()))
             };

@@ -56,8 +56,8 @@ pub struct Settings {
     pub mountpoint: PathBuf,
     /// What it shows.
     pub roots: Roots,
-    /// The store's address.
-    pub store: String,
+    /// The store's address; without one, the store that Nix's commands open.
+    pub store: Option<String>,
     /// Threads that answer requests.
     pub threads: usize,
     /// How files are read.

@@ -38,8 +38,8 @@ pub(super) struct Answer {
 /// What the thread works with.
 #[derive(Debug)]
 pub(super) struct Task {
-    /// The store's address.
-    pub(super) uri: String,
+    /// The store's address; without one, the store that Nix's commands open.
+    pub(super) uri: Option<String>,
     /// What is to be served.
     pub(super) roots: Roots,
     /// Served already by an earlier process: to be held as well.
@@ -152,7 +152,7 @@ fn resolve(task: &Task, kept: &mut Option<Store>) -> Result<Answer, ResolveError
     let store = match kept {
         Some(store) => store,
         None => {
-            let store = Store::open(&task.uri)?;
+            let store = Store::open_given(task.uri.as_deref())?;
             resolve::hold(&store, &task.held)?;
             kept.insert(store)
         }

@@ -35,6 +35,11 @@ pub enum StoreError {
         /// What is missing.
         why: String,
     },
+    /// The store that Nix is configured to use cannot be opened.
+    #[error(
+        "cannot open the store that NIX_REMOTE or the setting 'store' in nix.conf names; correct it or pass --store"
+    )]
+    Configured(#[source] Box<StoreError>),
     /// No store lies where the address points. Nix would create one there.
     #[error(
         "there is no Nix store at '{uri}': {} does not exist; is Nix installed there, and are root=, state=, real= and store= right?",

@@ -39,6 +39,7 @@ pub(super) mod bridge {
         fn nix_version() -> String;
         fn initialise(verbosity: u8) -> Result<()>;
         fn default_state_dir() -> Result<Vec<u8>>;
+        fn configured_store() -> Result<Vec<u8>>;
         fn allow_private_remount() -> Result<()>;
 
         type Handle;

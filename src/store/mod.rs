@@ -12,7 +12,9 @@
 //!    what every store has must be there.
 //! 3. `auto` is decided here, by Nix's rule, because Nix's own last resort for an ordinary user is to create a
 //!    store in the home directory.
-//! 4. Before 2.34, Nix's static objects look for the home directory before `main`. A user whom no passwd entry
+//! 4. Which store Nix's commands open without `--store` is a setting, `store`, and `NIX_REMOTE` is its default: so
+//!    nix.conf overrides the environment. Nix is asked for it ([`Store::open_configured`]), so that it stays Nix's rule.
+//! 5. Before 2.34, Nix's static objects look for the home directory before `main`. A user whom no passwd entry
 //!    knows and who owns no `HOME` cannot start the program at all, whatever it is asked to do, unless
 //!    `NIX_USER_CONF_FILES` is set (`/dev/null` will do).
 
@@ -47,6 +49,9 @@ const BUILT_VERSION: &str = env!("NIX_STORE_FS_NIX_VERSION");
 /// Nix's store directory unless `NIX_STORE_DIR` or the address says otherwise.
 const BUILT_STORE_DIR: &str = env!("NIX_STORE_FS_STORE_DIR");
 
+/// The address that means the local store or the daemon, whichever this process can use.
+const AUTO: &str = "auto";
+
 /// The version of the Nix store library that is loaded. Initialises nothing.
 #[must_use]
 pub fn nix_version() -> String {
@@ -75,6 +80,31 @@ impl fmt::Debug for Store {
 }
 
 impl Store {
+    /// Opens the store at `uri`, or without one the store that Nix's own commands open: see [`Store::open`] and
+    /// [`Store::open_configured`].
+    ///
+    /// # Errors
+    /// Those of the two.
+    pub fn open_given(uri: Option<&str>) -> Result<Self, StoreError> {
+        uri.map_or_else(Self::open_configured, Self::open)
+    }
+
+    /// Opens the store that Nix's own commands open if they are given none: that of the setting `store`, else that
+    /// of `NIX_REMOTE`, else `auto`. What [`Store::open`] says of threads holds here as well.
+    ///
+    /// # Errors
+    /// Those of [`Store::open`], within [`StoreError::Configured`] if the address is not `auto`.
+    pub fn open_configured() -> Result<Self, StoreError> {
+        initialise()?;
+        let uri = bridge::configured_store()
+            .map_err(|e| StoreError::Initialise { cause: Failure::from(e).text })?;
+        let uri = String::from_utf8_lossy(&uri);
+        Self::open(&uri).map_err(|error| match uri.as_ref() {
+            "" | AUTO => error,
+            _ => StoreError::Configured(Box::new(error)),
+        })
+    }
+
     /// Opens the store at `uri`, spelt as for Nix: `auto`, `local`, `daemon`, `unix://SOCKET`, `local?root=DIR`,
     /// or the root directory of a store.
     ///
@@ -83,7 +113,7 @@ impl Store {
     /// from this one inherit it. So call it on a thread of its own, never on one that mounts or serves.
     ///
     /// # Errors
-    /// Each variant of [`StoreError`] up to `Initialise`.
+    /// Each variant of [`StoreError`] up to `Initialise`, but for `Configured`.
     pub fn open(uri: &str) -> Result<Self, StoreError> {
         let parsed = StoreUri::parse(uri)?;
         initialise()?;

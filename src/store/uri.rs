@@ -71,7 +71,7 @@ impl StoreUri {
                 });
             }
             Some(_) => return Err(StoreError::UnknownUri { uri: uri.to_owned() }),
-            None if base.is_empty() || base == "auto" => Kind::Auto,
+            None if base.is_empty() || base == super::AUTO => Kind::Auto,
             None if base == "local" => Kind::Local,
             None if base == "daemon" => Kind::Daemon(base.to_owned()),
             None if base.contains('/') => {

@@ -33,6 +33,7 @@ mod readers;
 mod readonly;
 mod reload;
 mod sharing;
+mod stores;
 mod survival;
 mod systemd;
 mod user;
