@@ -1,5 +1,6 @@
 //! Arguments checked, and what was left out filled in.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::args::Args;
@@ -27,6 +28,15 @@ pub enum ConfigError {
         "'{0}' cannot be the name of a view: letters, digits and +-._=@: only, 200 at most, no '.' first; give another with --name"
     )]
     BadName(String),
+    /// The directory for garbage collector roots cannot be made absolute.
+    #[error("'{}' cannot be the directory for garbage collector roots; give another with --gc-root", path.display())]
+    GcRoot {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// The mount table knows no view there.
     #[error("no view is mounted on '{}'; give the name or the mount point of one", .0.display())]
     NoView(PathBuf),
@@ -87,7 +97,7 @@ impl Config {
                         watch: args.watch,
                         prune: args.prune,
                         report: args.report,
-                        gc_root: args.gc_root,
+                        gc_root: args.gc_root.map(absolute).transpose()?,
                         log,
                         name,
                     }))
@@ -107,6 +117,11 @@ fn base() -> PathBuf {
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| dir.is_absolute());
     let own = || std::env::temp_dir().join(format!("nix-store-fs-{}", user.as_raw()));
     runtime.map_or_else(own, |dir| dir.join("nix-store-fs"))
+}
+
+/// Nix wants the absolute path of a root, and a successor may be started in another directory.
+fn absolute(path: PathBuf) -> Result<PathBuf, ConfigError> {
+    std::path::absolute(&path).map_err(|source| ConfigError::GcRoot { path, source })
 }
 
 fn made_up(roots: &Roots) -> Option<String> {
@@ -171,6 +186,16 @@ mod tests {
             );
         }
         assert!(matches!(check(&["--system", "/"]), Err(ConfigError::NoName)));
+    }
+
+    #[test]
+    fn the_directory_of_roots_is_absolute() {
+        let gc_root = |dir: &str| match check(&["--system", "/a/web", "--gc-root", dir]).unwrap() {
+            Action::Mount(settings) => settings.gc_root.unwrap(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(gc_root("/roots"), Path::new("/roots"));
+        assert_eq!(gc_root("a/roots"), std::env::current_dir().unwrap().join("a/roots"));
     }
 
     #[test]
