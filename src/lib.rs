@@ -4,7 +4,8 @@
 //!
 //! 1. [`store`]: the only place that knows Nix's C++ store library. [`sys`]: raw calls. [`error`]: how errors read.
 //! 2. [`profile`]: from a path that a person types to a store path.
-//! 3. [`closure`]: roots, members and sizes as plain values; [`resolve`]: from roots to a closure that is held.
+//! 3. [`closure`]: roots, members and sizes as plain values; [`roots`]: links that hold roots beyond this process;
+//!    [`resolve`]: from roots to a closure that is held.
 //! 4. [`trie`]: node ids for what is reachable; [`journal`]: what a successor needs to know of them.
 //! 5. [`backing`]: the physical store below one directory descriptor.
 //! 6. [`idle`]: what keeps processors awake; [`fs`]: the answers to the kernel's requests; [`handshake`]: what is
@@ -26,6 +27,7 @@ pub mod monitor;
 pub mod mount;
 pub mod profile;
 pub mod resolve;
+pub mod roots;
 pub mod serve;
 pub mod store;
 pub mod sys;

@@ -4,11 +4,12 @@
 //! keeps what a root refers to: so nothing of a resolved closure can vanish while the [`Store`] is open.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::closure::{Closure, NotAClosure, View};
 use crate::profile::{self, ProfileError, StoreDirs};
-use crate::store::{Store, StoreError, StorePath};
+use crate::roots::RootsError;
+use crate::store::{Store, StoreError};
 
 /// What is to be served, as the user names it; any of it may be a link and lead elsewhere the next time.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -42,15 +43,9 @@ pub enum ResolveError {
     /// The store answered nonsense.
     #[error(transparent)]
     NotAClosure(#[from] NotAClosure),
-    /// A link for a root of the collector cannot be removed.
-    #[error("cannot remove the outdated root link '{}'", path.display())]
-    RootLink {
-        /// The link.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
+    /// What they lead to cannot be held beyond this process, as was asked for.
+    #[error(transparent)]
+    Roots(#[from] RootsError),
 }
 
 /// Roots followed to a closure.
@@ -135,61 +130,6 @@ pub fn hold(store: &Store, view: &View) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Roots of the collector that outlive this process: links in a directory of the user's.
-#[derive(Debug)]
-pub struct RootLinks {
-    dir: PathBuf,
-    prefix: String,
-}
-
-impl RootLinks {
-    /// Links in `dir` for the view called `name`.
-    #[must_use]
-    pub fn new(dir: &Path, name: &str) -> Self {
-        Self { dir: dir.to_owned(), prefix: format!("{name}--") }
-    }
-
-    /// Makes `roots` roots of the collector; with `only`, those of this view that are not among them go.
-    ///
-    /// # Errors
-    /// [`ResolveError`].
-    pub fn update(&self, store: &Store, roots: &[StorePath], only: bool) -> Result<(), ResolveError> {
-        for root in roots {
-            store.add_indirect_root(root, &self.link(root))?;
-        }
-        if only {
-            let kept: Vec<PathBuf> = roots.iter().map(|root| self.link(root)).collect();
-            self.remove(|link| !kept.contains(link))?;
-        }
-        Ok(())
-    }
-
-    /// Removes every link of this view: the collector may take what they held.
-    ///
-    /// # Errors
-    /// [`ResolveError::RootLink`].
-    pub fn remove_all(&self) -> Result<(), ResolveError> {
-        self.remove(|_| true)
-    }
-
-    fn link(&self, root: &StorePath) -> PathBuf {
-        self.dir.join(format!("{}{root}", self.prefix))
-    }
-
-    fn remove(&self, gone: impl Fn(&PathBuf) -> bool) -> Result<(), ResolveError> {
-        let Ok(entries) = std::fs::read_dir(&self.dir) else { return Ok(()) };
-        let ours = entries.flatten().map(|entry| entry.path()).filter(|path| {
-            let name = path.file_name().and_then(|name| name.to_str());
-            let root = name.and_then(|name| name.strip_prefix(&self.prefix));
-            root.is_some_and(|root| StorePath::new(root).is_ok()) && path.is_symlink()
-        });
-        for link in ours.filter(gone) {
-            std::fs::remove_file(&link).map_err(|source| ResolveError::RootLink { path: link, source })?;
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -205,19 +145,5 @@ mod tests {
         ];
         assert_eq!(parse(text), expected);
         assert_eq!(parse(""), vec![]);
-    }
-
-    #[test]
-    fn only_links_of_the_view_are_removed() {
-        let dir = tempfile::tempdir().unwrap();
-        let links = RootLinks::new(dir.path(), "web");
-        let root = StorePath::new("00000000000000000000000000000000-a").unwrap();
-        let ours = links.link(&root);
-        let others = ["web--note", "other--00000000000000000000000000000000-a"].map(|n| dir.path().join(n));
-        for link in others.iter().chain([&ours]) {
-            std::os::unix::fs::symlink("/nowhere", link).unwrap();
-        }
-        links.remove_all().unwrap();
-        assert!(!ours.is_symlink() && others.iter().all(|link| link.is_symlink()));
     }
 }

@@ -20,6 +20,7 @@ Exit codes:
   6   the mount point cannot be used, or the view's name is taken
   7   FUSE cannot be used: /dev/fuse, fusermount3
   8   the reload failed and nothing has changed
+  9   a garbage collector root cannot be created in the directory of --gc-root
   75  handed over (SIGUSR2): the mount is left to a successor
 
 Signals: SIGTERM and SIGINT unmount; SIGHUP reloads; SIGUSR2 hands over to the next
@@ -84,7 +85,8 @@ pub(super) struct Args {
     #[arg(long, conflicts_with = "quiet")]
     pub(super) report: bool,
 
-    /// Make links here that keep the collector from taking the roots, also when this process has died
+    /// Create garbage collector roots in DIR, links that outlive this process and are removed when the view ends;
+    /// DIR is made if absent
     #[arg(long, value_name = "DIR")]
     pub(super) gc_root: Option<PathBuf>,
 

@@ -34,6 +34,8 @@ pub enum Exit {
     Fuse = 7,
     /// A reload failed.
     Reload = 8,
+    /// What is served cannot be held beyond the process.
+    Roots = 9,
     /// The mount is left to a successor (`EX_TEMPFAIL` of sysexits(3)).
     HandedOver = 75,
 }
@@ -104,7 +106,7 @@ fn resolve(error: &ResolveError) -> Exit {
         ResolveError::Profile(_) | ResolveError::File { .. } => Exit::Path,
         ResolveError::Store(StoreError::Invalid { .. }) => Exit::Invalid,
         ResolveError::Store(_) | ResolveError::NotAClosure(_) => Exit::Store,
-        ResolveError::RootLink { .. } => Exit::Failure,
+        ResolveError::Roots(_) => Exit::Roots,
     }
 }
 
@@ -142,6 +144,7 @@ mod tests {
             Exit::MountPoint,
             Exit::Fuse,
             Exit::Reload,
+            Exit::Roots,
             Exit::HandedOver,
         ] {
             let code = exit as u8;

@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! - Nothing is mounted before the roots have led to a closure.
-//! - What a server is told to show is held by roots and written to the state directory first.
+//! - What a server is told to show is held by roots and written to the state directory first. The thread of the
+//!   [`resolver`] is told only afterwards that older roots may go: when a server shows the new view.
 //! - The monitor never looks into its own mount but from a thread that may hang: it is the one who would have to
 //!   start the server that answers.
 //!
@@ -22,6 +23,7 @@ pub mod state;
 mod systemd;
 mod watch;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -35,12 +37,12 @@ use crate::closure::View;
 use crate::handshake::{Agreement, HandshakeError, Io};
 use crate::idle::IdlePolling;
 use crate::mount::{self, MountError, Mounted};
-use crate::resolve::{ResolveError, RootLinks, Roots};
+use crate::resolve::{ResolveError, Roots};
 use crate::store::StorePath;
 use crate::wire::{LogSettings, Order, Report, Start};
 use child::{Backoff, End, Server};
 use control::{Client, Control, Outcome};
-use resolver::{Answer, Resolver};
+use resolver::{Answer, Left, Resolver};
 use state::{State, StateDir, StateError};
 use watch::Watch;
 
@@ -202,6 +204,10 @@ struct Monitor {
     store_path: PathBuf,
     agreement: Agreement,
     view: View,
+    /// The roots whose closures that is.
+    roots: BTreeSet<StorePath>,
+    /// The number of the resolution that the view is to show, if a server does not show it yet.
+    resolution: Option<u64>,
     epoch: u32,
     /// Names that the kernel may remember otherwise than they are.
     unsettled: Vec<StorePath>,
@@ -439,7 +445,6 @@ impl Monitor {
     fn on_answering(&mut self) {
         let _ = rustix::io::read(&self.probe, &mut [0; 8]);
         self.ready = true;
-        self.resolver.keep(self.settings.prune);
         tracing::info!(mountpoint = %self.mounted.at().display(), paths = self.view.len(), "the view answers");
         systemd::ready(&self.status());
     }
@@ -486,22 +491,32 @@ impl Monitor {
     }
 
     fn switch(&mut self, answer: Answer, clients: Vec<Client>) {
-        let Answer { resolution, .. } = answer;
+        let Answer { number, resolution, .. } = answer;
         if let Some(watch) = &mut self.watch {
             watch.set(&resolution.depends_on);
         }
         let found = resolution.closure.view();
+        let mut roots: BTreeSet<StorePath> = resolution.closure.roots().iter().cloned().collect();
+        if !self.settings.prune {
+            roots.extend(self.roots.iter().cloned());
+        }
         let next = if self.settings.prune { found } else { self.view.union(&found) };
         let added = next.difference(&self.view).count();
         let removed = self.view.difference(&next).count();
         self.unsettled.extend(next.difference(&self.view).chain(self.view.difference(&next)).cloned());
         self.reload = Reload::Switching(clients);
+        self.resolution = Some(number);
         if next == self.view && self.unsettled.is_empty() {
+            if roots != self.roots {
+                self.roots = roots;
+                self.write_state();
+            }
             self.settle();
             return;
         }
         tracing::info!(added, removed, "switching the view");
         self.view = next;
+        self.roots = roots;
         self.epoch = self.epoch.wrapping_add(1);
         self.since = SystemTime::now();
         self.write_state();
@@ -516,9 +531,11 @@ impl Monitor {
             self.unsettled.clear();
             self.write_state();
         }
+        if let Some(number) = self.resolution.take() {
+            self.resolver.settle(number, self.settings.prune);
+        }
         match std::mem::take(&mut self.reload) {
             Reload::Switching(clients) => {
-                self.resolver.keep(self.settings.prune);
                 self.finish(clients, &Outcome::Ok(self.status()));
             }
             other => self.reload = other,
@@ -543,6 +560,7 @@ impl Monitor {
             created: self.mounted.created(),
             agreement: self.agreement.clone(),
             view: self.view.clone(),
+            roots: self.roots.clone(),
             epoch: self.epoch,
             unsettled: self.unsettled.clone(),
             store: self.store_path.clone(),
@@ -555,11 +573,7 @@ impl Monitor {
 
     fn stop(&mut self) -> Result<Ending, MonitorError> {
         systemd::stopping();
-        self.mounted.unmount(|at| {
-            let users = mount::users(at, FAREWELL);
-            let users = if users.is_empty() { "somebody".to_owned() } else { users.join(", ") };
-            tracing::warn!("the view is still in use by {users}; what they have of it ends now");
-        })?;
+        unmount(&self.mounted)?;
         if let Some(server) = self.server.take()
             && !server.wait_until(Instant::now() + FAREWELL)
         {
@@ -587,22 +601,30 @@ impl Monitor {
     }
 
     fn clean_up(&mut self) {
-        // A mount point that was made for the view goes with it, whoever unmounted it.
-        if self.mounted.created() {
-            let _ = std::fs::remove_dir(self.mounted.at());
-        }
-        systemd::forget_device();
-        if let Some(state) = self.state.take() {
-            state.remove();
-        }
-        if let Some(dir) = &self.settings.gc_root
-            && let Err(error) = RootLinks::new(dir, &self.settings.name).remove_all()
-        {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "a root of the collector is left behind"
-            );
-        }
+        clean_up(&self.mounted, self.state.take(), &self.resolver);
+    }
+}
+
+/// Unmounts; if the view is in use, it is detached, and the log names who used it.
+fn unmount(mounted: &Mounted) -> Result<(), MountError> {
+    mounted.unmount(|at| {
+        let users = mount::users(at, FAREWELL);
+        let users = if users.is_empty() { "somebody".to_owned() } else { users.join(", ") };
+        tracing::warn!("the view is still in use by {users}; what they have of it ends now");
+    })
+}
+
+/// The view has ended: what belonged to it goes.
+fn clean_up(mounted: &Mounted, state: Option<StateDir>, resolver: &Resolver) {
+    // A mount point that was made for the view goes with it, whoever unmounted it.
+    if mounted.created() {
+        let _ = std::fs::remove_dir(mounted.at());
+    }
+    systemd::forget_device();
+    // While the state directory is locked nobody else makes links for this name.
+    resolver.end(Left::Nothing);
+    if let Some(state) = state {
+        state.remove();
     }
 }
 

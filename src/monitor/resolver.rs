@@ -1,34 +1,56 @@
-//! The resolver: the one thread that owns the Nix store.
+//! The resolver: the one thread that owns the Nix store and all garbage collector roots.
 //!
 //! Opening a store may put the thread into a mount namespace of its own ([`Store::open`]), and Nix's calls may
 //! take long: so the store lives on a thread that does nothing else, and temporary roots last as long as it.
+//!
+//! Invariants:
+//! - A resolution is answered when it is held: by temporary roots, and by links if links were asked for.
+//! - Links are made and removed by this thread alone, also at the end.
+//! - The end waits for this thread for a limited time: it may hang in a call of Nix ([`Resolver::end`]).
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
+use std::time::Duration;
 
 use rustix::event::EventfdFlags;
 
 use crate::closure::View;
-use crate::resolve::{self, Resolution, ResolveError, RootLinks, Roots};
+use crate::resolve::{self, Resolution, ResolveError, Roots};
+use crate::roots::{Ledger, RootLinks};
 use crate::store::{Store, StorePath};
+
+/// How long the end waits for a thread that may hang in a call of Nix.
+const END_GRACE: Duration = Duration::from_secs(2);
 
 /// What the thread is asked.
 #[derive(Debug)]
 enum Question {
     Resolve,
-    /// What was found in the last resolution is about to be served, and later ones as soon as they are answered.
-    Hold(Sender<()>),
-    /// Everything that was found in the last resolution is served; with `only`, nothing else is.
-    Keep {
+    /// The resolution of this number is served; with `only`, nothing older is.
+    Settle {
+        number: u64,
         only: bool,
     },
+    /// The last question.
+    End(Left, Sender<()>),
+}
+
+/// What is left at the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Left {
+    /// No view: no link of it may be left.
+    Nothing,
+    /// Whatever was served before this process: only what it added without serving it goes.
+    Earlier,
 }
 
 /// A resolution, and where the store's files are.
 #[derive(Debug)]
 pub(super) struct Answer {
+    /// Later resolutions have greater numbers.
+    pub(super) number: u64,
     /// The closure and what it depends on.
     pub(super) resolution: Resolution,
     /// The physical store directory.
@@ -54,6 +76,7 @@ pub(super) struct Resolver {
     questions: Sender<Question>,
     answers: Receiver<Result<Answer, ResolveError>>,
     ready: OwnedFd,
+    ledger: Ledger,
 }
 
 impl Resolver {
@@ -66,10 +89,12 @@ impl Resolver {
         let signal = ready.try_clone()?;
         let (questions, asked) = channel();
         let (answer, answers) = channel();
+        let ledger = task.links.as_ref().map(RootLinks::ledger).unwrap_or_default();
+        let worker = Worker { task, store: None, inherited: false, number: 0 };
         thread::Builder::new()
             .name("store".to_owned())
-            .spawn(move || work(&task, &asked, &answer, &signal))?;
-        Ok(Self { questions, answers, ready })
+            .spawn(move || worker.work(&asked, &answer, &signal))?;
+        Ok(Self { questions, answers, ready, ledger })
     }
 
     /// Asks for a resolution; the answer comes later.
@@ -77,17 +102,26 @@ impl Resolver {
         let _ = self.questions.send(Question::Resolve);
     }
 
-    /// Returns when the last resolution is held beyond this process, if it is to be: so that a name which somebody
-    /// has seen outlives a monitor that is killed in the next moment. From now on resolutions are answered held.
-    pub(super) fn hold(&self) {
-        let (held, is_held) = channel();
-        let _ = self.questions.send(Question::Hold(held));
-        let _ = is_held.recv();
+    /// Says that the resolution of this number is served now; with `only`, that nothing older is.
+    pub(super) fn settle(&self, number: u64, only: bool) {
+        let _ = self.questions.send(Question::Settle { number, only });
     }
 
-    /// Says that the last resolution is served now.
-    pub(super) fn keep(&self, only: bool) {
-        let _ = self.questions.send(Question::Keep { only });
+    /// Removes links as `left` says and ends the thread. If it does not answer, the log names the links that are
+    /// left behind, and no other link is made.
+    pub(super) fn end(&self, left: Left) {
+        let (done, is_done) = channel();
+        if self.questions.send(Question::End(left, done)).is_ok() && is_done.recv_timeout(END_GRACE).is_ok() {
+            return;
+        }
+        let links = self.ledger.close();
+        if !links.is_empty() {
+            let links: Vec<_> = links.iter().map(|link| link.display().to_string()).collect();
+            tracing::warn!(
+                links = links.join(" "),
+                "the Nix store does not answer; garbage collector roots are left behind, remove them by hand"
+            );
+        }
     }
 
     /// Readable when there is an answer.
@@ -106,57 +140,76 @@ impl Resolver {
     }
 }
 
-fn work(
-    task: &Task,
-    asked: &Receiver<Question>,
-    answer: &Sender<Result<Answer, ResolveError>>,
-    signal: &OwnedFd,
-) {
-    let mut store = None;
-    let mut roots = Vec::new();
-    let mut held = false;
-    let link = |store: &Option<Store>, roots: &[StorePath], only| {
-        if let (Some(store), Some(links)) = (store, &task.links)
-            && let Err(error) = links.update(store, roots, only)
-        {
-            let error = &error as &dyn std::error::Error;
-            tracing::error!(error, "what is served is held only as long as this process lives");
-        }
-    };
-    for question in asked {
-        match question {
-            Question::Resolve => {
-                let found = resolve(task, &mut store);
-                if let Ok(found) = &found {
-                    found.resolution.closure.roots().clone_into(&mut roots);
-                    if held {
-                        link(&store, &roots, false);
-                    }
-                }
-                if answer.send(found).is_err() {
-                    break;
-                }
-                let _ = rustix::io::write(signal, &1u64.to_ne_bytes());
-            }
-            Question::Hold(done) => {
-                link(&store, &roots, false);
-                held = true;
-                let _ = done.send(());
-            }
-            Question::Keep { only } => link(&store, &roots, only),
-        }
-    }
+/// The thread's own.
+#[derive(Debug)]
+struct Worker {
+    task: Task,
+    store: Option<Store>,
+    /// Whether what an earlier process served has temporary roots.
+    inherited: bool,
+    /// Of the last resolution.
+    number: u64,
 }
 
-fn resolve(task: &Task, kept: &mut Option<Store>) -> Result<Answer, ResolveError> {
-    let store = match kept {
-        Some(store) => store,
-        None => {
-            let store = Store::open_given(task.uri.as_deref())?;
-            resolve::hold(&store, &task.held)?;
-            kept.insert(store)
+impl Worker {
+    fn work(
+        mut self,
+        asked: &Receiver<Question>,
+        answer: &Sender<Result<Answer, ResolveError>>,
+        signal: &OwnedFd,
+    ) {
+        // So that whoever cannot wait for this thread knows what is there. It is tried again with each question.
+        let _ = self.task.links.as_mut().map(RootLinks::examine);
+        for question in asked {
+            match question {
+                Question::Resolve => {
+                    if answer.send(self.resolve()).is_err() {
+                        break;
+                    }
+                    let _ = rustix::io::write(signal, &1u64.to_ne_bytes());
+                }
+                Question::Settle { number, only } => {
+                    self.task.links.iter_mut().for_each(|links| links.settle(number, only));
+                }
+                Question::End(left, done) => {
+                    self.task.links.iter_mut().for_each(|links| match left {
+                        Left::Nothing => links.release(),
+                        Left::Earlier => links.abandon(),
+                    });
+                    let _ = done.send(());
+                    break;
+                }
+            }
         }
-    };
-    let resolution = resolve::resolve(store, &task.roots)?;
-    Ok(Answer { resolution, store: store.real_dir().to_owned() })
+    }
+
+    fn resolve(&mut self) -> Result<Answer, ResolveError> {
+        let Self { task, store: kept, inherited, number } = self;
+        let store = match kept {
+            Some(store) => store,
+            None => kept.insert(Store::open_given(task.uri.as_deref())?),
+        };
+        store.forget();
+        if !*inherited {
+            resolve::hold(store, &task.held)?;
+            *inherited = true;
+        }
+        let make = |root: &StorePath, link: &Path| {
+            let valid = store.is_valid(root)?;
+            if valid {
+                store.add_indirect_root(root, link)?;
+            }
+            Ok(valid)
+        };
+        if let Some(links) = &mut task.links {
+            links.examine()?;
+            links.complete(make)?;
+        }
+        let resolution = resolve::resolve(store, &task.roots)?;
+        *number += 1;
+        if let Some(links) = &mut task.links {
+            links.announce(*number, resolution.closure.roots(), make)?;
+        }
+        Ok(Answer { number: *number, resolution, store: store.real_dir().to_owned() })
+    }
 }

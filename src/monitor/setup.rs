@@ -1,5 +1,6 @@
 //! How a monitor comes to have a mount: a new one, or one that an earlier monitor left.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -9,13 +10,19 @@ use nix::sys::signalfd::SignalFd;
 use rustix::fs::{Mode, OFlags};
 
 use super::child::Server;
-use super::resolver::{Answer, Resolver, Task};
+use super::resolver::{Answer, Left, Resolver, Task};
 use super::state::{State, StateDir, StateError};
 use super::watch::Watch;
-use super::{Backoff, Monitor, MonitorError, Reload, Settings, event, next_signal, system, systemd, wait};
+use super::{
+    Backoff, Monitor, MonitorError, Reload, Settings, clean_up, event, next_signal, system, systemd, unmount,
+    wait,
+};
+use crate::closure::View;
 use crate::handshake::{self, Io, Wishes};
 use crate::mount::{Mounted, Point};
-use crate::resolve::{ResolveError, RootLinks};
+use crate::resolve::ResolveError;
+use crate::roots::RootLinks;
+use crate::store::StorePath;
 
 /// `OVERLAYFS_SUPER_MAGIC` of `linux/magic.h`.
 const OVERLAYFS: u32 = 0x794c_7630;
@@ -27,52 +34,72 @@ struct Inherited {
     state: State,
 }
 
+/// Everything that a monitor needs and that can fail.
+struct Prepared {
+    mounted: Mounted,
+    device: OwnedFd,
+    agreement: handshake::Agreement,
+    store: OwnedFd,
+    store_path: PathBuf,
+    watch: Option<Watch>,
+    probe: OwnedFd,
+    view: View,
+    roots: BTreeSet<StorePath>,
+    resolution: Option<u64>,
+    epoch: u32,
+    unsettled: Vec<StorePath>,
+    spare: Server,
+}
+
 /// Resolves, mounts or takes over, and puts the monitor together. `None`: a signal came first.
 pub(super) fn set_up(settings: Settings, signals: SignalFd) -> Result<Option<Monitor>, MonitorError> {
     let state = open_state(&settings)?;
     let inherited = inherit(state.as_ref(), &settings)?;
-    let held = inherited.as_ref().map(|earlier| earlier.state.view.clone()).unwrap_or_default();
-    let links = settings.gc_root.as_ref().map(|dir| RootLinks::new(dir, &settings.name));
+    let (held, roots) = inherited
+        .as_ref()
+        .map(|earlier| (earlier.state.view.clone(), earlier.state.roots.clone()))
+        .unwrap_or_default();
+    let links = settings.gc_root.as_ref().map(|dir| RootLinks::new(dir, &settings.name, roots));
     let task = Task { uri: settings.store.clone(), roots: settings.roots.clone(), held, links };
     let resolver = Resolver::start(task).map_err(system("start a thread"))?;
     resolver.ask();
-    let spare = Server::spawn().map_err(system("start the server"))?;
-    let Some(answer) = first_answer(&resolver, &signals)? else {
-        return Ok(None);
-    };
-    let (found, store_path, depends_on) = match (answer, &inherited) {
-        (Ok(Answer { resolution, store }), _) => (resolution.closure.view(), store, resolution.depends_on),
-        (Err(error), Some(earlier)) => {
-            let why = crate::error::chain(&error);
-            tracing::error!("the view goes on as it was, because its roots lead nowhere now: {why}");
-            (earlier.state.view.clone(), earlier.state.store.clone(), Vec::new())
-        }
-        (Err(error), None) => return Err(error.into()),
-    };
-    let store = open_store(&store_path)?;
     let resume = inherited.is_some();
-    // Whatever may fail comes before the mount, or takes it back.
-    let mut watch = if settings.watch { Some(Watch::new().map_err(system("watch links"))?) } else { None };
-    watch.iter_mut().for_each(|watch| watch.set(&depends_on));
-    let probe = event()?;
-    let (mounted, device, agreement, view, epoch, unsettled) = match inherited {
-        Some(Inherited { device, mounted, state }) => {
-            let view = if settings.prune { found } else { state.view.union(&found) };
-            let mut unsettled = state.unsettled;
-            unsettled.extend(view.difference(&state.view).chain(state.view.difference(&view)).cloned());
-            tracing::info!(mountpoint = %mounted.at().display(), "taking over the view of an earlier monitor");
-            (mounted, device, state.agreement, view, state.epoch.wrapping_add(1), unsettled)
+    let prepared = match prepare(&settings, &signals, &resolver, inherited) {
+        Ok(Begun::Prepared(prepared)) => prepared,
+        Ok(Begun::Stopped(None)) => {
+            resolver.end(Left::Earlier);
+            return Ok(None);
         }
-        None => {
-            let (mounted, device) =
-                Point::prepare(&settings.mountpoint, &settings.name)?.mount(&settings.name)?;
-            let agreement = agree(&settings, &mounted, &device, &store)?;
-            (mounted, device, agreement, found, 1, Vec::new())
+        Ok(Begun::Stopped(Some(earlier))) => {
+            let Inherited { device, mounted, .. } = *earlier;
+            systemd::stopping();
+            unmount(&mounted)?;
+            drop(device);
+            clean_up(&mounted, state, &resolver);
+            return Ok(None);
+        }
+        Err(error) => {
+            resolver.end(Left::Earlier);
+            return Err(error);
         }
     };
-    resolver.hold();
-    systemd::store_device(&device);
+    systemd::store_device(&prepared.device);
     let control = state.as_ref().and_then(listen);
+    let Prepared {
+        mounted,
+        device,
+        agreement,
+        store,
+        store_path,
+        watch,
+        probe,
+        view,
+        roots,
+        resolution,
+        epoch,
+        unsettled,
+        spare,
+    } = *prepared;
     let monitor = Monitor {
         settings,
         signals,
@@ -86,6 +113,8 @@ pub(super) fn set_up(settings: Settings, signals: SignalFd) -> Result<Option<Mon
         store_path,
         agreement,
         view,
+        roots,
+        resolution,
         epoch,
         unsettled,
         server: None,
@@ -104,6 +133,74 @@ pub(super) fn set_up(settings: Settings, signals: SignalFd) -> Result<Option<Mon
     };
     monitor.write_state();
     Ok(Some(monitor))
+}
+
+/// How far a start came.
+enum Begun {
+    Prepared(Box<Prepared>),
+    /// A signal asked for the end; with what an earlier monitor left.
+    Stopped(Option<Box<Inherited>>),
+}
+
+/// Resolves, and mounts or takes over. A failure leaves no new mount; the links are the caller's.
+fn prepare(
+    settings: &Settings,
+    signals: &SignalFd,
+    resolver: &Resolver,
+    inherited: Option<Inherited>,
+) -> Result<Begun, MonitorError> {
+    let spare = Server::spawn().map_err(system("start the server"))?;
+    let Some(answer) = first_answer(resolver, signals)? else {
+        return Ok(Begun::Stopped(inherited.map(Box::new)));
+    };
+    let (found, found_roots, resolution, store_path, depends_on) = match (answer, &inherited) {
+        (Ok(Answer { number, resolution, store }), _) => {
+            let roots = resolution.closure.roots().iter().cloned().collect();
+            (resolution.closure.view(), roots, Some(number), store, resolution.depends_on)
+        }
+        (Err(error), Some(Inherited { state, .. })) => {
+            let why = crate::error::chain(&error);
+            tracing::error!("keeping the closure of the earlier monitor until a reload succeeds: {why}");
+            (state.view.clone(), state.roots.clone(), None, state.store.clone(), Vec::new())
+        }
+        (Err(error), None) => return Err(error.into()),
+    };
+    let store = open_store(&store_path)?;
+    // Whatever may fail comes before the mount, or takes it back.
+    let mut watch = if settings.watch { Some(Watch::new().map_err(system("watch links"))?) } else { None };
+    watch.iter_mut().for_each(|watch| watch.set(&depends_on));
+    let probe = event()?;
+    let (mounted, device, agreement, view, roots, epoch, unsettled) = match inherited {
+        Some(Inherited { device, mounted, state }) => {
+            let view = if settings.prune { found } else { state.view.union(&found) };
+            let roots = if settings.prune { found_roots } else { &state.roots | &found_roots };
+            let mut unsettled = state.unsettled;
+            unsettled.extend(view.difference(&state.view).chain(state.view.difference(&view)).cloned());
+            tracing::info!(mountpoint = %mounted.at().display(), "taking over the view of an earlier monitor");
+            (mounted, device, state.agreement, view, roots, state.epoch.wrapping_add(1), unsettled)
+        }
+        None => {
+            let (mounted, device) =
+                Point::prepare(&settings.mountpoint, &settings.name)?.mount(&settings.name)?;
+            let agreement = agree(settings, &mounted, &device, &store)?;
+            (mounted, device, agreement, found, found_roots, 1, Vec::new())
+        }
+    };
+    Ok(Begun::Prepared(Box::new(Prepared {
+        mounted,
+        device,
+        agreement,
+        store,
+        store_path,
+        watch,
+        probe,
+        view,
+        roots,
+        resolution,
+        epoch,
+        unsettled,
+        spare,
+    })))
 }
 
 /// A view can do without a state directory, but not with somebody else's.

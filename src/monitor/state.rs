@@ -11,6 +11,7 @@
 //! The directory is open to its owner only and goes with the view. Without a state nobody can take over: such a
 //! directory goes with the process that made it.
 
+use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -39,6 +40,9 @@ pub struct State {
     pub agreement: Agreement,
     /// What is served.
     pub view: View,
+    /// The roots whose closures that is. Absent in what earlier versions wrote.
+    #[serde(default)]
+    pub roots: BTreeSet<StorePath>,
     /// Number of the switch that made it so.
     pub epoch: u32,
     /// Names that an unfinished switch changed, and that the kernel may remember as they were.
@@ -214,6 +218,7 @@ mod tests {
             created: true,
             agreement: Agreement { request: vec![1, 2], io: Io::Cached, idmap: true },
             view: View::default(),
+            roots: BTreeSet::new(),
             epoch: 3,
             unsettled: Vec::new(),
             store: "/nix/store".into(),
@@ -233,6 +238,16 @@ mod tests {
         assert_eq!(again.read().unwrap(), Some(state()));
         again.remove();
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_state_without_roots_is_understood() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = StateDir::open(dir.path(), "b").unwrap();
+        let mut value = serde_json::to_value(state()).unwrap();
+        value.as_object_mut().unwrap().remove("roots").unwrap();
+        std::fs::write(dir.path().join("state"), value.to_string()).unwrap();
+        assert_eq!(open.read().unwrap(), Some(state()));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::util::user::{NOBODY, User};
 use crate::util::{mounts, scratch};
 
 /// Mounts, which has to fail with this code and one line, and to leave nothing behind.
-fn refused(program: Program, code: i32) -> Finished {
+pub(crate) fn refused(program: Program, code: i32) -> Finished {
     let name = unique_name();
     refused_as(program.args(["--name", &name]), &name, code)
 }
@@ -175,6 +175,17 @@ fn mount_point_cannot_be_made() {
     let path = fixture.store.root().join("a-file");
     fs::write(&path, "").unwrap();
     assert_run!("mount-point-cannot-be-made", &refused(fixture.program().arg(path.join("below")), 6));
+}
+
+/// Roots of the collector cannot be links in a file.
+#[test]
+fn gc_root_is_a_file() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let file = fixture.store.root().join("a-file");
+    fs::write(&file, "").unwrap();
+    assert_run!("gc-root-is-a-file", &refused(fixture.program().arg("--gc-root").arg(&file), 9));
+    assert_eq!(fs::read(&file).unwrap(), b"", "the file is left alone");
 }
 
 /// A link is followed by nobody: a mount point is a directory.

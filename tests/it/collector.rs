@@ -18,15 +18,17 @@ use crate::util::store::{Member, NixStore};
 use crate::util::tree;
 
 /// Systems in a store, all of them garbage but the one that the profile leads to.
-struct Garbage {
-    store: NixStore,
+#[derive(Debug)]
+pub(crate) struct Garbage {
+    pub(crate) store: NixStore,
     /// A system, and what it refers to.
-    systems: Vec<(Member, Member)>,
-    link: PathBuf,
+    pub(crate) systems: Vec<(Member, Member)>,
+    /// What the view's profile is: it leads to the first system.
+    pub(crate) link: PathBuf,
 }
 
 impl Garbage {
-    fn new(count: usize) -> Self {
+    pub(crate) fn new(count: usize) -> Self {
         let store = NixStore::new();
         let systems: Vec<_> = (0..count)
             .map(|number| {
@@ -46,17 +48,17 @@ impl Garbage {
         Self { store, systems, link }
     }
 
-    fn select(&self, number: usize) {
+    pub(crate) fn select(&self, number: usize) {
         let next = self.link.with_extension("next");
         symlink(&self.systems[number].0.path, &next).unwrap();
         fs::rename(&next, &self.link).unwrap();
     }
 
-    fn collect(&self) {
+    pub(crate) fn collect(&self) {
         self.store.nix("nix-store", ["--gc", "--quiet"], b"");
     }
 
-    fn is_valid(&self, number: usize) -> bool {
+    pub(crate) fn is_valid(&self, number: usize) -> bool {
         let (system, part) = &self.systems[number];
         let there = [system, part].map(|member| {
             self.store.physical().join(&member.base).symlink_metadata().is_ok()
@@ -69,7 +71,7 @@ impl Garbage {
         there[0]
     }
 
-    fn assert_served(&self, service: &Service, number: usize) {
+    pub(crate) fn assert_served(&self, service: &Service, number: usize) {
         let part = &self.systems[number].1.base;
         let real = tree::walk(&self.store.physical(), part);
         assert_eq!(real.len(), 21);

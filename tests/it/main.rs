@@ -32,6 +32,7 @@ mod overlay;
 mod readers;
 mod readonly;
 mod reload;
+mod roots;
 mod sharing;
 mod stores;
 mod survival;

@@ -15,6 +15,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
+use rustix::fs::FlockOperation;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use tempfile::TempDir;
@@ -69,6 +70,11 @@ pub(crate) struct Service {
 impl Service {
     /// A service with a mount point of its own; nothing is started yet.
     pub(crate) fn new(store: &NixStore) -> Self {
+        Self::at_address(&store.uri())
+    }
+
+    /// The same with a store at any address.
+    pub(crate) fn at_address(uri: &str) -> Self {
         let dir = super::scratch();
         let at = dir.path().join("view");
         fs::create_dir(&at).unwrap();
@@ -90,7 +96,7 @@ impl Service {
             listener: Some(listener),
             dir,
         };
-        service.add(["--store", &store.uri(), "--name", &name, "-v"]);
+        service.add(["--store", uri, "--name", &name, "-v"]);
         service.add([&at]);
         service
     }
@@ -204,6 +210,22 @@ impl Service {
             let ended = self.child.as_mut().and_then(|child| child.try_wait().unwrap());
             assert!(ended.is_none(), "the program ended with {ended:?}; it said:\n{}", self.log());
             assert!(Instant::now() < until, "the program is not ready; it said:\n{}", self.log());
+        }
+    }
+
+    /// Waits until the program holds the lock of the view's name.
+    pub(crate) fn wait_locked(&mut self) {
+        let until = Instant::now() + DEADLINE;
+        loop {
+            let held = File::open(self.state().join("lock"))
+                .is_ok_and(|lock| rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared).is_err());
+            let ended = self.child.as_mut().and_then(|child| child.try_wait().unwrap());
+            assert!(ended.is_none(), "the program ended with {ended:?}; it said:\n{}", self.log());
+            if held {
+                return;
+            }
+            assert!(Instant::now() < until, "the program has no lock; it said:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 

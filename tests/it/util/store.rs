@@ -8,10 +8,13 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 /// A store path that is valid in a [`NixStore`].
@@ -205,6 +208,66 @@ impl Drop for NixStore {
     fn drop(&mut self) {
         // Store paths are read-only directories, which only root can empty as they are.
         make_writable(self.dir.path());
+    }
+}
+
+/// A Nix daemon of the test's own that serves a [`NixStore`], and that can be made to stop answering.
+#[derive(Debug)]
+pub(crate) struct Daemon {
+    child: Child,
+    uri: String,
+}
+
+impl Daemon {
+    pub(crate) fn start(store: &NixStore) -> Self {
+        let socket = store.root().join("socket");
+        let mut command = Command::new("nix-daemon");
+        nix_environment(command.args(["--store", &store.uri()]));
+        command.env("NIX_DAEMON_SOCKET_PATH", &socket).env_remove("LD_LIBRARY_PATH");
+        let child = command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().expect("nix-daemon");
+        let daemon =
+            Self { child, uri: format!("unix://{}?root={}", socket.display(), store.root().display()) };
+        let until = Instant::now() + super::DEADLINE;
+        while UnixStream::connect(&socket).is_err() {
+            assert!(Instant::now() < until, "nix-daemon does not listen");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        daemon
+    }
+
+    /// What `--store` takes.
+    pub(crate) fn uri(&self) -> &str {
+        &self.uri
+    }
+
+    /// From now on the daemon accepts connections and requests, and never answers.
+    pub(crate) fn freeze(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// From now on it answers again.
+    pub(crate) fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    /// It has one child for each connection, and those do not end with it.
+    fn signal(&self, signal: Signal) {
+        let parent = Pid::from_child(&self.child);
+        // No child is added while they are being listed.
+        let _ended = kill_process(parent, Signal::STOP);
+        let pid = parent.as_raw_nonzero();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        for child in children.split_whitespace() {
+            let _ended = kill_process(Pid::from_raw(child.parse().unwrap()).unwrap(), signal);
+        }
+        let _ended = kill_process(parent, signal);
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.signal(Signal::KILL);
+        let _reaped = self.child.wait();
     }
 }
 
