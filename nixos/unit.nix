@@ -98,12 +98,13 @@ in
     RestartSec = 0;
     # 75: handed over. The others are refusals with a reason, which trying again at once would only repeat.
     RestartForceExitStatus = 75;
-    RestartPreventExitStatus = "2 3 4 5 6 7";
+    RestartPreventExitStatus = "2 3 4 5 6 7 9";
     SuccessExitStatus = 75;
     # A restart by hand hands over as well; a stop unmounts.
     RestartKillSignal = "SIGUSR2";
-    # The monitor is told, and ends its server. It takes some two seconds at most; a process that the kernel does not let
-    # end (docs/operation.md) is waited for no longer than this, as readers wait for the next server.
+    # The monitor is told, and ends its server. It takes some two seconds at most, and two more if the Nix store does not
+    # answer; a process that the kernel does not let end (docs/operation.md) is waited for no longer than this, as
+    # readers wait for the next server.
     KillMode = "mixed";
     TimeoutStopSec = 5;
 
