@@ -206,6 +206,8 @@ struct Monitor {
     view: View,
     /// The roots whose closures that is.
     roots: BTreeSet<StorePath>,
+    /// Directories in which links of this view may be.
+    link_dirs: BTreeSet<PathBuf>,
     /// The number of the resolution that the view is to show, if a server does not show it yet.
     resolution: Option<u64>,
     epoch: u32,
@@ -533,6 +535,8 @@ impl Monitor {
         }
         if let Some(number) = self.resolution.take() {
             self.resolver.settle(number, self.settings.prune);
+            // The thread empties the others now. A state that still lists them does no harm.
+            self.link_dirs = self.settings.gc_root.iter().cloned().collect();
         }
         match std::mem::take(&mut self.reload) {
             Reload::Switching(clients) => {
@@ -561,6 +565,7 @@ impl Monitor {
             agreement: self.agreement.clone(),
             view: self.view.clone(),
             roots: self.roots.clone(),
+            link_dirs: self.link_dirs.clone(),
             epoch: self.epoch,
             unsettled: self.unsettled.clone(),
             store: self.store_path.clone(),

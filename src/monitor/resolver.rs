@@ -68,6 +68,8 @@ pub(super) struct Task {
     pub(super) held: View,
     /// Links that hold the roots beyond this process.
     pub(super) links: Option<RootLinks>,
+    /// Those of an earlier process in other directories: to be removed when something newer is served.
+    pub(super) former: Vec<RootLinks>,
 }
 
 /// The resolver thread.
@@ -76,7 +78,7 @@ pub(super) struct Resolver {
     questions: Sender<Question>,
     answers: Receiver<Result<Answer, ResolveError>>,
     ready: OwnedFd,
-    ledger: Ledger,
+    ledgers: Vec<Ledger>,
 }
 
 impl Resolver {
@@ -89,12 +91,12 @@ impl Resolver {
         let signal = ready.try_clone()?;
         let (questions, asked) = channel();
         let (answer, answers) = channel();
-        let ledger = task.links.as_ref().map(RootLinks::ledger).unwrap_or_default();
+        let ledgers = task.links.iter().chain(&task.former).map(RootLinks::ledger).collect();
         let worker = Worker { task, store: None, inherited: false, number: 0 };
         thread::Builder::new()
             .name("store".to_owned())
             .spawn(move || worker.work(&asked, &answer, &signal))?;
-        Ok(Self { questions, answers, ready, ledger })
+        Ok(Self { questions, answers, ready, ledgers })
     }
 
     /// Asks for a resolution; the answer comes later.
@@ -114,13 +116,20 @@ impl Resolver {
         if self.questions.send(Question::End(left, done)).is_ok() && is_done.recv_timeout(END_GRACE).is_ok() {
             return;
         }
-        let links = self.ledger.close();
-        if !links.is_empty() {
-            let links: Vec<_> = links.iter().map(|link| link.display().to_string()).collect();
-            tracing::warn!(
-                links = links.join(" "),
+        let links: Vec<_> = self.ledgers.iter().flat_map(Ledger::close).collect();
+        if links.is_empty() {
+            return;
+        }
+        let links = links.iter().map(|link| link.display().to_string()).collect::<Vec<_>>().join(" ");
+        match left {
+            Left::Nothing => tracing::warn!(
+                links,
                 "the Nix store does not answer; garbage collector roots are left behind, remove them by hand"
-            );
+            ),
+            Left::Earlier => tracing::warn!(
+                links,
+                "the Nix store does not answer; garbage collector roots that this start created may be left behind"
+            ),
         }
     }
 
@@ -159,7 +168,9 @@ impl Worker {
         signal: &OwnedFd,
     ) {
         // So that whoever cannot wait for this thread knows what is there. It is tried again with each question.
-        let _ = self.task.links.as_mut().map(RootLinks::examine);
+        for links in self.task.links.iter_mut().chain(&mut self.task.former) {
+            let _ = links.examine();
+        }
         for question in asked {
             match question {
                 Question::Resolve => {
@@ -170,12 +181,14 @@ impl Worker {
                 }
                 Question::Settle { number, only } => {
                     self.task.links.iter_mut().for_each(|links| links.settle(number, only));
+                    self.task.former.drain(..).for_each(|mut links| links.release());
                 }
                 Question::End(left, done) => {
-                    self.task.links.iter_mut().for_each(|links| match left {
-                        Left::Nothing => links.release(),
-                        Left::Earlier => links.abandon(),
-                    });
+                    let Task { links, former, .. } = &mut self.task;
+                    match left {
+                        Left::Nothing => links.iter_mut().chain(former).for_each(RootLinks::release),
+                        Left::Earlier => links.iter_mut().for_each(RootLinks::abandon),
+                    }
                     let _ = done.send(());
                     break;
                 }

@@ -55,12 +55,15 @@ struct Prepared {
 pub(super) fn set_up(settings: Settings, signals: SignalFd) -> Result<Option<Monitor>, MonitorError> {
     let state = open_state(&settings)?;
     let inherited = inherit(state.as_ref(), &settings)?;
-    let (held, roots) = inherited
+    let (held, roots, mut link_dirs) = inherited
         .as_ref()
-        .map(|earlier| (earlier.state.view.clone(), earlier.state.roots.clone()))
+        .map(|Inherited { state, .. }| (state.view.clone(), state.roots.clone(), state.link_dirs.clone()))
         .unwrap_or_default();
+    let former = link_dirs.iter().filter(|dir| settings.gc_root.as_ref() != Some(*dir));
+    let former = former.map(|dir| RootLinks::new(dir, &settings.name, BTreeSet::new())).collect();
+    link_dirs.extend(settings.gc_root.clone());
     let links = settings.gc_root.as_ref().map(|dir| RootLinks::new(dir, &settings.name, roots));
-    let task = Task { uri: settings.store.clone(), roots: settings.roots.clone(), held, links };
+    let task = Task { uri: settings.store.clone(), roots: settings.roots.clone(), held, links, former };
     let resolver = Resolver::start(task).map_err(system("start a thread"))?;
     resolver.ask();
     let resume = inherited.is_some();
@@ -114,6 +117,7 @@ pub(super) fn set_up(settings: Settings, signals: SignalFd) -> Result<Option<Mon
         agreement,
         view,
         roots,
+        link_dirs,
         resolution,
         epoch,
         unsettled,

@@ -43,6 +43,9 @@ pub struct State {
     /// The roots whose closures that is. Absent in what earlier versions wrote.
     #[serde(default)]
     pub roots: BTreeSet<StorePath>,
+    /// Directories in which links of this view may be. Absent in what earlier versions wrote.
+    #[serde(default)]
+    pub link_dirs: BTreeSet<PathBuf>,
     /// Number of the switch that made it so.
     pub epoch: u32,
     /// Names that an unfinished switch changed, and that the kernel may remember as they were.
@@ -219,6 +222,7 @@ mod tests {
             agreement: Agreement { request: vec![1, 2], io: Io::Cached, idmap: true },
             view: View::default(),
             roots: BTreeSet::new(),
+            link_dirs: BTreeSet::new(),
             epoch: 3,
             unsettled: Vec::new(),
             store: "/nix/store".into(),
@@ -241,11 +245,13 @@ mod tests {
     }
 
     #[test]
-    fn a_state_without_roots_is_understood() {
+    fn a_state_of_an_earlier_version_is_understood() {
         let dir = tempfile::tempdir().unwrap();
         let open = StateDir::open(dir.path(), "b").unwrap();
         let mut value = serde_json::to_value(state()).unwrap();
-        value.as_object_mut().unwrap().remove("roots").unwrap();
+        for added_later in ["roots", "link_dirs"] {
+            value.as_object_mut().unwrap().remove(added_later).unwrap();
+        }
         std::fs::write(dir.path().join("state"), value.to_string()).unwrap();
         assert_eq!(open.read().unwrap(), Some(state()));
     }

@@ -75,14 +75,9 @@ impl Held {
         names.into_iter().map(|name| self.roots.path().join(name)).collect()
     }
 
-    /// Links of what was withdrawn go after the answer to the reload, by another thread. Only waits; what comes next
-    /// is the assertion.
-    fn wait_links(&self, number: usize) {
-        let until = std::time::Instant::now() + crate::util::DEADLINE;
-        while self.links().len() != number {
-            assert!(std::time::Instant::now() < until, "{:?}", self.links());
-            std::thread::sleep(std::time::Duration::from_millis(2));
-        }
+    /// Links of what was withdrawn are removed after the answer to the reload, and before the answer to this one.
+    fn reload_is_answered(&self) {
+        self.service.reload_well();
     }
 
     fn reload_fails(&self) -> String {
@@ -197,7 +192,7 @@ fn a_take_over_whose_roots_do_not_resolve_keeps_the_links() {
     }
     held.garbage.select(1);
     held.service.reload_well();
-    held.wait_links(1);
+    held.reload_is_answered();
     held.assert_links(&[1]);
     held.service.stop();
     held.assert_links(&[]);
@@ -242,6 +237,37 @@ fn a_take_over_holds_what_was_served_without_links() {
     garbage.assert_served(&service, 0);
     service.stop();
     assert_eq!(tree::list(roots.path()).unwrap(), [] as [PathBuf; 0]);
+}
+
+/// A successor with another directory makes its links there, and then removes those in the old directory.
+#[test]
+fn links_move_with_the_directory() {
+    need!(Root, Fuse, Nix);
+    let mut held = Held::new(2);
+    held.service.start_ready();
+    let new = crate::util::scratch();
+    held.service.replace(held.roots.path(), new.path());
+    let old = std::mem::replace(&mut held.roots, new);
+    let left = || tree::list(old.path()).unwrap();
+    held.release(0);
+    held.break_profile();
+    held.service.kill(Victim::Both);
+    held.service.start_ready();
+    held.reload_fails();
+    // Held in both places until a resolution is served.
+    held.assert_links(&[0]);
+    assert_eq!(left().len(), 1);
+    held.service.kill(Victim::Both);
+    held.garbage.select(1);
+    held.service.start_ready();
+    held.service.reload_well();
+    held.reload_is_answered();
+    held.assert_links(&[0, 1]);
+    assert_eq!(left(), [] as [PathBuf; 0]);
+    held.garbage.collect();
+    held.garbage.assert_served(&held.service, 0);
+    held.service.stop();
+    held.assert_links(&[]);
 }
 
 /// An end that comes while a reload is about to make a link: it is the same thread that removes all of them.

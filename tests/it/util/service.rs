@@ -111,6 +111,13 @@ impl Service {
         self
     }
 
+    /// Another value of an argument, for every start from now on.
+    pub(crate) fn replace(&mut self, from: &Path, to: &Path) {
+        for argument in self.arguments.iter_mut().filter(|argument| *argument == from) {
+            *argument = to.into();
+        }
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.at
     }
