@@ -192,7 +192,7 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: UnixStream) -> Res
     spawn("orders", {
         let view = view.clone();
         move || {
-            invalidator.names(start.take_back);
+            invalidator.names(start.invalidate);
             reporter.report(&serving);
             follow_orders(&monitor, &reporter, &view, &invalidator);
         }
@@ -258,8 +258,8 @@ struct Job {
     names: Vec<Box<[u8]>>,
     /// Attributes, pages and listings of nodes.
     nodes: Vec<NodeId>,
-    /// Dropped when it is done.
-    _done: mpsc::Sender<()>,
+    /// Dropped when it is done; none: nobody waits.
+    _done: Option<mpsc::Sender<()>>,
 }
 
 /// The thread that has the kernel forget names.
@@ -273,15 +273,19 @@ impl Invalidator {
             return;
         }
         let names = names.iter().map(|name| name.as_str().as_bytes().into()).collect();
-        self.do_job(names, Vec::new());
+        let (done, is_done) = mpsc::channel();
+        self.send(Job { names, nodes: Vec::new(), _done: Some(done) });
+        let _ = is_done.recv();
     }
 
-    /// Returns when the kernel has forgotten `names` at the root, and then what it has cached of `nodes`.
-    fn do_job(&self, names: Vec<Box<[u8]>>, nodes: Vec<NodeId>) {
-        let (done, is_done) = mpsc::channel();
+    /// Has the kernel forget `name` at the root, and then what it has cached of `nodes`, some time.
+    fn later(&self, name: Box<[u8]>, nodes: Vec<NodeId>) {
+        self.send(Job { names: vec![name], nodes, _done: None });
+    }
+
+    fn send(&self, job: Job) {
         // The thread ends with the process only.
-        let _ = self.0.send(Job { names, nodes, _done: done });
-        let _ = is_done.recv();
+        let _ = self.0.send(job);
     }
 }
 
@@ -300,7 +304,7 @@ fn follow_stale(
             }
             Stale::Member(member) => {
                 if let Some((name, nodes)) = view.forget_replaced(member) {
-                    invalidator.do_job(vec![name], nodes);
+                    invalidator.later(name, nodes);
                 }
             }
         }

@@ -50,7 +50,7 @@ pub struct Start {
     /// Whether an earlier server wrote the journal.
     pub resume: bool,
     /// Names that the kernel may remember otherwise than they are.
-    pub take_back: Vec<StorePath>,
+    pub invalidate: Vec<StorePath>,
     /// The file that a server holds locked as long as it lives: two must never read one device.
     pub lock: Option<PathBuf>,
     /// The monitor's process id, if the server is to end with it: where a service manager keeps the device, a

@@ -325,6 +325,7 @@ fn a_listing_in_pieces_reads_the_directory_once() {
     for n in 0..500 {
         std::fs::write(dir.path().join(format!("{n}")), b"").unwrap();
     }
+    settle(dir.path());
     let backing = backing(dir.path());
     let (mut from, mut calls) = (0, 0);
     loop {

@@ -1018,19 +1018,19 @@ fn check(default: u32, host: Host) {
 /// what it has forgotten takes no room.
 #[test]
 fn whatever_the_kernel_holds_stays_reachable() {
-    check(600, Host { faults: 0, changes: 0 });
+    check(400, Host { faults: 0, changes: 0 });
 }
 
 /// An error of the host is an error of the request, is cached by nobody and counts no node: the next request is right.
 #[test]
 fn a_fault_of_the_host_is_an_error_and_over_when_it_is_over() {
-    check(600, Host { faults: 25, changes: 0 });
+    check(400, Host { faults: 25, changes: 0 });
 }
 
 /// While a store path is damaged, repaired or optimised the view shows what is there, and nothing of what is half there is
 /// cached.
 #[test]
 fn a_store_path_that_changes_is_shown_as_it_is() {
-    check(200, Host { faults: 0, changes: 2 });
-    check(100, Host { faults: 10, changes: 2 });
+    check(120, Host { faults: 0, changes: 2 });
+    check(60, Host { faults: 10, changes: 2 });
 }

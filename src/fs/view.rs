@@ -269,6 +269,7 @@ impl ServedView {
         let member = self.trie.member(parent)?;
         if self.trie.find(parent, name).is_none()
             && let Some(other) = self.links.find(member, file)
+            && self.trie.member(other) == Some(member)
             && self.at(other, |place| Ok(self.backing.stat(place)?)).is_ok_and(|it| it.linked == stat.linked)
             && let Some(entered) = self.trie.count(other)
         {

@@ -313,7 +313,7 @@ impl Monitor {
             threads: self.settings.threads,
             journal: self.state.as_ref().map(StateDir::journal),
             resume: self.resume,
-            take_back: self.unsettled.clone(),
+            invalidate: self.unsettled.clone(),
             lock: self.state.as_ref().map(StateDir::server_lock),
             end_with: systemd::is_there().then(std::process::id),
             report: self.settings.report,

@@ -73,7 +73,7 @@ impl Systems {
     }
 }
 
-/// Threads that list the root without a pause: names are taken back in between, so a switch takes long.
+/// Threads that list the root without a pause: names are invalidated in between, so a switch takes long.
 struct Listers {
     enough: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
@@ -104,20 +104,20 @@ fn listed(service: &Service) -> BTreeSet<PathBuf> {
     tree::list(service.path()).unwrap().into_iter().collect()
 }
 
-/// The number of the thread that takes back names, if it waits for a reader at this moment.
+/// Whether the thread that invalidates names waits for a reader at this moment.
 fn waits_for_a_reader(server: Pid) -> bool {
     let threads = fs::read_dir(format!("/proc/{}/task", server.as_raw_nonzero()));
     threads.into_iter().flatten().flatten().any(|thread| {
         let status = fs::read_to_string(thread.path().join("status")).unwrap_or_default();
         let line = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
-        line("Name:") == Some("take-back") && line("State:").is_some_and(|state| state.starts_with('D'))
+        line("Name:") == Some("invalidate") && line("State:").is_some_and(|state| state.starts_with('D'))
     })
 }
 
-/// To take back a name the kernel waits for whoever looks at the root, and they wait for an answer: whoever is killed
+/// To invalidate a name the kernel waits for whoever looks at the root, and they wait for an answer: whoever is killed
 /// at that moment, the next server answers.
 #[test]
-fn killed_while_a_name_is_taken_back() {
+fn killed_while_a_name_is_invalidated() {
     need!(Root, Fuse, Nix, Busybox);
     let systems = Systems::new(2, 300);
     let mut service =
@@ -150,7 +150,7 @@ fn killed_while_a_name_is_taken_back() {
         assert_eq!(listed(&service), systems.names(number), "round {round}, {victim:?}: {}", service.log());
     }
     listers.finish();
-    running.finish().judge(&format!("killed {waited} times while a name was taken back"));
+    running.finish().judge(&format!("killed {waited} times while a name was invalidated"));
     assert!(waited > 0, "no server was ever seen to wait for a reader");
     service.stop();
 }
