@@ -1,20 +1,68 @@
-//! Notices members that are replaced on disk, by a repair.
+//! The members as they are on disk: which are gone, and which have been replaced by a repair.
 //!
-//! Responsibility: watches the store directory (inotify(7)) and has the view examine the members whose names change in
-//! it. What the kernel has cached of a damaged member would stay for ever otherwise, as nobody asks again for it.
+//! Responsibility: remembers what each member was when it was last examined, and watches the store directory
+//! (inotify(7)) for those whose names change. What the kernel has cached of a damaged member would stay for ever
+//! otherwise, as nobody asks again for it.
 //!
 //! Hard points:
 //! 1. The store of a busy host changes many times a second: a name that is no member costs a look at the table of names.
 //! 2. Where the directory cannot be watched (no `/proc`, a file system of another machine) a member that was replaced
 //!    is noticed when somebody looks it up, and at a reload.
 
+use std::collections::HashMap;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
+use parking_lot::Mutex;
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 
 use super::ServedView;
+use crate::backing::Identity;
+use crate::trie::NodeId;
+
+/// What was last known of each member.
+#[derive(Debug, Default)]
+pub(super) struct MembersOnDisk(Mutex<HashMap<NodeId, Last>>);
+
+#[derive(Debug, Clone, Copy)]
+struct Last {
+    /// None: it was never there.
+    identity: Option<Identity>,
+    gone: bool,
+}
+
+/// Whether a member is the object that it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Seen {
+    /// It has not been examined before.
+    First,
+    Same,
+    /// It was gone.
+    Back,
+    /// Another object is in its place.
+    Replaced,
+}
+
+impl MembersOnDisk {
+    /// The member `id` is there, and is this object.
+    pub(super) fn found(&self, id: NodeId, identity: Identity) -> Seen {
+        let before = self.0.lock().insert(id, Last { identity: Some(identity), gone: false });
+        match before {
+            None => Seen::First,
+            Some(Last { gone: true, .. }) => Seen::Back,
+            Some(Last { identity: Some(before), .. }) if before == identity => Seen::Same,
+            Some(_) => Seen::Replaced,
+        }
+    }
+
+    /// The member `id` is not there; returns whether that is news.
+    pub(super) fn is_gone(&self, id: NodeId) -> bool {
+        let mut all = self.0.lock();
+        let last = all.entry(id).or_insert(Last { identity: None, gone: false });
+        !std::mem::replace(&mut last.gone, true)
+    }
+}
 
 /// A watch of the store directory.
 #[derive(Debug)]
@@ -64,4 +112,24 @@ fn watch(store: impl AsFd) -> io::Result<OwnedFd> {
         | WatchFlags::ONLYDIR;
     inotify::add_watch(&events, format!("/proc/self/fd/{}", store.as_fd().as_raw_fd()), wanted)?;
     Ok(events)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_is_first_the_same_replaced_gone_and_back() {
+        let all = MembersOnDisk::default();
+        let (id, one, other) = (NodeId(2), Identity::Born((1, 1)), Identity::Born((1, 2)));
+        assert_eq!(all.found(id, one), Seen::First);
+        assert_eq!(all.found(id, one), Seen::Same);
+        assert_eq!(all.found(id, other), Seen::Replaced);
+        assert_eq!(all.found(id, Identity::Inode(1)), Seen::Replaced);
+        assert!(all.is_gone(id) && !all.is_gone(id), "told once");
+        assert_eq!(all.found(id, one), Seen::Back);
+        assert_eq!(all.found(id, one), Seen::Same);
+        assert!(all.is_gone(NodeId(3)));
+        assert_eq!(all.found(NodeId(3), one), Seen::Back);
+    }
 }

@@ -14,10 +14,13 @@
 //! object that is not settled, once the answer has been given ([`Stale`]).
 
 mod counts;
+#[cfg(test)]
+mod kernel_tests;
 mod links;
 mod members;
 mod missed;
 mod passthrough;
+mod root;
 mod view;
 
 use std::cell::RefCell;

@@ -16,24 +16,24 @@
 //!    the path of the name that came first, which the trie keeps as long as the kernel holds the node.
 //! 4. A position in the root's listing is the ordinal of a member among all that this mount ever had, so it means the
 //!    same after a reload and in the next server. A listing that spans a reload goes on with the set that it
-//!    began with: see [`root_offset`]. Members that are not shown any more are told without a lifetime, or the
+//!    began with: see [`Position`]. Members that are not shown any more are told without a lifetime, or the
 //!    listing would bring back what the reload has invalidated.
 
-use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 
-use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::Registrations;
 use super::links::Links;
-use crate::backing::{Backing, BackingError, DirEntry, Identity, Kind, POSITION_MAX, Place, Read, Stat};
+use super::members::{MembersOnDisk, Seen};
+use super::root::{self, DOT, DOTS, EPOCHS, Position};
+use crate::backing::{Backing, BackingError, DirEntry, Place, Read, Stat};
 use crate::journal::{Journal, Record};
 use crate::sys;
-use crate::trie::{Entered, Members, NodeId, NodeRecord, PathTrie, ROOT};
+use crate::trie::{Entered, NodeId, NodeRecord, PathTrie, ROOT};
 
 /// How often a look-up begins again because its store path was replaced meanwhile.
 const ATTEMPTS: usize = 3;
@@ -129,22 +129,10 @@ pub struct ServedView {
     forgotten: AtomicU64,
     /// Which nodes stand for files with several names.
     links: Links,
-    /// Members found to be gone from disk, each warned of once.
-    gone: Mutex<HashSet<NodeId>>,
     /// What each member was when it was last examined.
-    identities: Mutex<HashMap<NodeId, Identity>>,
+    on_disk: MembersOnDisk,
     /// Who invalidates what the kernel has cached.
     stale: Option<Sender<Stale>>,
-}
-
-/// Whether a member is the object that it was.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Seen {
-    /// It has not been examined before.
-    First,
-    Same,
-    /// Another object is in its place.
-    Replaced,
 }
 
 impl ServedView {
@@ -164,8 +152,7 @@ impl ServedView {
             registrations,
             forgotten: AtomicU64::new(0),
             links: Links::default(),
-            gone: Mutex::default(),
-            identities: Mutex::default(),
+            on_disk: MembersOnDisk::default(),
             stale: None,
         }
     }
@@ -257,7 +244,7 @@ impl ServedView {
             match self.top(dir)? {
                 Seen::Same => return Err(error.into()),
                 Seen::First => return Err(FsError::AbsentNow),
-                Seen::Replaced => {}
+                Seen::Back | Seen::Replaced => {}
             }
         }
         Err(FsError::AbsentNow)
@@ -297,43 +284,31 @@ impl ServedView {
     fn examine(&self, id: NodeId, name: &[u8]) -> Result<(Stat, Seen), FsError> {
         match self.backing.stat(Place { parent: ROOT, dir: b"", name }) {
             Ok(stat) => {
-                let back = self.gone.lock().remove(&id);
-                if back {
-                    tracing::info!(path = %String::from_utf8_lossy(name), "a store path of the closure is back");
+                let seen = self.on_disk.found(id, stat.identity);
+                match seen {
+                    Seen::First | Seen::Same => return Ok((stat, seen)),
+                    Seen::Back => {
+                        tracing::info!(path = %String::from_utf8_lossy(name), "a store path of the closure is back")
+                    }
+                    Seen::Replaced => {
+                        tracing::info!(path = %String::from_utf8_lossy(name), "a store path was replaced on disk; invalidating what is cached of it")
+                    }
                 }
-                let before = self.identities.lock().insert(id, stat.identity);
-                let seen = match before {
-                    Some(before) if before != stat.identity => Seen::Replaced,
-                    Some(_) => Seen::Same,
-                    None => Seen::First,
-                };
-                if !back && seen == Seen::Replaced {
-                    tracing::info!(path = %String::from_utf8_lossy(name), "a store path was replaced on disk; invalidating what is cached of it");
-                }
-                if back || seen == Seen::Replaced {
-                    self.backing.close_all();
-                    self.invalidate(Stale::Member(id));
-                }
+                self.backing.close_all();
+                self.invalidate(Stale::Member(id));
                 Ok((stat, seen))
             }
             Err(BackingError::Absent { .. }) => {
-                self.warn_gone(name);
+                if self.on_disk.is_gone(id) && self.trie.members().find(name).is_some() {
+                    tracing::warn!(
+                        "store path '{}' of the closure is registered but gone from disk; it answers ENOENT until \
+                         'nix-store --repair-path' brings it back",
+                        String::from_utf8_lossy(name)
+                    );
+                }
                 Err(FsError::AbsentNow)
             }
             Err(error) => Err(error.into()),
-        }
-    }
-
-    fn warn_gone(&self, name: &[u8]) {
-        let Some(id) = self.trie.members().find(name) else {
-            return;
-        };
-        if self.gone.lock().insert(id) {
-            tracing::warn!(
-                "store path '{}' of the closure is registered but gone from disk; it answers ENOENT until \
-                 'nix-store --repair-path' brings it back",
-                String::from_utf8_lossy(name)
-            );
         }
     }
 
@@ -370,7 +345,7 @@ impl ServedView {
     /// [`FsError::UnknownNode`] or the backing store's.
     pub fn getattr(&self, id: NodeId) -> Result<Node, FsError> {
         if id == ROOT {
-            return Ok(Node { id, stat: root_stat(&self.trie.members()) });
+            return Ok(Node { id, stat: root::stat(&self.trie.members()) });
         }
         self.at(id, |place| Ok(Node { id, stat: self.backing.stat(place)? }))
     }
@@ -462,10 +437,13 @@ impl ServedView {
 
     fn list_root(&self, offset: u64, mut each: impl FnMut(Entry<'_>) -> bool) -> Result<bool, FsError> {
         let present = self.trie.members();
-        let (members, from) = self.root_position(offset, &present)?;
+        let Position { epoch, number: from } = Position::unpack(offset)?;
+        let begun = if offset == 0 { None } else { self.trie.members_of(|e| e & EPOCHS == epoch) };
+        let members = begun.unwrap_or_else(|| present.clone());
+        let after = |number: u32| Position { epoch: members.epoch, number: number.saturating_add(1) }.pack();
         let (mut told, mut complete) = (0, true);
         for (at, name) in (0..).zip([&b"."[..], b".."]).skip(from as usize) {
-            let next = root_offset(members.epoch, at + 1)?;
+            let next = after(at)?;
             if !each(Entry { node: Node { id: ROOT, stat: DOT }, name, next, lasting: true }) {
                 return Ok(true);
             }
@@ -483,22 +461,13 @@ impl ServedView {
                 Err(error) => return Err(error),
             };
             let lasting = stat.settled && (Arc::ptr_eq(&members, &present) || present.find(name).is_some());
-            let next = root_offset(members.epoch, ordinal.saturating_add(DOTS + 1))?;
+            let next = after(ordinal.saturating_add(DOTS))?;
             if !each(Entry { node: Node { id, stat }, name, next, lasting }) {
                 break;
             }
             told += 1;
         }
         Ok(complete)
-    }
-
-    /// The set that a listing goes on with, and the number of its next entry: `.` and `..`, then ordinals.
-    fn root_position(&self, offset: u64, present: &Arc<Members>) -> Result<(Arc<Members>, u32), FsError> {
-        let offset = u32::try_from(offset).ok().filter(|at| u64::from(*at) <= POSITION_MAX);
-        let offset = offset.ok_or(FsError::Backing(Errno::STALE))?;
-        let begun = |epoch: u32| epoch & EPOCHS == offset >> ROOT_BITS;
-        let begun = if offset == 0 { None } else { self.trie.members_of(begun) };
-        Ok((begun.unwrap_or_else(|| present.clone()), offset & ((1 << ROOT_BITS) - 1)))
     }
 
     /// The kernel dropped `count` references to `id`.
@@ -541,7 +510,7 @@ impl ServedView {
     }
 
     /// Replaces the journal by one with what is known now.
-    fn rewrite_journal(&self) {
+    pub(super) fn rewrite_journal(&self) {
         let Some(journal) = &self.journal else { return };
         let live = |put: &mut dyn FnMut(&Record)| {
             let _ = self.trie.for_each(|id, parent, name| {
@@ -585,49 +554,9 @@ fn split(path: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
-/// Entries of the root before its members: `.` and `..`.
-const DOTS: u32 = 2;
-/// Bits of a position in the root that number the entry: 16 million members; the others tell the switch.
-const ROOT_BITS: u32 = 24;
-/// The part of an epoch that a position holds.
-const EPOCHS: u32 = (1 << (31 - ROOT_BITS)) - 1;
-
-/// A position in the root's listing: the switch that made its set, and the number of the next entry.
-fn root_offset(epoch: u32, next: u32) -> Result<u64, FsError> {
-    if next >> ROOT_BITS != 0 {
-        return Err(FsError::Backing(Errno::OVERFLOW));
-    }
-    Ok(u64::from((epoch & EPOCHS) << ROOT_BITS | next))
-}
-
-/// Attributes of `.` and `..` in a listing, which nobody looks at.
-const DOT: Stat = Stat {
-    kind: Kind::Directory,
-    perm: 0o555,
-    uid: 0,
-    gid: 0,
-    size: 0,
-    blocks: 0,
-    mtime: (1, 0),
-    nlink: 2,
-    linked: None,
-    identity: Identity::Inode(0),
-    settled: true,
-};
-
-/// The root's attributes, made up from the closure: the host's store directory changes with every build.
-fn root_stat(members: &Members) -> Stat {
-    let entries = members.entries.len();
-    Stat { size: entries as u64, nlink: u32::try_from(entries).unwrap_or(u32::MAX).saturating_add(2), ..DOT }
-}
-
 #[cfg(test)]
 #[path = "view_tests.rs"]
 mod tests;
-
-#[cfg(test)]
-#[path = "kernel_tests.rs"]
-mod kernel_tests;
 
 #[cfg(test)]
 #[path = "fault_tests.rs"]
