@@ -21,6 +21,7 @@ mod command_line;
 mod container;
 mod handles;
 mod handover;
+mod hard_links;
 mod hidden;
 mod interrupted;
 mod kinds;

@@ -218,6 +218,11 @@ pub(crate) fn drop_kernel_caches() {
     fs::write("/proc/sys/vm/drop_caches", "3\n").expect("drop_caches");
 }
 
+/// Evicts the names and attributes that nobody uses at the moment, of every file system, and no page.
+pub(crate) fn evict_names() {
+    fs::write("/proc/sys/vm/drop_caches", "2\n").expect("drop_caches");
+}
+
 fn read(
     mut reader: Reader,
     view: &Path,
