@@ -34,6 +34,7 @@ mod overlay;
 mod readers;
 mod readonly;
 mod reload;
+mod repair;
 mod roots;
 mod sharing;
 mod stores;
