@@ -2,6 +2,7 @@
 
 #[macro_use]
 pub(crate) mod gate;
+pub(crate) mod faulty;
 pub(crate) mod fixture;
 pub(crate) mod load;
 pub(crate) mod mapped;

@@ -1,0 +1,37 @@
+/* Runs a command for which one system call always fails.
+ *
+ * usage: refuse ERRNO CALL COMMAND [ARGUMENT]...
+ * CALL is readlinkat or preadv2 (seccomp(2), SECCOMP_RET_ERRNO). */
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+int main(int argc, char **argv)
+{
+    if (argc < 4)
+        return 2;
+    unsigned number;
+    if (!strcmp(argv[2], "readlinkat"))
+        number = SYS_readlinkat;
+    else if (!strcmp(argv[2], "preadv2"))
+        number = SYS_preadv2;
+    else
+        return 2;
+    struct sock_filter filter[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, number, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | atoi(argv[1])),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = { sizeof filter / sizeof *filter, filter };
+    /* Without a privilege the kernel wants this first; with one it does no harm. */
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program))
+        return 3;
+    execvp(argv[3], argv + 3);
+    return 4;
+}
