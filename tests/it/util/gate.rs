@@ -28,6 +28,16 @@ pub(crate) enum Need {
     DontCache,
     /// Linux 6.12, without which the module refuses private users.
     Idmap,
+    /// A control group whose memory can be limited.
+    MemoryGroup,
+    /// Image files mounted as file systems.
+    LoopDevice,
+    /// ext4 for scratch files, or the means to make one.
+    Ext4,
+    Btrfs,
+    Xfs,
+    /// A compiler of 32-bit programs, and a kernel that runs them.
+    Compiler32,
 }
 
 impl Need {
@@ -57,13 +67,38 @@ impl Need {
             Self::Disk => (is_on_disk(&std::env::temp_dir()), "ext4 or XFS for scratch files"),
             Self::DontCache => (kernel_release() >= (6, 14), "Linux 6.14 to read without caching"),
             Self::Idmap => (kernel_release() >= (6, 12), "Linux 6.12 for private users"),
+            Self::MemoryGroup => (
+                super::memory::MemoryGroup::new().is_some(),
+                "control groups with the memory controller, writable",
+            ),
+            Self::LoopDevice => (
+                std::fs::OpenOptions::new().read(true).write(true).open("/dev/loop-control").is_ok(),
+                "loop devices",
+            ),
+            Self::Ext4 => {
+                (in_path("mkfs.ext4") && kernel_mounts("ext4"), "mkfs.ext4, and ext4 in the kernel")
+            }
+            Self::Btrfs => {
+                (in_path("mkfs.btrfs") && kernel_mounts("btrfs"), "mkfs.btrfs, and btrfs in the kernel")
+            }
+            Self::Xfs => (in_path("mkfs.xfs") && kernel_mounts("xfs"), "mkfs.xfs, and XFS in the kernel"),
+            Self::Compiler32 => {
+                (runs_32_bit_programs(), "a compiler of 32-bit programs, and a kernel that runs them")
+            }
         };
         (!there).then_some(what)
     }
 
     /// Continuous integration runs on the kernel and the disk that it is given.
     fn is_excused(self) -> bool {
-        matches!(self, Self::Disk | Self::Passthrough | Self::DontCache | Self::Idmap)
+        match self {
+            Self::Disk | Self::Passthrough | Self::DontCache | Self::Idmap | Self::LoopDevice => true,
+            // A missing mkfs is not excused.
+            Self::Btrfs => !kernel_mounts("btrfs"),
+            Self::Xfs => !kernel_mounts("xfs"),
+            Self::Compiler32 => !cfg!(target_arch = "x86_64"),
+            _ => false,
+        }
     }
 }
 
@@ -84,6 +119,29 @@ fn kernel_release() -> (u32, u32) {
 /// Whether files in `dir` lie on ext4 or XFS (`linux/magic.h`).
 fn is_on_disk(dir: &Path) -> bool {
     rustix::fs::statfs(dir).is_ok_and(|fs| matches!(fs.f_type, 0xef53 | 0x5846_5342))
+}
+
+/// Whether the kernel has this file system; a module is loaded for it where there is one.
+fn kernel_mounts(kind: &str) -> bool {
+    let known = || {
+        std::fs::read_to_string("/proc/filesystems")
+            .is_ok_and(|text| text.lines().any(|line| line.split_whitespace().next_back() == Some(kind)))
+    };
+    known() || {
+        let _loaded = std::process::Command::new("modprobe").args(["-q", kind]).status();
+        known()
+    }
+}
+
+/// Compiles the smallest 32-bit program and runs it.
+fn runs_32_bit_programs() -> bool {
+    let dir = super::scratch();
+    let (source, program) = (dir.path().join("empty.c"), dir.path().join("empty"));
+    std::fs::write(&source, "#include <stdio.h>\nint main(void) { return 0; }\n").expect("a source file");
+    let succeeds =
+        |command: &mut std::process::Command| command.output().is_ok_and(|output| output.status.success());
+    succeeds(std::process::Command::new("cc").args(["-m32", "-o"]).arg(&program).arg(&source))
+        && succeeds(&mut std::process::Command::new(&program))
 }
 
 fn in_path(command: &str) -> bool {

@@ -4,8 +4,10 @@
 pub(crate) mod gate;
 pub(crate) mod faulty;
 pub(crate) mod fixture;
+pub(crate) mod image;
 pub(crate) mod load;
 pub(crate) mod mapped;
+pub(crate) mod memory;
 pub(crate) mod mounts;
 pub(crate) mod program;
 pub(crate) mod service;
@@ -27,20 +29,35 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A directory of the test's own, with a name that snapshots recognise and other users may enter.
 pub(crate) fn scratch() -> tempfile::TempDir {
+    scratch_in(&std::env::temp_dir())
+}
+
+/// The same in a directory of the caller's choice.
+pub(crate) fn scratch_in(dir: &Path) -> tempfile::TempDir {
     use std::os::unix::fs::PermissionsExt;
     tempfile::Builder::new()
         .prefix("nsf-it.")
         .permissions(std::fs::Permissions::from_mode(0o755))
-        .tempdir()
+        .tempdir_in(dir)
         .expect("a scratch directory")
 }
 
 /// Compiles `source`, a C file of these tests, into `dir`: for calls that no library offers without unsafe code.
 pub(crate) fn compile(source: &str, dir: &Path) -> PathBuf {
+    compile_with(source, dir, &[])
+}
+
+/// The same with further arguments for the compiler.
+pub(crate) fn compile_with(source: &str, dir: &Path, arguments: &[&str]) -> PathBuf {
     let program = dir.join(source).with_extension("");
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it").join(source);
-    let compiled =
-        Command::new("cc").args(["-O1", "-Wall", "-Werror", "-o"]).arg(&program).arg(source).status();
+    let compiled = Command::new("cc")
+        .args(["-O1", "-Wall", "-Werror"])
+        .args(arguments)
+        .arg("-o")
+        .arg(&program)
+        .arg(source)
+        .status();
     assert!(compiled.expect("a C compiler").success());
     program
 }

@@ -40,6 +40,13 @@ impl NixStore {
         store
     }
 
+    /// A store in a directory of its own in `dir`, which may lie on another file system.
+    pub(crate) fn below(dir: &Path) -> Self {
+        let store = Self { dir: super::scratch_in(dir), uid: None };
+        store.prepare();
+        store
+    }
+
     /// A store that belongs to an ordinary user, who fills it as well.
     pub(crate) fn owned_by(uid: u32) -> Self {
         let store = Self { dir: super::scratch(), uid: Some(uid) };
