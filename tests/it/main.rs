@@ -30,6 +30,7 @@ mod kinds;
 mod large;
 mod life;
 mod missed;
+mod optimised;
 mod oracle;
 mod overlay;
 mod readers;
