@@ -21,6 +21,7 @@ mod command_line;
 mod container;
 mod failing_disk;
 mod few_descriptors;
+mod file_systems;
 mod handles;
 mod handover;
 mod hard_links;

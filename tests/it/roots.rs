@@ -30,15 +30,15 @@ impl Held {
     fn new(systems: usize) -> Self {
         let garbage = Garbage::new(systems);
         let uri = garbage.store.uri();
-        Self::at_address(garbage, &uri)
+        Self::on(garbage, &uri)
     }
 
-    fn at_address(garbage: Garbage, uri: &str) -> Self {
+    fn on(garbage: Garbage, uri: &str) -> Self {
         let holders = (0..garbage.systems.len())
             .map(|number| garbage.store.profile(&format!("holder-{number}"), &garbage.systems[number].0.path))
             .collect();
         let roots = crate::util::scratch();
-        let service = Service::at_address(uri)
+        let service = Service::on(uri)
             .with([Path::new("--system"), &garbage.link])
             .with([Path::new("--gc-root"), roots.path()]);
         Self { garbage: Arc::new(garbage), holders, roots, service }
@@ -290,7 +290,7 @@ fn a_daemon_that_does_not_answer_cannot_delay_the_end() {
     need!(Root, Fuse, Nix);
     let garbage = Garbage::new(2);
     let daemon = Daemon::start(&garbage.store);
-    let mut held = Held::at_address(garbage, daemon.uri());
+    let mut held = Held::on(garbage, daemon.uri());
     held.service.start_ready();
     held.assert_links(&[0]);
     daemon.freeze();
@@ -311,7 +311,7 @@ fn an_end_during_a_take_over_ends_the_view() {
     need!(Root, Fuse, Nix);
     let garbage = Garbage::new(1);
     let daemon = Daemon::start(&garbage.store);
-    let mut held = Held::at_address(garbage, daemon.uri());
+    let mut held = Held::on(garbage, daemon.uri());
     held.service.start_ready();
     held.service.kill(Victim::Both);
     daemon.freeze();

@@ -32,7 +32,7 @@ impl Fixture {
     }
 
     pub(crate) fn in_store(store: NixStore) -> Self {
-        let data = store.add("data", &[], every_kind);
+        let data = store.add("data", &[], |path| every_kind(path, longest_link(store.root())));
         let file =
             store.add("settings.conf", &[], |path| fs::write(path, "a store path that is a file\n").unwrap());
         let link = store.add("latest", &[&data], |path| symlink(&data.path, path).unwrap());
@@ -69,8 +69,15 @@ impl Fixture {
     }
 }
 
-/// A directory with what a store path may hold.
-fn every_kind(path: &Path) {
+/// Bytes that the target of a link may have on the file system of `dir`, or nearly so many.
+fn longest_link(dir: &Path) -> usize {
+    // `XFS_SUPER_MAGIC` of `linux/magic.h`, and `XFS_SYMLINK_MAXLEN` of its `fs/xfs/libxfs/xfs_format.h`.
+    let is_xfs = rustix::fs::statfs(dir).is_ok_and(|fs| fs.f_type == 0x5846_5342);
+    if is_xfs { 1000 } else { 4000 }
+}
+
+/// A directory with what a store path may hold; its longest link has a target of `link` bytes.
+fn every_kind(path: &Path, link: usize) {
     fs::create_dir(path).unwrap();
     fs::write(path.join("text"), "hello\n").unwrap();
     fs::write(path.join("same"), "shared contents\n").unwrap();
@@ -110,6 +117,6 @@ fn every_kind(path: &Path) {
     symlink("/etc/passwd", links.join("out-of-the-store")).unwrap();
     symlink("/nowhere/at/all", links.join("dangling")).unwrap();
     symlink(".", links.join("itself")).unwrap();
-    symlink("x".repeat(4000), links.join("long")).unwrap();
+    symlink("x".repeat(link), links.join("long")).unwrap();
     symlink(OsStr::from_bytes(b"\xff\xfe"), links.join("not-utf8")).unwrap();
 }

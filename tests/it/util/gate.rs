@@ -32,7 +32,7 @@ pub(crate) enum Need {
     MemoryGroup,
     /// Image files mounted as file systems.
     LoopDevice,
-    /// ext4 for scratch files, or the means to make one.
+    /// ext4 for scratch files, or what a file system in an image file needs.
     Ext4,
     Btrfs,
     Xfs,
@@ -75,9 +75,11 @@ impl Need {
                 std::fs::OpenOptions::new().read(true).write(true).open("/dev/loop-control").is_ok(),
                 "loop devices",
             ),
-            Self::Ext4 => {
-                (in_path("mkfs.ext4") && kernel_mounts("ext4"), "mkfs.ext4, and ext4 in the kernel")
-            }
+            Self::Ext4 => (
+                super::image::scratch_is_on_ext4()
+                    || Self::LoopDevice.missing().is_none() && in_path("mkfs.ext4") && kernel_mounts("ext4"),
+                "ext4 for scratch files, or mkfs.ext4 and loop devices",
+            ),
             Self::Btrfs => {
                 (in_path("mkfs.btrfs") && kernel_mounts("btrfs"), "mkfs.btrfs, and btrfs in the kernel")
             }
@@ -94,6 +96,7 @@ impl Need {
         match self {
             Self::Disk | Self::Passthrough | Self::DontCache | Self::Idmap | Self::LoopDevice => true,
             // A missing mkfs is not excused.
+            Self::Ext4 => Self::LoopDevice.missing().is_some(),
             Self::Btrfs => !kernel_mounts("btrfs"),
             Self::Xfs => !kernel_mounts("xfs"),
             Self::Compiler32 => !cfg!(target_arch = "x86_64"),

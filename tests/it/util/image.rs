@@ -39,6 +39,16 @@ impl Image {
     }
 }
 
+/// An ext4 file system, unless scratch files lie on one anyway.
+pub(crate) fn ext4() -> Option<Image> {
+    (!scratch_is_on_ext4()).then(|| Image::new("ext4"))
+}
+
+/// Whether scratch files lie on ext4 (`EXT4_SUPER_MAGIC` of `linux/magic.h`).
+pub(crate) fn scratch_is_on_ext4() -> bool {
+    rustix::fs::statfs(std::env::temp_dir()).is_ok_and(|fs| fs.f_type == 0xef53)
+}
+
 fn run(command: &mut Command) {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));

@@ -70,11 +70,11 @@ pub(crate) struct Service {
 impl Service {
     /// A service with a mount point of its own; nothing is started yet.
     pub(crate) fn new(store: &NixStore) -> Self {
-        Self::at_address(&store.uri())
+        Self::on(&store.uri())
     }
 
-    /// The same with a store at any address.
-    pub(crate) fn at_address(uri: &str) -> Self {
+    /// The same on the store of a URI.
+    pub(crate) fn on(store: &str) -> Self {
         let dir = super::scratch();
         let at = dir.path().join("view");
         fs::create_dir(&at).unwrap();
@@ -96,7 +96,7 @@ impl Service {
             listener: Some(listener),
             dir,
         };
-        service.add(["--store", uri, "--name", &name, "-v"]);
+        service.add(["--store", store, "--name", &name, "-v"]);
         service.add([&at]);
         service
     }
