@@ -30,6 +30,7 @@ mod interrupted;
 mod kinds;
 mod large;
 mod life;
+mod list32;
 mod missed;
 mod optimised;
 mod oracle;
