@@ -9,6 +9,7 @@ use rustix::fs::Advice;
 
 use crate::util;
 use crate::util::fixture::Fixture;
+use crate::util::load;
 
 /// How many pages of `file` are in memory for whoever maps it, and how many it has.
 fn resident(helper: &Path, file: &Path) -> (usize, usize) {
@@ -29,6 +30,7 @@ fn evict(file: &Path) {
 #[test]
 fn two_views_and_the_host_share_one_copy() {
     need!(Root, Fuse, Nix, Disk, Passthrough);
+    let _undisturbed = load::keep_caches();
     let scratch = util::scratch();
     let helper = util::compile("resident.c", scratch.path());
     let fixture = Fixture::new();
@@ -57,6 +59,7 @@ fn two_views_and_the_host_share_one_copy() {
 #[test]
 fn hard_linked_files_are_cached_once() {
     need!(Root, Fuse, Nix);
+    let _undisturbed = load::keep_caches();
     let scratch = util::scratch();
     let helper = util::compile("resident.c", scratch.path());
     let fixture = Fixture::new();
@@ -76,6 +79,7 @@ fn hard_linked_files_are_cached_once() {
 #[test]
 fn a_cached_view_leaves_no_second_copy_in_the_host() {
     need!(Root, Fuse, Nix, Disk, DontCache);
+    let _undisturbed = load::keep_caches();
     let scratch = util::scratch();
     let helper = util::compile("resident.c", scratch.path());
     let fixture = Fixture::new();

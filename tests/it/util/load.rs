@@ -14,6 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
 use super::DEADLINE;
@@ -215,12 +216,31 @@ impl Load {
 
 /// Names and pages that nobody uses at the moment, of every file system: the next look asks the server again.
 pub(crate) fn drop_kernel_caches() {
-    fs::write("/proc/sys/vm/drop_caches", "3\n").expect("drop_caches");
+    drop_caches("3\n");
 }
 
-/// Evicts the names and attributes that nobody uses at the moment, of every file system, and no page.
+/// Evicts the names and attributes that nobody uses at the moment, of every file system, with the pages of such files.
 pub(crate) fn evict_names() {
-    fs::write("/proc/sys/vm/drop_caches", "2\n").expect("drop_caches");
+    drop_caches("2\n");
+}
+
+fn drop_caches(what: &str) {
+    let lock = caches();
+    rustix::fs::flock(&lock, FlockOperation::LockExclusive).expect("flock");
+    fs::write("/proc/sys/vm/drop_caches", what).expect("drop_caches");
+}
+
+/// While this is held, no other test drops the kernel's caches: for a test of what is in them.
+pub(crate) fn keep_caches() -> File {
+    let lock = caches();
+    rustix::fs::flock(&lock, FlockOperation::LockShared).expect("flock");
+    lock
+}
+
+/// A file to lock, among the threads and processes of one run of the tests.
+fn caches() -> File {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernel-caches");
+    File::options().create(true).truncate(false).write(true).open(path).expect("a file to lock")
 }
 
 fn read(
