@@ -189,6 +189,9 @@ impl Worker {
                         Left::Nothing => links.iter_mut().chain(former).for_each(RootLinks::release),
                         Left::Earlier => links.iter_mut().for_each(RootLinks::abandon),
                     }
+                    // Nix's exit handlers must not run beside a store that is being closed: closed before the
+                    // answer, as the process ends after it.
+                    drop(self.store.take());
                     let _ = done.send(());
                     break;
                 }
