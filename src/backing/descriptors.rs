@@ -40,6 +40,8 @@ pub(super) struct Descriptors {
     files: Table,
     /// Most in each table.
     keep: AtomicUsize,
+    /// How often everything was closed.
+    cleared: AtomicUsize,
     gate: Gate,
 }
 
@@ -60,7 +62,13 @@ pub(super) struct Held {
 
 impl Default for Descriptors {
     fn default() -> Self {
-        Self { dirs: Table::default(), files: Table::default(), keep: KEPT_MAX.into(), gate: Gate::default() }
+        Self {
+            dirs: Table::default(),
+            files: Table::default(),
+            keep: KEPT_MAX.into(),
+            cleared: AtomicUsize::new(0),
+            gate: Gate::default(),
+        }
     }
 }
 
@@ -104,6 +112,7 @@ impl Descriptors {
         if let Some(fd) = shard.and_then(|shard| find(&mut shard.lock(), id)) {
             return Ok(Held { fd, kept: true });
         }
+        let cleared = self.cleared.load(Ordering::Acquire);
         let opened = Arc::new(open()?);
         let keep = self.keep.load(Ordering::Relaxed) / SHARDS;
         let Some(shard) = shard.filter(|_| keep > 0) else { return Ok(Held { fd: opened, kept: false }) };
@@ -112,6 +121,10 @@ impl Descriptors {
             // Somebody was faster. Closing ours is a system call: not under the lock.
             drop(kept);
             return Ok(Held { fd, kept: true });
+        }
+        if self.cleared.load(Ordering::Acquire) != cleared {
+            // Opened before everything was closed: another object may be there now.
+            return Ok(Held { fd: opened, kept: false });
         }
         kept.insert(0, (id, opened.clone()));
         let fitting = keep.min(kept.len());
@@ -142,8 +155,9 @@ impl Descriptors {
         }
     }
 
-    /// Closes everything that is kept.
+    /// Closes everything that is kept, and what is being opened at this moment is not kept.
     pub(super) fn clear(&self) {
+        self.cleared.fetch_add(1, Ordering::AcqRel);
         for shard in self.dirs.shards.iter().chain(&self.files.shards) {
             drop(std::mem::take(&mut *shard.lock()));
         }
@@ -264,6 +278,17 @@ mod tests {
             .unwrap();
         assert!(second.kept && Arc::ptr_eq(&second.fd, &first.unwrap().fd));
         assert_eq!(all.count(), 1);
+    }
+
+    #[test]
+    fn what_was_opened_before_everything_was_closed_is_not_kept() {
+        let all = Descriptors::default();
+        let opened = all.get(Of::File, NodeId(3), || {
+            all.clear();
+            open()
+        });
+        assert!(!opened.unwrap().kept);
+        assert_eq!(all.count(), 0);
     }
 
     #[test]

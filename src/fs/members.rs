@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
@@ -23,7 +24,11 @@ use crate::trie::NodeId;
 
 /// What was last known of each member.
 #[derive(Debug, Default)]
-pub(super) struct MembersOnDisk(Mutex<HashMap<NodeId, Last>>);
+pub(super) struct MembersOnDisk {
+    last: Mutex<HashMap<NodeId, Last>>,
+    /// How often one was seen to be another object.
+    replaced: AtomicU64,
+}
 
 #[derive(Debug, Clone, Copy)]
 struct Last {
@@ -47,18 +52,27 @@ pub(super) enum Seen {
 impl MembersOnDisk {
     /// The member `id` is there, and is this object.
     pub(super) fn found(&self, id: NodeId, identity: Identity) -> Seen {
-        let before = self.0.lock().insert(id, Last { identity: Some(identity), gone: false });
-        match before {
-            None => Seen::First,
+        let mut last = self.last.lock();
+        let seen = match last.insert(id, Last { identity: Some(identity), gone: false }) {
+            None => return Seen::First,
+            Some(Last { identity: Some(before), gone: false }) if before == identity => return Seen::Same,
             Some(Last { gone: true, .. }) => Seen::Back,
-            Some(Last { identity: Some(before), .. }) if before == identity => Seen::Same,
             Some(_) => Seen::Replaced,
-        }
+        };
+        // Under the lock: whoever sees the new object as the same one sees this count as well.
+        self.replaced.fetch_add(1, Ordering::Release);
+        seen
+    }
+
+    /// How many members have been replaced so far: what was found of the store while this has changed may be of an object
+    /// that is no more.
+    pub(super) fn replaced(&self) -> u64 {
+        self.replaced.load(Ordering::Acquire)
     }
 
     /// The member `id` is not there; returns whether that is news.
     pub(super) fn is_gone(&self, id: NodeId) -> bool {
-        let mut all = self.0.lock();
+        let mut all = self.last.lock();
         let last = all.entry(id).or_insert(Last { identity: None, gone: false });
         !std::mem::replace(&mut last.gone, true)
     }
@@ -123,12 +137,12 @@ mod tests {
         let all = MembersOnDisk::default();
         let (id, one, other) = (NodeId(2), Identity::Born((1, 1)), Identity::Born((1, 2)));
         assert_eq!(all.found(id, one), Seen::First);
-        assert_eq!(all.found(id, one), Seen::Same);
-        assert_eq!(all.found(id, other), Seen::Replaced);
+        assert_eq!((all.found(id, one), all.replaced()), (Seen::Same, 0));
+        assert_eq!((all.found(id, other), all.replaced()), (Seen::Replaced, 1));
         assert_eq!(all.found(id, Identity::Inode(1)), Seen::Replaced);
         assert!(all.is_gone(id) && !all.is_gone(id), "told once");
-        assert_eq!(all.found(id, one), Seen::Back);
-        assert_eq!(all.found(id, one), Seen::Same);
+        assert_eq!((all.found(id, one), all.replaced()), (Seen::Back, 3));
+        assert_eq!((all.found(id, one), all.replaced()), (Seen::Same, 3));
         assert!(all.is_gone(NodeId(3)));
         assert_eq!(all.found(NodeId(3), one), Seen::Back);
     }

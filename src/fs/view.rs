@@ -236,18 +236,24 @@ impl ServedView {
     /// the store path that is in place.
     fn stat_below(&self, parent: NodeId, dir: &[u8], name: &[u8]) -> Result<Stat, FsError> {
         for _ in 0..ATTEMPTS {
+            let replaced = self.on_disk.replaced();
             let error = match self.backing.stat(Place { parent, dir, name }) {
-                Ok(stat) => return Ok(stat),
+                Ok(stat) => return Ok(self.steady(replaced, stat)),
                 Err(error @ BackingError::Host(_)) => return Err(error.into()),
                 Err(error @ BackingError::Absent { .. }) => error,
             };
             match self.top(dir)? {
-                Seen::Same => return Err(error.into()),
+                Seen::Same if self.on_disk.replaced() == replaced => return Err(error.into()),
                 Seen::First => return Err(FsError::AbsentNow),
-                Seen::Back | Seen::Replaced => {}
+                Seen::Same | Seen::Back | Seen::Replaced => {}
             }
         }
         Err(FsError::AbsentNow)
+    }
+
+    /// `stat`, not to be cached if a member has been replaced since there were `replaced`.
+    fn steady(&self, replaced: u64, stat: Stat) -> Stat {
+        Stat { settled: stat.settled && self.on_disk.replaced() == replaced, ..stat }
     }
 
     /// Counts one look-up of `name` in `parent`, giving it the node of another name of the same file if there is one.
@@ -347,7 +353,8 @@ impl ServedView {
         if id == ROOT {
             return Ok(Node { id, stat: root::stat(&self.trie.members()) });
         }
-        self.at(id, |place| Ok(Node { id, stat: self.backing.stat(place)? }))
+        let replaced = self.on_disk.replaced();
+        self.at(id, |place| Ok(Node { id, stat: self.steady(replaced, self.backing.stat(place)?) }))
     }
 
     /// Target of the symbolic link `id`.
@@ -395,12 +402,14 @@ impl ServedView {
             return Err(FsError::AbsentNow);
         }
         let mut records = Vec::new();
-        let answer = self
-            .backing
-            .list(id, &path, offset, |entry| self.list_entry(id, parent, entry, &mut records, &mut each));
+        let replaced = self.on_disk.replaced();
+        let answer = self.backing.list(id, &path, offset, |entry| {
+            let stat = entry.stat.map(|stat| self.steady(replaced, stat));
+            self.list_entry(id, parent, DirEntry { stat, ..entry }, &mut records, &mut each)
+        });
         self.record(&records);
         match answer {
-            Ok(settled) => Ok(settled),
+            Ok(settled) => Ok(settled && self.on_disk.replaced() == replaced),
             Err(BackingError::Absent { .. }) => {
                 self.top(&path)?;
                 Err(FsError::AbsentNow)

@@ -64,13 +64,21 @@ impl Kernel {
         all
     }
 
+    /// Something in the first member is not as it should be, or was not a moment ago.
+    fn change(&mut self) {
+        (self.damaged, self.exact) = (true, false);
+        // A position is the number of names before it: it means another name when names come or go.
+        self.streams.iter_mut().for_each(|stream| stream.believed = false);
+    }
+
     /// Removes a file and lets its directory look as if nothing had happened.
     pub(super) fn damage(&mut self, file: Pick) {
         let files = self.first_names();
         let victim = self.store.join(MEMBERS[0]).join(&files[choose(file, files.len()).unwrap()]);
         if self.repair.is_none() && std::fs::remove_file(&victim).is_ok() {
             settle(victim.parent().unwrap());
-            (self.damaged, self.exact) = (true, false);
+            self.change();
+            self.lost.insert(victim);
         }
     }
 
@@ -81,7 +89,7 @@ impl Kernel {
         let remove_half = |top: &Path, files: &[PathBuf]| {
             files.iter().step_by(2).for_each(|file| drop(std::fs::remove_file(top.join(file))));
         };
-        (self.damaged, self.exact) = (true, false);
+        self.change();
         let copy = |half: bool| {
             for file in self.first_names().iter().skip(usize::from(half) * 3) {
                 let (from, to) = (self.intact.join(MEMBERS[0]).join(file), top.join(file));
@@ -114,6 +122,7 @@ impl Kernel {
         self.view.check_member(MEMBERS[0].as_bytes());
         if end {
             self.damaged = false;
+            self.lost.clear();
         }
     }
 

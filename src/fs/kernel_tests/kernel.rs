@@ -89,6 +89,8 @@ pub(super) struct Kernel {
     pub(super) repair: Option<(usize, bool)>,
     /// Whether something of the first member is not as it should be.
     pub(super) damaged: bool,
+    /// Files that were lost before any repair: a directory that lacks one looks finished.
+    pub(super) lost: BTreeSet<PathBuf>,
     /// Names that the kernel has cached as absent.
     pub(super) absent: BTreeSet<(u32, String)>,
     pub(super) shown: BTreeSet<usize>,
@@ -132,6 +134,7 @@ impl Kernel {
             fault: None,
             repair: None,
             damaged: false,
+            lost: BTreeSet::new(),
             absent: BTreeSet::new(),
             shown: BTreeSet::new(),
             epoch: 0,

@@ -41,12 +41,9 @@ impl Kernel {
                 answer
             );
             if answer == Err(FsError::Absent) {
-                prop_assert!(
-                    !should_be || self.repair.is_none(),
-                    "{:?} in {:?} is cached as absent",
-                    name,
-                    place
-                );
+                let lost =
+                    place.as_ref().is_some_and(|dir| self.lost.contains(&self.physical(dir).join(name)));
+                prop_assert!(!should_be || lost, "{:?} in {:?} is cached as absent", name, place);
                 self.absent.insert((dir, name.to_owned()));
             }
             return Ok(());
