@@ -13,6 +13,9 @@
 //!                   kind 4, a node is open through the server: 8 bytes id, 4 bytes 0
 //!                   kind 5, no more:                       8 bytes id, 4 bytes 0
 //!                   kind 6, ids below this one were handed out: 8 bytes id, 4 bytes 0
+//!                   kind 7, the object that a member is, of which the kernel may have cached something:
+//!                           8 bytes id, 8 bytes seconds, 4 bytes nanoseconds of its birth; or its inode
+//!                           number in place of the seconds, and 2^32 - 1
 //! ```
 //!
 //! Hard points:
@@ -37,6 +40,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::RwLock;
 
+use crate::backing::Identity;
 use crate::trie::{NodeId, NodeRecord};
 
 const MAGIC: &[u8; 8] = b"nsfsnode";
@@ -58,6 +62,9 @@ const KIND_BACKING_ENDED: u8 = 3;
 const KIND_CACHED: u8 = 4;
 const KIND_CACHED_ENDED: u8 = 5;
 const KIND_NEXT: u8 = 6;
+const KIND_MEMBER: u8 = 7;
+/// In place of nanoseconds: what stands before is an inode number.
+const INODE: u32 = u32::MAX;
 /// A payload is at most a node with a name of 1024 bytes (`FUSE_NAME_MAX`, Linux `fs/fuse/fuse_i.h`).
 const PAYLOAD_MAX: usize = 16 + 1024;
 /// Below this size a journal is not worth rewriting.
@@ -105,6 +112,8 @@ pub enum Record {
     CachedEnded(NodeId),
     /// Ids below this one were handed out, though nothing may be known of them.
     Next(NodeId),
+    /// What a member is on disk; whatever the kernel has cached of it is of this object.
+    Member(NodeId, Identity),
 }
 
 /// A journal open for appending; any thread may append.
@@ -329,6 +338,16 @@ fn encode(record: &Record, out: &mut Vec<u8>) {
         Record::Cached(id) => encode_backing(KIND_CACHED, *id, 0, out),
         Record::CachedEnded(id) => encode_backing(KIND_CACHED_ENDED, *id, 0, out),
         Record::Next(id) => encode_backing(KIND_NEXT, *id, 0, out),
+        Record::Member(id, identity) => {
+            let (value, nanoseconds) = match *identity {
+                Identity::Born((seconds, nanoseconds)) => (seconds.cast_unsigned(), nanoseconds),
+                Identity::Inode(inode) => (inode, INODE),
+            };
+            out.extend_from_slice(&[KIND_MEMBER, MARK, 20, 0]);
+            out.extend_from_slice(&id.0.to_le_bytes());
+            out.extend_from_slice(&value.to_le_bytes());
+            out.extend_from_slice(&nanoseconds.to_le_bytes());
+        }
     }
     if let Some((place, rest)) = out.get_mut(start..).and_then(|r| r.split_first_chunk_mut::<4>()) {
         *place = crc32fast::hash(rest).to_le_bytes();
@@ -370,7 +389,7 @@ fn parse(bytes: &[u8]) -> Parsed {
     };
     let [c0, c1, c2, c3, kind, mark, l0, l1] = *head;
     let len = usize::from(u16::from_le_bytes([l0, l1]));
-    if mark != MARK || len > PAYLOAD_MAX || !(KIND_NODE..=KIND_NEXT).contains(&kind) {
+    if mark != MARK || len > PAYLOAD_MAX || !(KIND_NODE..=KIND_MEMBER).contains(&kind) {
         return Parsed::Bad;
     }
     let Some(payload) = rest.get(..len) else {
@@ -389,6 +408,14 @@ fn parse(bytes: &[u8]) -> Parsed {
     let record = match kind {
         KIND_NODE => payload.split_first_chunk::<8>().map(|(parent, name)| {
             Record::Node(NodeRecord { id, parent: NodeId(u64::from_le_bytes(*parent)), name: name.into() })
+        }),
+        KIND_MEMBER => payload.split_first_chunk::<8>().and_then(|(value, nanoseconds)| {
+            let value = u64::from_le_bytes(*value);
+            let identity = match u32::from_le_bytes(nanoseconds.try_into().ok()?) {
+                INODE => Identity::Inode(value),
+                nanoseconds => Identity::Born((value.cast_signed(), nanoseconds)),
+            };
+            Some(Record::Member(id, identity))
         }),
         _ => <[u8; 4]>::try_from(payload).ok().map(u32::from_le_bytes).map(|number| match kind {
             KIND_BACKING => Record::Backing(id, number),
@@ -426,12 +453,14 @@ mod tests {
                                                  torn in any::<prop::sample::Index>(), cut in any::<prop::sample::Index>()) {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("nodes");
-            let records: Vec<_> = (0..).zip(&names).map(|(n, name)| match name.len() % 9 {
+            let records: Vec<_> = (0..).zip(&names).map(|(n, name)| match name.len() % 12 {
                 0 => Record::Backing(NodeId(n), n as u32),
                 1 => Record::BackingEnded(NodeId(n), n as u32),
                 2 => Record::Cached(NodeId(n)),
                 3 => Record::CachedEnded(NodeId(n)),
                 4 => Record::Next(NodeId(n)),
+                5 => Record::Member(NodeId(n), Identity::Born((-5, n as u32))),
+                6 => Record::Member(NodeId(n), Identity::Inode(u64::MAX - n)),
                 _ => node(n, name),
             }).collect();
             let torn = torn.index(records.len());

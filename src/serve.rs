@@ -33,7 +33,7 @@ use rustix::fs::FlockOperation;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::Resource;
 
-use crate::backing::Backing;
+use crate::backing::{Backing, Identity};
 use crate::closure::View;
 use crate::fs::{Counts, MemberWatch, Missed, Registrations, ServedView, Stale, StoreFs};
 use crate::handshake::{self, Io};
@@ -134,11 +134,13 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: UnixStream) -> Res
     backing.check().map_err(|error| ServeError::Store(error.into()))?;
     let registrations = || Arc::new(Registrations::new(std::process::id()));
     let registrations = (start.agreement.io == Io::Passthrough).then(registrations);
-    let journal = open_journal(&start, &trie, registrations.as_deref())?;
+    let mut members = Vec::new();
+    let journal = open_journal(&start, &trie, registrations.as_deref(), &mut members)?;
     let serving = Report::Serving { epoch: start.epoch, restored: trie.len(), journal: journal.is_some() };
     let (stale, stale_nodes) = mpsc::channel();
     let view = ServedView::new(trie.clone(), backing, journal, registrations).invalidating(stale);
     let view = Arc::new(view);
+    members.into_iter().for_each(|(member, identity)| view.restore_member(member, identity));
     let fresh = trie.prepare(&start.view);
     view.record(&fresh.into_iter().map(Record::Node).collect::<Vec<_>>());
     trie.switch(&start.view, start.epoch);
@@ -258,8 +260,8 @@ struct Job {
     names: Vec<Box<[u8]>>,
     /// Attributes, pages and listings of nodes.
     nodes: Vec<NodeId>,
-    /// Dropped when it is done; none: nobody waits.
-    _done: Option<mpsc::Sender<()>>,
+    /// Dropped when it is done.
+    _done: mpsc::Sender<()>,
 }
 
 /// The thread that has the kernel forget names.
@@ -273,26 +275,23 @@ impl Invalidator {
             return;
         }
         let names = names.iter().map(|name| name.as_str().as_bytes().into()).collect();
+        let _ = self.begin(names, Vec::new()).recv();
+    }
+
+    /// Has the kernel forget `names` at the root, and then what it has cached of `nodes`. Nothing can be received from
+    /// what this returns, but it is closed when that is done.
+    fn begin(&self, names: Vec<Box<[u8]>>, nodes: Vec<NodeId>) -> mpsc::Receiver<()> {
         let (done, is_done) = mpsc::channel();
-        self.send(Job { names, nodes: Vec::new(), _done: Some(done) });
-        let _ = is_done.recv();
-    }
-
-    /// Has the kernel forget `name` at the root, and then what it has cached of `nodes`, some time.
-    fn later(&self, name: Box<[u8]>, nodes: Vec<NodeId>) {
-        self.send(Job { names: vec![name], nodes, _done: None });
-    }
-
-    fn send(&self, job: Job) {
         // The thread ends with the process only.
-        let _ = self.0.send(job);
+        let _ = self.0.send(Job { names, nodes, _done: done });
+        is_done
     }
 }
 
 /// Passes on what the kernel is not to have cached. The threads that notify it do nothing with the view themselves: see
 /// [`spawn_notifier`].
 fn follow_stale(
-    view: &ServedView,
+    view: &Arc<ServedView>,
     stale: &mpsc::Receiver<Stale>,
     dirtied: &mpsc::Sender<NodeId>,
     invalidator: &Invalidator,
@@ -303,8 +302,15 @@ fn follow_stale(
                 let _ = dirtied.send(node);
             }
             Stale::Member(member) => {
-                if let Some((name, nodes)) = view.forget_replaced(member) {
-                    invalidator.later(name, nodes);
+                let Some((name, nodes)) = view.forget_replaced(member) else { continue };
+                let (view, is_done) = (view.clone(), invalidator.begin(vec![name], nodes));
+                // Rare, and the kernel may wait for a reader meanwhile.
+                let recorded = spawn("replaced", move || {
+                    let _ = is_done.recv();
+                    view.invalidated(member);
+                });
+                if let Err(error) = recorded {
+                    tracing::debug!(%error, "the next server will invalidate this store path again");
                 }
             }
         }
@@ -334,12 +340,14 @@ fn open_journal(
     start: &Start,
     trie: &PathTrie,
     registrations: Option<&Registrations>,
+    members: &mut Vec<(NodeId, Identity)>,
 ) -> Result<Option<Arc<Journal>>, ServeError> {
     let Some(path) = &start.journal else { return Ok(None) };
     if start.resume {
         let journal = Journal::resume(path, |record| match record {
             Record::Node(node) => trie.restore(&node),
             Record::Next(id) => trie.restore_next(id),
+            Record::Member(member, identity) => members.push((member, identity)),
             record => {
                 registrations.inspect(|all| all.restore(&record));
             }

@@ -4,6 +4,10 @@
 //! (inotify(7)) for those whose names change. What the kernel has cached of a damaged member would stay for ever
 //! otherwise, as nobody asks again for it.
 //!
+//! Invariant: what the journal holds of a member is an object that everything which the kernel has cached of it belongs to.
+//! So it is written before the first answer about a member, and after what was cached of an earlier object has been
+//! invalidated. A server that finds another object there than the journal says invalidates, whenever it was replaced.
+//!
 //! Hard points:
 //! 1. The store of a busy host changes many times a second: a name that is no member costs a look at the table of names.
 //! 2. Where the directory cannot be watched (no `/proc`, a file system of another machine) a member that was replaced
@@ -35,6 +39,8 @@ struct Last {
     /// None: it was never there.
     identity: Option<Identity>,
     gone: bool,
+    /// The object that the kernel may have cached something of: what the journal holds.
+    cached: Option<Identity>,
 }
 
 /// Whether a member is the object that it was.
@@ -50,12 +56,36 @@ pub(super) enum Seen {
 }
 
 impl MembersOnDisk {
+    /// What an earlier server knew.
+    pub(super) fn restore(&self, id: NodeId, identity: Identity) {
+        let identity = Some(identity);
+        self.last.lock().insert(id, Last { identity, gone: false, cached: identity });
+    }
+
+    /// The kernel has cached nothing, from now on, but of what the member `id` is. Returns what that is.
+    pub(super) fn is_cached(&self, id: NodeId) -> Option<Identity> {
+        let mut all = self.last.lock();
+        let last = all.get_mut(&id)?;
+        last.cached = last.identity;
+        last.cached
+    }
+
+    /// What the kernel may have cached something of.
+    pub(super) fn for_each_cached(&self, mut each: impl FnMut(NodeId, Identity)) {
+        for (id, last) in self.last.lock().iter() {
+            last.cached.inspect(|identity| each(*id, *identity));
+        }
+    }
+
     /// The member `id` is there, and is this object.
     pub(super) fn found(&self, id: NodeId, identity: Identity) -> Seen {
         let mut last = self.last.lock();
-        let seen = match last.insert(id, Last { identity: Some(identity), gone: false }) {
+        let cached = last.get(&id).and_then(|last| last.cached);
+        let seen = match last.insert(id, Last { identity: Some(identity), gone: false, cached }) {
             None => return Seen::First,
-            Some(Last { identity: Some(before), gone: false }) if before == identity => return Seen::Same,
+            Some(Last { identity: Some(before), gone: false, .. }) if before == identity => {
+                return Seen::Same;
+            }
             Some(Last { gone: true, .. }) => Seen::Back,
             Some(_) => Seen::Replaced,
         };
@@ -73,7 +103,7 @@ impl MembersOnDisk {
     /// The member `id` is not there; returns whether that is news.
     pub(super) fn is_gone(&self, id: NodeId) -> bool {
         let mut all = self.last.lock();
-        let last = all.entry(id).or_insert(Last { identity: None, gone: false });
+        let last = all.entry(id).or_insert(Last { identity: None, gone: false, cached: None });
         !std::mem::replace(&mut last.gone, true)
     }
 }
@@ -145,5 +175,25 @@ mod tests {
         assert_eq!((all.found(id, one), all.replaced()), (Seen::Same, 3));
         assert!(all.is_gone(NodeId(3)));
         assert_eq!(all.found(NodeId(3), one), Seen::Back);
+    }
+
+    /// A server that is killed before the kernel's caches are invalidated leaves that to the next one.
+    #[test]
+    fn what_the_kernel_has_cached_is_what_it_was_until_it_is_invalidated() {
+        let (all, id) = (MembersOnDisk::default(), NodeId(2));
+        let (one, other) = (Identity::Born((1, 1)), Identity::Inode(2));
+        let cached = |all: &MembersOnDisk| {
+            let mut cached = Vec::new();
+            all.for_each_cached(|id, identity| cached.push((id, identity)));
+            cached
+        };
+        assert_eq!(all.found(id, one), Seen::First);
+        assert_eq!((all.is_cached(id), cached(&all)), (Some(one), vec![(id, one)]));
+        assert_eq!((all.found(id, other), cached(&all)), (Seen::Replaced, vec![(id, one)]));
+        let next = MembersOnDisk::default();
+        cached(&all).into_iter().for_each(|(id, identity)| next.restore(id, identity));
+        assert_eq!(next.found(id, other), Seen::Replaced);
+        assert_eq!((all.is_cached(id), cached(&all)), (Some(other), vec![(id, other)]));
+        assert_eq!(all.is_cached(NodeId(3)), None);
     }
 }

@@ -160,7 +160,7 @@ impl Registrations {
                     table.nodes.remove(&node);
                 }
             }
-            Record::Node(_) | Record::Next(_) => {}
+            Record::Node(_) | Record::Next(_) | Record::Member(..) => {}
         }
     }
 

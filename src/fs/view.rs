@@ -30,7 +30,7 @@ use super::Registrations;
 use super::links::Links;
 use super::members::{MembersOnDisk, Seen};
 use super::root::{self, DOT, DOTS, EPOCHS, Position};
-use crate::backing::{Backing, BackingError, DirEntry, Place, Read, Stat};
+use crate::backing::{Backing, BackingError, DirEntry, Identity, Place, Read, Stat};
 use crate::journal::{Journal, Record};
 use crate::sys;
 use crate::trie::{Entered, NodeId, NodeRecord, PathTrie, ROOT};
@@ -171,6 +171,18 @@ impl ServedView {
         }
     }
 
+    /// Takes over from an earlier server what a member was.
+    pub fn restore_member(&self, id: NodeId, identity: Identity) {
+        self.on_disk.restore(id, identity);
+    }
+
+    /// The kernel has cached nothing of what `member` was before.
+    pub fn invalidated(&self, member: NodeId) {
+        if let Some(identity) = self.on_disk.is_cached(member) {
+            self.record(&[Record::Member(member, identity)]);
+        }
+    }
+
     /// What the kernel reads by itself, if it may.
     #[must_use]
     pub fn registrations(&self) -> Option<&Arc<Registrations>> {
@@ -292,7 +304,11 @@ impl ServedView {
             Ok(stat) => {
                 let seen = self.on_disk.found(id, stat.identity);
                 match seen {
-                    Seen::First | Seen::Same => return Ok((stat, seen)),
+                    Seen::Same => return Ok((stat, seen)),
+                    Seen::First => {
+                        self.invalidated(id);
+                        return Ok((stat, seen));
+                    }
                     Seen::Back => {
                         tracing::info!(path = %String::from_utf8_lossy(name), "a store path of the closure is back")
                     }
@@ -528,6 +544,7 @@ impl ServedView {
             });
             // After the nodes: whatever was handed out before is not given again, known or not.
             put(&Record::Next(self.trie.next()));
+            self.on_disk.for_each_cached(|id, identity| put(&Record::Member(id, identity)));
             if let Some(registrations) = &self.registrations {
                 registrations.for_each(|record| put(&record));
             }

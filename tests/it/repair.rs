@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use crate::util::DEADLINE;
 use crate::util::program::Program;
+use crate::util::service::{Service, Victim};
 use crate::util::store::{Member, NixStore};
 use crate::util::tree;
 
@@ -227,6 +228,122 @@ fn every_name_is_there_after_repairs_under_readers() {
         }
         let mut first = [0; 4];
         held.read_exact_at(&mut first, 0).unwrap_or_else(|error| panic!("round {round}: held: {error}"));
+    }
+}
+
+/// How Nix repairs.
+#[derive(Clone, Copy, Debug)]
+enum Repair {
+    /// A path that can be fetched or added: it is deleted and written in place (`LocalStore::addToStore`).
+    InPlace,
+    /// A path that is built again (`replaceValidPath`).
+    Renaming,
+}
+
+impl Damaged {
+    /// A store path that has lost a file and the end of another, in which everything looks finished.
+    fn seriously() -> Self {
+        let store = NixStore::new();
+        let member = store.add("damaged", &[], |path| {
+            build(path, "old copy of");
+            fs::remove_file(path.join("d/file-3")).unwrap();
+            fs::write(path.join("e/f/file-5"), "old").unwrap();
+            std::os::unix::fs::symlink("old", path.join("link")).unwrap();
+        });
+        Self { store, member }
+    }
+
+    fn repair(&self, how: Repair) {
+        let copy = self.new_copy("a longer and new copy of");
+        match how {
+            Repair::InPlace => {
+                fs::remove_dir_all(self.real()).unwrap();
+                let copied = std::process::Command::new("cp").arg("-a").args([&copy, &self.real()]).status();
+                assert!(copied.unwrap().success());
+                writable(&copy);
+                fs::remove_dir_all(copy).unwrap();
+            }
+            Repair::Renaming => {
+                self.set_aside();
+                self.put_in_place(&copy);
+                self.delete_old(|| ());
+            }
+        }
+    }
+
+    /// Until the view shows the store path as it is: nobody asks for a reload.
+    fn wait_until_shown(&self, view: &Path) {
+        let walk = |base: &Path| tree::walk(base, &self.member.base);
+        let until = Instant::now() + DEADLINE;
+        while walk(view) != walk(&self.store.physical()) {
+            if Instant::now() > until {
+                tree::assert_same(&walk(&self.store.physical()), &walk(view));
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+}
+
+/// Everything is in the kernel's caches, absences as well; a file and a directory are held.
+fn cache(seen: &Path) -> [File; 2] {
+    assert_eq!(fs::metadata(seen.join("d/file-3")).unwrap_err().kind(), std::io::ErrorKind::NotFound);
+    assert_eq!(fs::read_to_string(seen.join("e/f/file-5")).unwrap(), "old");
+    assert_eq!(fs::read_link(seen.join("link")).unwrap(), Path::new("old"));
+    ["e/f/file-5", "d"].map(|name| File::open(seen.join(name)).unwrap())
+}
+
+fn damage_does_not_outlive_its_repair(io: &str) {
+    for how in [Repair::InPlace, Repair::Renaming] {
+        let damaged = Damaged::seriously();
+        let arguments = ["--system", &damaged.member.path, "--io", io];
+        let view = Program::on(&damaged.store).args(arguments).mount();
+        let seen = view.path().join(&damaged.member.base);
+        tree::assert_same(
+            &tree::walk(&damaged.store.physical(), &damaged.member.base),
+            &tree::walk(view.path(), &damaged.member.base),
+        );
+        let held = cache(&seen);
+        damaged.repair(how);
+        // With passthrough a file that is open is the old one until it is closed, for whoever opens it.
+        if io == "passthrough" {
+            drop(held);
+        }
+        damaged.wait_until_shown(view.path());
+        assert_eq!(fs::read_to_string(seen.join("d/file-3")).unwrap(), "a longer and new copy of 3\n");
+    }
+}
+
+/// What the kernel has cached of a damaged store path is dropped when it is repaired: names, sizes, bytes, absences,
+/// listings, link targets.
+#[test]
+fn damage_does_not_outlive_its_repair_with_io_cached() {
+    need!(Root, Fuse, Nix);
+    damage_does_not_outlive_its_repair("cached");
+}
+
+/// The same with passthrough.
+#[test]
+fn damage_does_not_outlive_its_repair_with_io_passthrough() {
+    need!(Root, Fuse, Nix, Passthrough);
+    damage_does_not_outlive_its_repair("passthrough");
+}
+
+/// A repair that no server has seen is noticed by the next one.
+#[test]
+fn a_repair_between_two_servers_is_noticed() {
+    need!(Root, Fuse, Nix);
+    for how in [Repair::InPlace, Repair::Renaming] {
+        let damaged = Damaged::seriously();
+        let mut service = Service::new(&damaged.store).with(["--system", &damaged.member.path]);
+        service.start_ready();
+        let seen = service.path().join(&damaged.member.base);
+        tree::walk(service.path(), &damaged.member.base);
+        let _held = cache(&seen);
+        service.kill(Victim::Both);
+        damaged.repair(how);
+        service.start_ready();
+        damaged.wait_until_shown(service.path());
+        service.stop();
     }
 }
 

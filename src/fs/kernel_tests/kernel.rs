@@ -370,14 +370,16 @@ impl Kernel {
 
     pub(super) fn kill(&mut self, lost: usize) {
         self.forgets.drain(..lost.min(self.forgets.len()));
-        let trie = Arc::new(PathTrie::new());
+        let (trie, mut members) = (Arc::new(PathTrie::new()), Vec::new());
         let journal = Journal::resume(&self.scratch.path().join("nodes"), |record| match record {
             Record::Node(node) => trie.restore(&node),
             Record::Next(id) => trie.restore_next(id),
+            Record::Member(member, identity) => members.push((member, identity)),
             _ => {}
         })
         .unwrap();
         (self.view, self.stale) = serve(&self.store, trie, Arc::new(journal));
+        members.into_iter().for_each(|(member, identity)| self.view.restore_member(member, identity));
         (self.killed, self.exact) = (true, false);
         self.switch(self.shown.clone());
         self.view.check_members();
@@ -397,6 +399,7 @@ impl Kernel {
             let Stale::Member(member) = stale else { continue };
             let (name, _) = self.view.forget_replaced(member).unwrap();
             let name = String::from_utf8(name.into()).unwrap();
+            self.view.invalidated(member);
             if let Some(dentry) = self.child(TOP, &name) {
                 self.invalidate(dentry);
             }
