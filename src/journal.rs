@@ -16,6 +16,8 @@
 //!                   kind 7, the object that a member is, of which the kernel may have cached something:
 //!                           8 bytes id, 8 bytes seconds, 4 bytes nanoseconds of its birth; or its inode
 //!                           number in place of the seconds, and 2^32 - 1
+//!                   kind 8, a member was replaced, and the nodes in it that were written before are of an object
+//!                           that is no more: 8 bytes id, 4 bytes 0
 //! ```
 //!
 //! Hard points:
@@ -63,6 +65,7 @@ const KIND_CACHED: u8 = 4;
 const KIND_CACHED_ENDED: u8 = 5;
 const KIND_NEXT: u8 = 6;
 const KIND_MEMBER: u8 = 7;
+const KIND_REPLACED: u8 = 8;
 /// In place of nanoseconds: what stands before is an inode number.
 const INODE: u32 = u32::MAX;
 /// A payload is at most a node with a name of 1024 bytes (`FUSE_NAME_MAX`, Linux `fs/fuse/fuse_i.h`).
@@ -114,6 +117,8 @@ pub enum Record {
     Next(NodeId),
     /// What a member is on disk; whatever the kernel has cached of it is of this object.
     Member(NodeId, Identity),
+    /// A member was replaced on disk: names in it have other nodes than those written before.
+    Replaced(NodeId),
 }
 
 /// A journal open for appending; any thread may append.
@@ -183,6 +188,12 @@ impl Journal {
                 return Ok(journal);
             }
         }
+    }
+
+    /// Whether nodes may have been handed out that are not in here.
+    #[must_use]
+    pub fn has_losses(&self) -> bool {
+        self.losses.load(Ordering::Relaxed) > 0
     }
 
     /// How far behind the last id in the journal the first new one has to be.
@@ -338,6 +349,7 @@ fn encode(record: &Record, out: &mut Vec<u8>) {
         Record::Cached(id) => encode_backing(KIND_CACHED, *id, 0, out),
         Record::CachedEnded(id) => encode_backing(KIND_CACHED_ENDED, *id, 0, out),
         Record::Next(id) => encode_backing(KIND_NEXT, *id, 0, out),
+        Record::Replaced(id) => encode_backing(KIND_REPLACED, *id, 0, out),
         Record::Member(id, identity) => {
             let (value, nanoseconds) = match *identity {
                 Identity::Born((seconds, nanoseconds)) => (seconds.cast_unsigned(), nanoseconds),
@@ -389,7 +401,7 @@ fn parse(bytes: &[u8]) -> Parsed {
     };
     let [c0, c1, c2, c3, kind, mark, l0, l1] = *head;
     let len = usize::from(u16::from_le_bytes([l0, l1]));
-    if mark != MARK || len > PAYLOAD_MAX || !(KIND_NODE..=KIND_MEMBER).contains(&kind) {
+    if mark != MARK || len > PAYLOAD_MAX || !(KIND_NODE..=KIND_REPLACED).contains(&kind) {
         return Parsed::Bad;
     }
     let Some(payload) = rest.get(..len) else {
@@ -422,6 +434,7 @@ fn parse(bytes: &[u8]) -> Parsed {
             KIND_BACKING_ENDED => Record::BackingEnded(id, number),
             KIND_CACHED => Record::Cached(id),
             KIND_CACHED_ENDED => Record::CachedEnded(id),
+            KIND_REPLACED => Record::Replaced(id),
             _ => Record::Next(id),
         }),
     };
@@ -461,6 +474,7 @@ mod tests {
                 4 => Record::Next(NodeId(n)),
                 5 => Record::Member(NodeId(n), Identity::Born((-5, n as u32))),
                 6 => Record::Member(NodeId(n), Identity::Inode(u64::MAX - n)),
+                7 => Record::Replaced(NodeId(n)),
                 _ => node(n, name),
             }).collect();
             let torn = torn.index(records.len());

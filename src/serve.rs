@@ -41,7 +41,7 @@ use crate::idle::Flow;
 use crate::journal::{Journal, JournalError, Record};
 use crate::store::StorePath;
 use crate::sys;
-use crate::trie::{NodeId, PathTrie, ROOT};
+use crate::trie::{NodeId, NodeRecord, PathTrie, ROOT};
 use crate::wire::{self, Order, Report, Start};
 
 /// Why a server ends before its mount.
@@ -136,6 +136,11 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: UnixStream) -> Res
     let registrations = (start.agreement.io == Io::Passthrough).then(registrations);
     let mut members = Vec::new();
     let journal = open_journal(&start, &trie, registrations.as_deref(), &mut members)?;
+    let mut unsettled = start.invalidate.clone();
+    if start.resume && journal.as_ref().is_some_and(|journal| journal.has_losses()) {
+        // The kernel may know nodes that nobody knows: it has to ask again for all names, and gets others.
+        unsettled.extend(start.view.names().cloned());
+    }
     let serving = Report::Serving { epoch: start.epoch, restored: trie.len(), journal: journal.is_some() };
     let (stale, stale_nodes) = mpsc::channel();
     let view = ServedView::new(trie.clone(), backing, journal, registrations).invalidating(stale);
@@ -194,7 +199,7 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: UnixStream) -> Res
     spawn("orders", {
         let view = view.clone();
         move || {
-            invalidator.names(start.invalidate);
+            invalidator.names(unsettled);
             reporter.report(&serving);
             follow_orders(&monitor, &reporter, &view, &invalidator);
         }
@@ -258,8 +263,8 @@ fn spawn_notifier(name: &str, device: RawFd, work: impl FnOnce() + Send + 'stati
 struct Job {
     /// Names at the root; its listing goes as well.
     names: Vec<Box<[u8]>>,
-    /// Attributes, pages and listings of nodes.
-    nodes: Vec<NodeId>,
+    /// Nodes by their names, then their attributes, pages and listings.
+    nodes: Vec<NodeRecord>,
     /// Dropped when it is done.
     _done: mpsc::Sender<()>,
 }
@@ -280,7 +285,7 @@ impl Invalidator {
 
     /// Has the kernel forget `names` at the root, and then what it has cached of `nodes`. Nothing can be received from
     /// what this returns, but it is closed when that is done.
-    fn begin(&self, names: Vec<Box<[u8]>>, nodes: Vec<NodeId>) -> mpsc::Receiver<()> {
+    fn begin(&self, names: Vec<Box<[u8]>>, nodes: Vec<NodeRecord>) -> mpsc::Receiver<()> {
         let (done, is_done) = mpsc::channel();
         // The thread ends with the process only.
         let _ = self.0.send(Job { names, nodes, _done: done });
@@ -348,6 +353,7 @@ fn open_journal(
             Record::Node(node) => trie.restore(&node),
             Record::Next(id) => trie.restore_next(id),
             Record::Member(member, identity) => members.push((member, identity)),
+            Record::Replaced(member) => drop(trie.detach(member)),
             record => {
                 registrations.inspect(|all| all.restore(&record));
             }
@@ -425,8 +431,12 @@ fn switch(view: &ServedView, invalidator: &Invalidator, next: &View, epoch: u32)
 /// Makes the kernel ask again for names at the root and for the root's listing, then for what it has cached of nodes.
 fn invalidate(notifier: &Notifier, job: &Job) {
     // ENOENT, the kernel has cached nothing of the kind, is no error and is not given by the library.
-    let entries = job.names.iter().map(|name| notifier.inval_entry(INodeNo(ROOT.0), OsStr::from_bytes(name)));
-    let nodes = [ROOT].iter().chain(&job.nodes).map(|node| notifier.inval_inode(INodeNo(node.0), 0, 0));
+    let at_root = job.names.iter().map(|name| (ROOT, name));
+    let entries = at_root.chain(job.nodes.iter().map(|node| (node.parent, &node.name)));
+    let entries =
+        entries.map(|(parent, name)| notifier.inval_entry(INodeNo(parent.0), OsStr::from_bytes(name)));
+    let nodes = [ROOT].into_iter().chain(job.nodes.iter().map(|node| node.id));
+    let nodes = nodes.map(|node| notifier.inval_inode(INodeNo(node.0), 0, 0));
     for answer in entries.chain(nodes) {
         if let Err(error) = answer {
             tracing::warn!(%error, "the kernel may show the old view for a name");

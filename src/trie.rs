@@ -9,6 +9,7 @@
 //! - A node's parent was handed out before the node itself, and its slot lives as long as the node's does: a slot goes
 //!   when the kernel holds neither the node nor anything whose path leads through it. So the path of every node that
 //!   the kernel holds can be given, in whatever order it forgets.
+//! - A name has one node at a time; it gets another one when its member is replaced on disk ([`PathTrie::detach`]).
 //! - A first-level node stays until the mount ends, also when its name is withdrawn: files open below it
 //!   stay readable, and nothing new can be looked up through it.
 //!
@@ -168,6 +169,22 @@ pub struct NodeRecord {
     pub name: Box<[u8]>,
 }
 
+/// What restores a trie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept<'a> {
+    /// A node: [`PathTrie::restore`].
+    Node {
+        /// The id handed out.
+        id: NodeId,
+        /// The node it lies in.
+        parent: NodeId,
+        /// Its name there.
+        name: &'a [u8],
+    },
+    /// What was restored so far of this member belongs to an object that is no more: [`PathTrie::detach`].
+    Replaced(NodeId),
+}
+
 /// What changed at the first level when a view was switched.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Switch {
@@ -268,7 +285,16 @@ impl Nodes {
         if parent == ROOT {
             self.tops.push(id);
         }
-        index.insert_unique(hash, id, rehash(chunks, hasher));
+        let same = |known: &NodeId| {
+            known_in(chunks, *known).is_some_and(|k| k.slot.parent() == parent && *k.name == *name)
+        };
+        match index.find_mut(hash, same) {
+            // Restored, of a path whose node was forgotten or replaced in between: the last one is meant.
+            Some(known) => *known = id.max(*known),
+            None => {
+                index.insert_unique(hash, id, rehash(chunks, hasher));
+            }
+        }
         self.next = self.next.max(id.0 + 1);
     }
 
@@ -525,17 +551,30 @@ impl PathTrie {
         Some(parts.join(&b'/'))
     }
 
-    /// The member `id` and every node in it that has a slot.
-    #[must_use]
-    pub fn below(&self, id: NodeId) -> Vec<NodeId> {
-        let nodes = self.nodes.read();
-        let all = nodes.chunks.iter().flat_map(|(number, chunk)| {
-            (0..)
-                .zip(&chunk.slots)
-                .filter(|(_, slot)| slot.is_some())
-                .map(move |(at, _)| NodeId(number * CHUNK + at))
-        });
-        all.filter(|node| nodes.member(*node).is_some_and(|(member, _)| member == id)).collect()
+    /// Another object is in the place of the member `id`: names in it get other nodes from now on. Returns the nodes that
+    /// they had, which live on for whoever holds them.
+    pub fn detach(&self, id: NodeId) -> Vec<NodeRecord> {
+        let mut nodes = self.nodes.write();
+        let nodes = &mut *nodes;
+        let mut detached = Vec::new();
+        for (number, chunk) in &nodes.chunks {
+            for (at, slot) in (0..).zip(&chunk.slots) {
+                let Some(Known { slot, name }) = slot.as_ref().and_then(|slot| chunk.known(slot)) else {
+                    continue;
+                };
+                let (node, parent) = (NodeId(number * CHUNK + at), slot.parent());
+                if node != id && nodes.member(node).is_some_and(|(member, _)| member == id) {
+                    detached.push(NodeRecord { id: node, parent, name: name.into() });
+                }
+            }
+        }
+        for node in &detached {
+            let hash = nodes.hash(node.parent, &node.name);
+            if let Ok(entry) = nodes.index.find_entry(hash, |known| *known == node.id) {
+                entry.remove();
+            }
+        }
+        detached
     }
 
     /// The node that `id` lies in; the root lies in itself.
@@ -566,22 +605,37 @@ impl PathTrie {
         self.len() == 0
     }
 
-    /// Calls `each` for every node known, parents before what lies in them.
-    ///
-    /// # Errors
-    /// The first error of `each` ends the walk.
-    pub fn for_each<E>(&self, mut each: impl FnMut(NodeId, NodeId, &[u8]) -> Result<(), E>) -> Result<(), E> {
+    /// Calls `each` with what restores this trie, in that order.
+    pub fn for_each(&self, mut each: impl FnMut(Kept<'_>)) {
         let nodes = self.nodes.read();
         let mut chunks: Vec<_> = nodes.chunks.iter().collect();
         chunks.sort_unstable_by_key(|(number, _)| **number);
-        for (number, chunk) in chunks {
-            for (at, slot) in (0..).zip(&chunk.slots) {
-                if let Some(Known { slot, name }) = slot.as_ref().and_then(|slot| chunk.known(slot)) {
-                    each(NodeId(number * CHUNK + at), slot.parent(), name)?;
-                }
+        let all = || {
+            chunks.iter().flat_map(|(number, chunk)| {
+                (0..).zip(&chunk.slots).filter_map(|(at, slot)| {
+                    let Known { slot, name } = chunk.known(slot.as_ref()?)?;
+                    let (id, parent) = (NodeId(**number * CHUNK + at), slot.parent());
+                    Some((id, parent, name, nodes.find(parent, name) == Some(id)))
+                })
+            })
+        };
+        let mut replaced = Vec::new();
+        for (id, parent, name, attached) in all() {
+            if parent == ROOT || !attached {
+                each(Kept::Node { id, parent, name });
+            }
+            if !attached {
+                replaced.extend(nodes.member(id).map(|(member, _)| member));
             }
         }
-        Ok(())
+        replaced.sort_unstable();
+        replaced.dedup();
+        replaced.into_iter().for_each(|member| each(Kept::Replaced(member)));
+        for (id, parent, name, attached) in all() {
+            if parent != ROOT && attached {
+                each(Kept::Node { id, parent, name });
+            }
+        }
     }
 }
 

@@ -97,10 +97,10 @@ proptest! {
                 }
                 Step::Resume => {
                     let next = PathTrie::new();
-                    trie.for_each(|id, parent, name| {
-                        next.restore(&NodeRecord { id, parent, name: name.into() });
-                        Ok::<_, ()>(())
-                    }).unwrap();
+                    trie.for_each(|kept| match kept {
+                        Kept::Node { id, parent, name } => next.restore(&NodeRecord { id, parent, name: name.into() }),
+                        Kept::Replaced(_) => unreachable!("nothing was replaced"),
+                    });
                     prop_assert!(next.switch(&view(&shown), 0).fresh.is_empty());
                     trie = next;
                     for known in model.values_mut() {
@@ -125,6 +125,55 @@ proptest! {
             }
         }
     }
+}
+
+/// Names in a member that was replaced get other nodes; the ones that they had keep their paths, and a restored trie
+/// tells the two apart as well.
+#[test]
+fn what_is_in_a_replaced_member_is_handed_out_again() {
+    let mut trie = PathTrie::new();
+    trie.switch(&view(&[1, 2].into()), 0);
+    let [top, other] = [0, 1].map(|at| trie.members().entries[at].1);
+    let enter = |trie: &PathTrie, parent, name: &[u8]| trie.enter(parent, name).unwrap().id;
+    let (dir, beside) = (enter(&trie, top, b"d"), enter(&trie, other, b"d"));
+    let file = enter(&trie, dir, b"f");
+    let mut detached: Vec<_> = trie.detach(top).into_iter().map(|node| (node.id, node.parent)).collect();
+    detached.sort();
+    assert_eq!(detached, [(dir, top), (file, dir)]);
+    let path = [member(1).as_str().as_bytes(), b"/d/f"].concat();
+    let new_dir = enter(&trie, top, b"d");
+    let new_file = enter(&trie, new_dir, b"f");
+    for round in 0..2 {
+        assert_eq!(
+            (trie.path(file), trie.path(new_file)),
+            (Some(path.clone()), Some(path.clone())),
+            "{round}"
+        );
+        assert!(new_dir != dir && new_file != file);
+        assert_eq!((trie.find(top, b"d"), trie.find(new_dir, b"f")), (Some(new_dir), Some(new_file)));
+        assert_eq!((trie.find(other, b"d"), trie.find(dir, b"f")), (Some(beside), None));
+        let next = PathTrie::new();
+        trie.for_each(|kept| match kept {
+            Kept::Node { id, parent, name } => next.restore(&NodeRecord { id, parent, name: name.into() }),
+            Kept::Replaced(member) => drop(next.detach(member)),
+        });
+        trie = next;
+    }
+}
+
+/// Whoever holds a node of a replaced member gives it back as any other.
+#[test]
+fn a_detached_node_goes_when_it_is_forgotten() {
+    let trie = PathTrie::new();
+    trie.switch(&view(&[1].into()), 0);
+    let top = trie.members().entries[0].1;
+    let dir = trie.enter(top, b"d").unwrap().id;
+    let file = trie.enter(dir, b"f").unwrap().id;
+    trie.detach(top);
+    let new = trie.enter(top, b"d").unwrap().id;
+    assert_eq!(trie.forget(dir, 1), []);
+    assert_eq!(trie.forget(file, 1), [file, dir]);
+    assert_eq!((trie.find(top, b"d"), trie.len()), (Some(new), 2));
 }
 
 #[test]

@@ -30,7 +30,7 @@ mod names;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use rustix::fs::{FileType, OFlags, SeekFrom, Statx, StatxFlags};
 use rustix::io::{Errno, ReadWriteFlags};
@@ -50,10 +50,12 @@ const STRETCH: usize = 4000;
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW);
 /// How a file is opened.
 const FILE: OFlags = OFlags::RDONLY.union(OFlags::NONBLOCK).union(OFlags::NOFOLLOW);
-/// The modification time of every store object, in seconds since 1970 (`mtimeStore` in Nix).
-const MTIME: i64 = 1;
-/// What has not changed for so many seconds is finished, whatever its modification time.
-const SETTLED_AFTER: i64 = 60;
+/// The modification time of every store object, in seconds since 1970 (`mtimeStore` in Nix); images of a store may have
+/// a 0 in its place. Nothing that is being written has either.
+const MTIMES: std::ops::RangeInclusive<i64> = 0..=1;
+/// What has not changed for so many seconds is finished, whatever its modification time: a store that somebody copied, or
+/// what a repair has left that never ended. A day: a repair may wait for the network in the middle of a file.
+const SETTLED_AFTER: i64 = 24 * 60 * 60;
 /// Largest position in a directory: what a 32-bit program can hold.
 pub const POSITION_MAX: u64 = i32::MAX as u64;
 /// Positions of `.` and `..`; the first name follows.
@@ -165,6 +167,15 @@ pub struct DirEntry<'a> {
     pub stat: Option<Stat>,
 }
 
+/// Where a symbolic link leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Its text.
+    pub target: Vec<u8>,
+    /// Whether the link is finished.
+    pub settled: bool,
+}
+
 /// What was read of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Read {
@@ -182,6 +193,8 @@ pub struct Backing {
     device: Option<(u32, u32)>,
     kept: Descriptors,
     listings: Listings,
+    /// How often [`Backing::close_all`] was called.
+    replaced: AtomicUsize,
     dontcache: AtomicBool,
 }
 
@@ -196,6 +209,7 @@ impl Backing {
             device,
             kept: Descriptors::default(),
             listings: Listings::default(),
+            replaced: AtomicUsize::new(0),
             dontcache: AtomicBool::new(true),
         }
     }
@@ -249,9 +263,12 @@ impl Backing {
     ///
     /// # Errors
     /// [`BackingError`].
-    pub fn readlink(&self, place: Place<'_>) -> Result<Vec<u8>, BackingError> {
+    pub fn readlink(&self, place: Place<'_>) -> Result<Target, BackingError> {
         let _pass = self.kept.enter();
-        self.within(place.parent, place.dir, |dir| calls::readlink(dir, place.name))
+        self.within(place.parent, place.dir, |dir| {
+            let target = calls::readlink(dir, place.name)?;
+            Ok(Target { target, settled: is_settled(&calls::stat(dir, place.name)?) })
+        })
     }
 
     /// Lists the directory `id` at `path` from the position `from` (0: the beginning), each entry with its
@@ -270,7 +287,8 @@ impl Backing {
     ) -> Result<bool, BackingError> {
         let _pass = self.kept.enter();
         let from = usize::try_from(from).ok().filter(|at| *at as u64 <= POSITION_MAX).ok_or(Errno::STALE)?;
-        let known = if from == 0 { None } else { self.listings.get(id) };
+        let first = from.saturating_sub(DOTS.len());
+        let known = if from == 0 { None } else { self.listings.get(id, first) };
         // Names that were read while the directory was being written are good until it is finished.
         let good = |names: &Arc<Names>| {
             names.settled || !self.directory(id, path).is_ok_and(|dir| is_settled_at(&dir))
@@ -279,18 +297,20 @@ impl Backing {
             Some(names) => names,
             None => {
                 let names = Arc::new(self.names(id, path)?);
-                self.listings.put(id, names.clone());
+                self.listings.put(id, &names, first);
                 names
             }
         };
-        if from >= names.len() + DOTS.len() {
+        // Those of an object that was replaced meanwhile: positions in it mean what they meant, and nobody caches it.
+        let present = names.settled && names.replaced == self.replaced.load(Ordering::Acquire);
+        if first >= names.total() && from > 0 {
             self.listings.drop(id);
-            return Ok(names.settled);
+            return Ok(present);
         }
-        let (mut told, mut complete) = (0, names.settled);
-        let entries = DOTS.into_iter().map(|dot| (dot, true));
-        let entries = entries.chain((0..names.len()).map_while(|at| Some((names.get(at)?, false))));
-        for (at, (name, dot)) in entries.enumerate().skip(from) {
+        let (mut told, mut complete) = (0, present);
+        let dots = DOTS.into_iter().map(|dot| (dot, true)).skip(from);
+        let names = (first..).map_while(|at| Some((names.get(at)?, false)));
+        for (at, (name, dot)) in (from..).zip(dots.chain(names)) {
             let stat = match dot {
                 true => None,
                 false => match self.within(id, path, |dir| self.stat_in(dir, name)) {
@@ -313,6 +333,7 @@ impl Backing {
 
     /// All names in the directory `id`.
     fn names(&self, id: NodeId, path: &[u8]) -> Result<Names, BackingError> {
+        let replaced = self.replaced.load(Ordering::Acquire);
         let read = |dir: BorrowedFd<'_>| {
             // A description of its own: the kept one is shared, and so would be its position.
             let own = self.opening(|| calls::reopen(dir))?;
@@ -322,7 +343,10 @@ impl Backing {
                 ends.push(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
             })?;
             // After reading: what was removed or added meanwhile has changed its time.
-            Ok(Names::sorted(&bytes, &ends, is_settled(&calls::stat(&own, b"")?)))
+            let settled = is_settled(&calls::stat(&own, b"")?);
+            let mut names = Names::sorted(&bytes, &ends);
+            (names.settled, names.replaced) = (settled, replaced);
+            Ok(names)
         };
         self.within_if(id, path, read, |names| names.settled)
     }
@@ -397,8 +421,9 @@ impl Backing {
 
     /// Closes everything that is kept open: a store path was replaced.
     pub fn close_all(&self) {
+        // Listings under way go on with their names: in those of another object a position may be another name's.
+        self.replaced.fetch_add(1, Ordering::AcqRel);
         self.kept.clear();
-        self.listings.clear();
     }
 
     /// Does `work` with the plain file `id` and its attributes.
@@ -527,7 +552,8 @@ fn is_settled(stat: &Statx) -> bool {
     let now = rustix::time::clock_gettime(ClockId::Realtime).tv_sec;
     let changed = stat.stx_mtime.tv_sec.max(stat.stx_ctime.tv_sec);
     // What no name leads to any more is on its way out.
-    stat.stx_nlink > 0 && (stat.stx_mtime.tv_sec == MTIME || changed.saturating_add(SETTLED_AFTER) < now)
+    stat.stx_nlink > 0
+        && (MTIMES.contains(&stat.stx_mtime.tv_sec) || changed.saturating_add(SETTLED_AFTER) < now)
 }
 
 #[cfg(test)]

@@ -110,7 +110,7 @@ const OPERATIONS: [(&str, &str, Operation); 14] = [
     ("look up a further name of a file", "other", |view, id| look_up(view, id, "again")),
     ("look up nothing", "d", |view, id| look_up(view, id, "absent")),
     ("attributes", "d/2", |view, id| Ok(describe(view.getattr(id)?))),
-    ("target of a link", "d/link", |view, id| Ok(String::from_utf8(view.readlink(id)?).unwrap())),
+    ("target of a link", "d/link", |view, id| Ok(String::from_utf8(view.readlink(id)?.target).unwrap())),
     ("read", "d/long", |view, id| {
         let mut buffer = vec![0; 131_072];
         let mut all = Vec::new();

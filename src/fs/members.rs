@@ -62,11 +62,19 @@ impl MembersOnDisk {
         self.last.lock().insert(id, Last { identity, gone: false, cached: identity });
     }
 
+    /// Something was put in the place of the member `id`: it is another object, even if it cannot be told from the one
+    /// before, which was made in the same tick of the clock or has left it its inode number.
+    pub(super) fn put(&self, id: NodeId) {
+        if let Some(last) = self.last.lock().get_mut(&id) {
+            last.identity = None;
+        }
+    }
+
     /// The kernel has cached nothing, from now on, but of what the member `id` is. Returns what that is.
     pub(super) fn is_cached(&self, id: NodeId) -> Option<Identity> {
         let mut all = self.last.lock();
         let last = all.get_mut(&id)?;
-        last.cached = last.identity;
+        last.cached = last.identity.or(last.cached);
         last.cached
     }
 
@@ -116,11 +124,10 @@ impl MemberWatch {
     /// Watches `store`, if that can be had.
     #[must_use]
     pub fn new(store: impl AsFd) -> Self {
-        Self(
-            watch(store)
-                .inspect_err(|error| tracing::debug!(%error, "cannot watch the store directory"))
-                .ok(),
-        )
+        let failed = |error: &io::Error| {
+            tracing::warn!(%error, "cannot watch the store directory; a store path that is repaired shows at the next reload (fs.inotify.max_user_instances limits how many views can watch)");
+        };
+        Self(watch(store).inspect_err(failed).ok())
     }
 
     /// Examines all members once, then those whose names change, for ever.
@@ -135,7 +142,8 @@ impl MemberWatch {
                     view.check_members();
                 }
                 Ok(event) => {
-                    event.file_name().inspect(|name| view.check_member(name.to_bytes()));
+                    let put = event.events().intersects(ReadFlags::CREATE | ReadFlags::MOVED_TO);
+                    event.file_name().inspect(|name| view.check_member(name.to_bytes(), put));
                 }
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => {
@@ -175,6 +183,10 @@ mod tests {
         assert_eq!((all.found(id, one), all.replaced()), (Seen::Same, 3));
         assert!(all.is_gone(NodeId(3)));
         assert_eq!(all.found(NodeId(3), one), Seen::Back);
+        all.put(NodeId(3));
+        assert_eq!(all.found(NodeId(3), one), Seen::Replaced, "whatever it looks like");
+        all.put(NodeId(4));
+        assert_eq!(all.found(NodeId(4), one), Seen::First);
     }
 
     /// A server that is killed before the kernel's caches are invalidated leaves that to the next one.

@@ -43,7 +43,7 @@ pub use members::MemberWatch;
 pub use missed::{Inquiry, Missed};
 pub use view::{Entry, FsError, Node, ServedView, Stale, Totals};
 
-use crate::backing::{Identity, Kind, Read, Stat};
+use crate::backing::{Identity, Kind, Read, Stat, Target};
 use crate::handshake::READ_MAX;
 use crate::trie::{NodeId, ROOT};
 pub use passthrough::Registrations;
@@ -229,7 +229,12 @@ impl Filesystem for StoreFs {
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
         self.counts.add(Op::Readlink);
         match self.view.readlink(NodeId(ino.0)) {
-            Ok(target) => reply.data(&target),
+            Ok(Target { target, settled }) => {
+                reply.data(&target);
+                if !settled {
+                    self.view.invalidate(Stale::Pages(NodeId(ino.0)));
+                }
+            }
             Err(error) => reply.error(errno(error)),
         }
     }

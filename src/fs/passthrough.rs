@@ -160,7 +160,7 @@ impl Registrations {
                     table.nodes.remove(&node);
                 }
             }
-            Record::Node(_) | Record::Next(_) | Record::Member(..) => {}
+            Record::Node(_) | Record::Next(_) | Record::Member(..) | Record::Replaced(_) => {}
         }
     }
 
@@ -234,8 +234,19 @@ impl Registrations {
         idle.into_iter().filter_map(|(_, node)| table.end_idle(node)).collect()
     }
 
-    /// Ends what is registered for `node` and not in use: the kernel has forgotten the node, or another file is in its
-    /// place. Returns it as [`Registrations::close`] does.
+    /// Another file is in the place of `node`. What was registered for the old one is used by no further open: one
+    /// that an earlier server registered, whose opens nobody knows, would be used to the end otherwise. While such an open
+    /// lasts, further ones are errors in the kernel. Returns it as [`Registrations::close`] does.
+    pub(super) fn end_replaced(&self, node: NodeId) -> Option<(NodeId, Way)> {
+        let mut table = self.table.lock();
+        if table.nodes.get(&node)?.way.is_inherited() {
+            return table.nodes.remove(&node).map(|gone| (node, gone.way));
+        }
+        table.end_idle(node)
+    }
+
+    /// Ends what is registered for `node` and not in use: the kernel has forgotten the node. Returns it as
+    /// [`Registrations::close`] does.
     pub(super) fn end_idle(&self, node: NodeId) -> Option<(NodeId, Way)> {
         self.table.lock().end_idle(node)
     }
@@ -328,6 +339,17 @@ mod tests {
         assert_eq!(all.open(NODE).unwrap().way.number(), None);
         assert!(all.close(NODE, all.handle(&Way::Cached)).is_empty());
         assert_eq!(all.close(NODE, all.handle(&Way::Cached)).len(), 1);
+    }
+
+    #[test]
+    fn of_a_replaced_file_nothing_is_used_again_but_what_is_open() {
+        let all = Registrations::new(1);
+        all.restore(&Record::Backing(NODE, 3));
+        assert_eq!(all.end_replaced(NODE).unwrap().1.number(), Some(3));
+        assert!(all.open(NODE).is_none() && all.end_replaced(NODE).is_none());
+        all.insert(NODE, Way::Cached);
+        assert!(all.end_replaced(NODE).is_none(), "it is open");
+        assert_eq!(all.table.lock().idle, 0);
     }
 
     #[test]

@@ -30,10 +30,10 @@ use super::Registrations;
 use super::links::Links;
 use super::members::{MembersOnDisk, Seen};
 use super::root::{self, DOT, DOTS, EPOCHS, Position};
-use crate::backing::{Backing, BackingError, DirEntry, Identity, Place, Read, Stat};
+use crate::backing::{Backing, BackingError, DirEntry, Identity, Place, Read, Stat, Target};
 use crate::journal::{Journal, Record};
 use crate::sys;
-use crate::trie::{Entered, NodeId, NodeRecord, PathTrie, ROOT};
+use crate::trie::{Entered, Kept, NodeId, NodeRecord, PathTrie, ROOT};
 
 /// How often a look-up begins again because its store path was replaced meanwhile.
 const ATTEMPTS: usize = 3;
@@ -353,9 +353,13 @@ impl ServedView {
         gone
     }
 
-    /// Something happened to `name` in the store directory: if it is a member, or was one, examines it.
-    pub fn check_member(&self, name: &[u8]) {
+    /// Something happened to `name` in the store directory, and if `put`, something was put there: if it is a member, or
+    /// was one, examines it.
+    pub fn check_member(&self, name: &[u8], put: bool) {
         if let Some(id) = self.trie.find(ROOT, name) {
+            if put {
+                self.on_disk.put(id);
+            }
             // An error is for whoever asks next.
             let _ = self.examine(id, name);
         }
@@ -377,7 +381,7 @@ impl ServedView {
     ///
     /// # Errors
     /// [`FsError::UnknownNode`] or the backing store's.
-    pub fn readlink(&self, id: NodeId) -> Result<Vec<u8>, FsError> {
+    pub fn readlink(&self, id: NodeId) -> Result<Target, FsError> {
         self.at(id, |place| Ok(self.backing.readlink(place)?))
     }
 
@@ -538,9 +542,11 @@ impl ServedView {
     pub(super) fn rewrite_journal(&self) {
         let Some(journal) = &self.journal else { return };
         let live = |put: &mut dyn FnMut(&Record)| {
-            let _ = self.trie.for_each(|id, parent, name| {
-                put(&Record::Node(NodeRecord { id, parent, name: name.into() }));
-                Ok::<_, std::convert::Infallible>(())
+            self.trie.for_each(|kept| match kept {
+                Kept::Node { id, parent, name } => {
+                    put(&Record::Node(NodeRecord { id, parent, name: name.into() }));
+                }
+                Kept::Replaced(member) => put(&Record::Replaced(member)),
             });
             // After the nodes: whatever was handed out before is not given again, known or not.
             put(&Record::Next(self.trie.next()));
@@ -554,12 +560,17 @@ impl ServedView {
         }
     }
 
-    /// What this server has to do when a member was replaced: nothing of the old one is read again. Returns the
-    /// name of the member and every node in it, for the kernel's caches.
-    pub fn forget_replaced(&self, member: NodeId) -> Option<(Box<[u8]>, Vec<NodeId>)> {
+    /// What this server has to do when a member was replaced: nothing of the old one is used again, and names in it get
+    /// other nodes. Returns the name of the member and the nodes that they had, for the kernel's caches.
+    pub fn forget_replaced(&self, member: NodeId) -> Option<(Box<[u8]>, Vec<NodeRecord>)> {
         let name = self.trie.record(member)?.name;
-        let nodes = self.trie.below(member);
-        self.end_idle(&nodes);
+        let nodes = self.trie.detach(member);
+        self.record(&[Record::Replaced(member)]);
+        if let Some(all) = &self.registrations {
+            let ids = nodes.iter().map(|node| node.id).chain([member]);
+            let ended: Vec<_> = ids.filter_map(|node| all.end_replaced(node)).collect();
+            self.record(&ended.iter().map(|(node, way)| way.record_end(*node)).collect::<Vec<_>>());
+        }
         self.backing.close_all();
         Some((name, nodes))
     }

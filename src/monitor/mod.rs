@@ -508,20 +508,15 @@ impl Monitor {
         self.unsettled.extend(next.difference(&self.view).chain(self.view.difference(&next)).cloned());
         self.reload = Reload::Switching(clients);
         self.resolution = Some(number);
-        if next == self.view && self.unsettled.is_empty() {
-            if roots != self.roots {
-                self.roots = roots;
-                self.write_state();
-            }
-            self.settle();
-            return;
+        if next != self.view || !self.unsettled.is_empty() {
+            tracing::info!(added, removed, "switching the view");
+            self.view = next;
+            self.epoch = self.epoch.wrapping_add(1);
+            self.since = SystemTime::now();
         }
-        tracing::info!(added, removed, "switching the view");
-        self.view = next;
         self.roots = roots;
-        self.epoch = self.epoch.wrapping_add(1);
-        self.since = SystemTime::now();
         self.write_state();
+        // Also to the same view: the server then examines its members, of which some may have been repaired.
         if let Some(server) = &self.server {
             server.order(&Order::Switch { view: self.view.clone(), epoch: self.epoch });
         }

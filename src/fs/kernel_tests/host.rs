@@ -121,8 +121,12 @@ impl Kernel {
         }
         let end = done >= if renaming { 2 } else { 4 };
         self.repair = (!end).then_some((done + 1, renaming));
-        // The event of the store directory.
-        self.view.check_member(MEMBERS[0].as_bytes());
+        match (done, renaming) {
+            // The events of the store directory.
+            (1, false) => self.view.check_member(MEMBERS[0].as_bytes(), false),
+            (2, false) | (0, true) => self.view.check_member(MEMBERS[0].as_bytes(), true),
+            _ => {}
+        }
         if end {
             self.damaged = false;
             self.lost.clear();

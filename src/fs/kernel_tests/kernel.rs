@@ -375,6 +375,7 @@ impl Kernel {
             Record::Node(node) => trie.restore(&node),
             Record::Next(id) => trie.restore_next(id),
             Record::Member(member, identity) => members.push((member, identity)),
+            Record::Replaced(member) => drop(trie.detach(member)),
             _ => {}
         })
         .unwrap();
@@ -397,11 +398,24 @@ impl Kernel {
     pub(super) fn invalidate_stale(&mut self) {
         for stale in self.stale.try_iter().collect::<Vec<_>>() {
             let Stale::Member(member) = stale else { continue };
-            let (name, _) = self.view.forget_replaced(member).unwrap();
+            let (name, nodes) = self.view.forget_replaced(member).unwrap();
             let name = String::from_utf8(name.into()).unwrap();
             self.view.invalidated(member);
             if let Some(dentry) = self.child(TOP, &name) {
                 self.invalidate(dentry);
+            }
+            for node in nodes {
+                let name = String::from_utf8(node.name.into()).unwrap();
+                let of =
+                    |d: &Dentry| d.hashed && d.name == name && self.dentries[&d.parent].inode == node.parent;
+                let found: Vec<u32> =
+                    self.dentries.iter().filter(|(id, d)| **id != TOP && of(d)).map(|(id, _)| *id).collect();
+                // Those in a directory that went with the one before are gone as well.
+                for dentry in found {
+                    if self.dentries.contains_key(&dentry) {
+                        self.invalidate(dentry);
+                    }
+                }
             }
         }
     }
