@@ -307,8 +307,8 @@ fn follow_stale(
                 let _ = dirtied.send(node);
             }
             Stale::Member(member) => {
-                let Some((name, nodes)) = view.forget_replaced(member) else { continue };
-                let (view, is_done) = (view.clone(), invalidator.begin(vec![name], nodes));
+                let (view, is_done) =
+                    (view.clone(), invalidator.begin(Vec::new(), view.forget_replaced(member)));
                 // Rare, and the kernel may wait for a reader meanwhile.
                 let recorded = spawn("replaced", move || {
                     let _ = is_done.recv();

@@ -21,7 +21,7 @@ use crate::trie::NodeId;
 /// Names of this many bytes are kept in all.
 const BYTES_MAX: usize = 32 << 20;
 /// Names of this many bytes are kept of one listing when all names do not fit.
-const WINDOW: usize = 128 << 10;
+const WINDOW: usize = 256 << 10;
 /// Listings of which names are kept.
 const LISTINGS_MAX: usize = 1024;
 

@@ -561,18 +561,17 @@ impl ServedView {
     }
 
     /// What this server has to do when a member was replaced: nothing of the old one is used again, and names in it get
-    /// other nodes. Returns the name of the member and the nodes that they had, for the kernel's caches.
-    pub fn forget_replaced(&self, member: NodeId) -> Option<(Box<[u8]>, Vec<NodeRecord>)> {
-        let name = self.trie.record(member)?.name;
-        let nodes = self.trie.detach(member);
+    /// other nodes. Returns the member and the nodes that they had, of which the kernel has to drop what it has cached.
+    pub fn forget_replaced(&self, member: NodeId) -> Vec<NodeRecord> {
+        let mut nodes: Vec<_> = self.trie.record(member).into_iter().collect();
+        nodes.extend(self.trie.detach(member));
         self.record(&[Record::Replaced(member)]);
         if let Some(all) = &self.registrations {
-            let ids = nodes.iter().map(|node| node.id).chain([member]);
-            let ended: Vec<_> = ids.filter_map(|node| all.end_replaced(node)).collect();
+            let ended: Vec<_> = nodes.iter().filter_map(|node| all.end_replaced(node.id)).collect();
             self.record(&ended.iter().map(|(node, way)| way.record_end(*node)).collect::<Vec<_>>());
         }
         self.backing.close_all();
-        Some((name, nodes))
+        nodes
     }
 
     /// Ends the registrations of `nodes` that nothing uses.

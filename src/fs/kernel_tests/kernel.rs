@@ -398,12 +398,8 @@ impl Kernel {
     pub(super) fn invalidate_stale(&mut self) {
         for stale in self.stale.try_iter().collect::<Vec<_>>() {
             let Stale::Member(member) = stale else { continue };
-            let (name, nodes) = self.view.forget_replaced(member).unwrap();
-            let name = String::from_utf8(name.into()).unwrap();
+            let nodes = self.view.forget_replaced(member);
             self.view.invalidated(member);
-            if let Some(dentry) = self.child(TOP, &name) {
-                self.invalidate(dentry);
-            }
             for node in nodes {
                 let name = String::from_utf8(node.name.into()).unwrap();
                 let of =
