@@ -90,7 +90,7 @@ pub enum Report {
     },
     /// The first request has been answered.
     Answered,
-    /// The view of this number is what is seen, and what the kernel remembered otherwise is taken back.
+    /// The view of this number is what is seen, and what the kernel had cached otherwise is invalidated.
     Switched {
         /// Number of the switch.
         epoch: u32,

@@ -80,13 +80,12 @@ pub(super) fn names(dir: impl AsFd, mut each: impl FnMut(&[u8])) -> Result<(), E
     const BUFFER: usize = 8 << 10;
     let mut buffer = Vec::with_capacity(BUFFER);
     let mut entries = RawDir::new(dir, buffer.spare_capacity_mut());
+    let mut retries = RETRIES;
     loop {
-        if entries.is_buffer_empty() {
-            fault()?;
-        }
-        match entries.next() {
+        let next = if entries.is_buffer_empty() { fault().err().map(Err) } else { None };
+        match next.or_else(|| entries.next()) {
             None => return Ok(()),
-            Some(Err(Errno::INTR)) => {}
+            Some(Err(Errno::INTR | Errno::AGAIN)) if retries > 0 => retries -= 1,
             Some(Err(error)) => return Err(error),
             Some(Ok(entry)) => match entry.file_name().to_bytes() {
                 b"." | b".." => {}

@@ -190,7 +190,7 @@ struct Gate {
     limited: std::sync::atomic::AtomicBool,
 }
 
-/// Leave to have [`EACH`] descriptors open, until it is dropped.
+/// Permission to have [`EACH`] descriptors open, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Pass<'a>(Option<&'a Gate>);
 
@@ -203,7 +203,7 @@ impl Gate {
         self.limited.store(limit.is_some(), Ordering::Release);
     }
 
-    /// An operation inside another has leave already.
+    /// An operation inside another one already has permission.
     fn enter(&self) -> Pass<'_> {
         if !self.limited.load(Ordering::Acquire) {
             return Pass(None);

@@ -10,8 +10,8 @@
 //! - The number of open descriptors is bounded, whatever is known or open above ([`descriptors`]).
 //! - An error of the host is an error here: never an absence, an end of file, or a shorter listing. "There is no such
 //!   name" says whether that will last ([`BackingError::Absent`]).
-//! - A failure through a descriptor that was kept open is not believed before a fresh one has failed as well, and nothing
-//!   that failed is kept.
+//! - An operation that fails through a cached descriptor is repeated through a new one, except for `EIO` of a read; no
+//!   descriptor that failed stays cached.
 //!
 //! Hard points:
 //! 1. Paths may be longer than `PATH_MAX`: they are opened in stretches.
@@ -276,8 +276,8 @@ impl Backing {
     /// the directory.
     ///
     /// # Errors
-    /// [`BackingError`], if no entry was told: whoever was told some asks on from there and gets the error then.
-    /// `ESTALE` for a position that no listing of this program has.
+    /// [`BackingError`], if `each` was called for no entry: otherwise the next request starts after the last one and gets
+    /// the error. `ESTALE` for a position that no listing of this program has.
     pub fn list(
         &self,
         id: NodeId,

@@ -135,7 +135,7 @@ impl Way {
 }
 
 impl Registrations {
-    /// Those of a server that no other one of this mount is called like, as by its process id.
+    /// The table of the server with this number, which no other server of this mount has: its process id.
     #[must_use]
     pub fn new(server: u32) -> Self {
         Self { server, table: Mutex::default() }

@@ -525,7 +525,7 @@ impl ServedView {
         if let Err(error) = journal.append(records) {
             tracing::error!(
                 error = &error as &dyn std::error::Error,
-                "the view goes on, but would not survive a crash of its server until it is mounted anew"
+                "cannot write the node journal: the view continues, but will not survive a crash of its server; free space in the state directory and mount the view again"
             );
         }
         for record in records {

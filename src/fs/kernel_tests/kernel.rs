@@ -105,7 +105,7 @@ pub(super) struct Kernel {
     /// Every id that was ever told, with what it meant.
     pub(super) ever: BTreeMap<NodeId, Meaning>,
     pub(super) killed: bool,
-    /// Whether one file has one inode: no server had to begin without knowing which, and the host was well.
+    /// Whether one file has one inode: no server had to begin without knowing which, and the host did not fail.
     pub(super) exact: bool,
 }
 
