@@ -5,15 +5,17 @@
 //! Invariants:
 //! - A link is removed only when its root is neither served nor about to be served.
 //! - Nothing is removed before every link that must exist has been made.
-//! - One thread owns the [`RootLinks`] of a view, so nothing is made while links are being removed.
+//! - One thread owns the [`RootLinks`] of a view, so nothing is made while links are being removed. Another thread may
+//!   remove links only through the [`Ledger`], which forbids further links first.
+//! - A link is in the ledger before the call that creates it.
 //!
 //! Hard points:
 //! 1. Links that an earlier process left may hold what is still served, and nobody can tell. They stay until a
 //!    resolution of this process is served, and then go only if nothing else is served any more.
 //! 2. A link in the directory proves nothing: the process that made it may have been killed before it was
 //!    registered with Nix. So every link that must exist is made once by this process, which replaces it.
-//! 3. A thread that makes links can hang in a call of Nix. [`Ledger`] lets another thread forbid new links and learn
-//!    which ones exist, without waiting for it.
+//! 3. A thread that makes links can hang in a call of Nix. [`Ledger`] lets another thread forbid new links and remove
+//!    those that exist, without waiting for it. The call that hangs may still create its own link afterwards.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -143,6 +145,11 @@ impl Targets {
         self.made.remove(root);
     }
 
+    /// Whether the link of `root` stays if nothing that was announced is served.
+    fn stays(&self, root: &StorePath) -> bool {
+        self.served.contains(root) || self.inherited.iter().any(|roots| roots.contains(root))
+    }
+
     fn wanted(&self) -> impl Iterator<Item = &StorePath> {
         self.served.iter().chain(self.coming.values().flatten())
     }
@@ -154,31 +161,64 @@ pub struct Ledger(Arc<Mutex<Book>>);
 
 #[derive(Debug, Default)]
 struct Book {
-    links: BTreeSet<PathBuf>,
+    /// Links that exist or are being made, and whether each stays if nothing that was announced is served.
+    links: BTreeMap<PathBuf, bool>,
+    /// The one of them that is being made.
+    making: Option<PathBuf>,
     closed: bool,
 }
 
 impl Ledger {
-    /// Forbids further links and returns those that exist, or that are being made at this moment.
-    #[must_use]
-    pub fn close(&self) -> Vec<PathBuf> {
+    /// Forbids further links and removes every link: [`RootLinks::release`] for a thread that cannot wait. Returns the
+    /// link that a call in progress may still create.
+    pub fn release(&self) -> Option<PathBuf> {
+        self.close(|_| true)
+    }
+
+    /// Forbids further links and removes those of what was announced and is not served: [`RootLinks::abandon`] for a
+    /// thread that cannot wait. Returns the link that a call in progress may still create and that would have to go.
+    pub fn abandon(&self) -> Option<PathBuf> {
+        self.close(|stays| !stays)
+    }
+
+    /// The lock is held to the end, so that the owner finds either everything as it was or all of this done.
+    fn close(&self, goes: impl Fn(bool) -> bool) -> Option<PathBuf> {
         let mut book = self.0.lock();
         book.closed = true;
-        book.links.iter().cloned().collect()
+        book.links.retain(|link, stays| !goes(*stays) || remove(link).is_err());
+        let Book { links, making, .. } = &*book;
+        making.clone().filter(|link| links.get(link).is_none_or(|stays| goes(*stays)))
     }
 
     /// To be called before a link is made.
-    fn enter(&self, link: &Path) -> Result<(), RootsError> {
+    fn enter(&self, link: &Path, stays: bool) -> Result<(), RootsError> {
         let mut book = self.0.lock();
         if book.closed {
             return Err(RootsError::Closed);
         }
-        book.links.insert(link.to_owned());
+        book.links.insert(link.to_owned(), stays);
+        book.making = Some(link.to_owned());
         Ok(())
     }
 
-    fn set(&self, links: impl IntoIterator<Item = PathBuf>) {
-        self.0.lock().links = links.into_iter().collect();
+    /// These links exist, and none is being made.
+    fn set(&self, links: impl IntoIterator<Item = (PathBuf, bool)>) {
+        let mut book = self.0.lock();
+        book.links = links.into_iter().collect();
+        book.making = None;
+    }
+}
+
+/// Removes a link, if it is there; a failure is logged.
+fn remove(link: &Path) -> io::Result<()> {
+    // Something else may have taken the place of the link; it is not ours.
+    let removed = if link.is_symlink() { std::fs::remove_file(link) } else { Ok(()) };
+    match removed {
+        // The owner of the links and a thread that closes the ledger may both remove one.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed.inspect_err(|error| {
+            tracing::warn!(%error, link = %link.display(), "cannot remove a garbage collector root; remove it by hand");
+        }),
     }
 }
 
@@ -261,7 +301,7 @@ impl RootLinks {
     ) -> Result<(), RootsError> {
         for root in self.targets.missing() {
             let link = self.link(&root);
-            self.ledger.enter(&link)?;
+            self.ledger.enter(&link, self.targets.stays(&root))?;
             let made = make(&root, &link);
             if matches!(made, Ok(true)) {
                 self.targets.made(root);
@@ -301,13 +341,8 @@ impl RootLinks {
 
     fn clear(&mut self) {
         for root in self.targets.outdated() {
-            let link = self.link(&root);
-            // Something else may have taken the place of the link; it is not ours.
-            match if link.is_symlink() { std::fs::remove_file(&link) } else { Ok(()) } {
-                Ok(()) => self.targets.removed(&root),
-                Err(error) => {
-                    tracing::warn!(%error, link = %link.display(), "cannot remove a garbage collector root; remove it by hand");
-                }
+            if remove(&self.link(&root)).is_ok() {
+                self.targets.removed(&root);
             }
         }
         self.publish();
@@ -325,7 +360,7 @@ impl RootLinks {
     }
 
     fn publish(&self) {
-        self.ledger.set(self.targets.links.iter().map(|root| self.link(root)));
+        self.ledger.set(self.targets.links.iter().map(|root| (self.link(root), self.targets.stays(root))));
     }
 }
 
@@ -480,7 +515,11 @@ mod tests {
         }
     }
 
+    /// Replaces a link, as Nix does.
     fn by_link(root: &StorePath, link: &Path) -> Result<bool, StoreError> {
+        if link.is_symlink() {
+            std::fs::remove_file(link).unwrap();
+        }
         symlink(Path::new("/nix/store").join(root.as_str()), link)
             .map(|()| true)
             .map_err(|_| StoreError::Invalid { path: root.clone() })
@@ -523,14 +562,130 @@ mod tests {
         assert_eq!(names(dir.path()), others.into());
     }
 
+    fn links_of(numbers: &[usize]) -> BTreeSet<String> {
+        numbers.iter().map(|&number| format!("web--{}", root(number))).collect()
+    }
+
+    /// Links of an earlier process (1, 2), of what was served (2, 3), and of what is about to be served (1, 4).
+    fn links_of_each_kind(dir: &Path) -> RootLinks {
+        let mut links = RootLinks::new(dir, "web", roots(&[2, 3]));
+        for number in [1, 2] {
+            symlink("/nowhere", links.link(&root(number))).unwrap();
+        }
+        links.examine().unwrap();
+        links.announce(1, &[root(1), root(4)], by_link).unwrap();
+        assert_eq!(names(dir), links_of(&[1, 2, 3, 4]));
+        links
+    }
+
     #[test]
-    fn a_closed_ledger_names_the_links_and_allows_no_other() {
+    fn a_released_ledger_leaves_no_link_and_allows_no_other() {
         let dir = tempfile::tempdir().unwrap();
-        let mut links = RootLinks::new(dir.path(), "web", BTreeSet::new());
-        links.announce(1, &[root(1)], by_link).unwrap();
-        assert_eq!(links.ledger().close(), [links.link(&root(1))]);
-        assert!(matches!(links.announce(2, &[root(2)], by_link), Err(RootsError::Closed)));
-        assert_eq!(names(dir.path()), [format!("web--{}", root(1))].into());
+        let mut links = links_of_each_kind(dir.path());
+        assert_eq!(links.ledger().release(), None);
+        assert_eq!(names(dir.path()), links_of(&[]));
+        assert!(matches!(links.announce(2, &[root(5)], by_link), Err(RootsError::Closed)));
+        links.settle(1, true);
+        links.release();
+        assert_eq!(names(dir.path()), links_of(&[]));
+    }
+
+    #[test]
+    fn an_abandoned_ledger_leaves_what_was_served_and_what_others_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut links = links_of_each_kind(dir.path());
+        assert_eq!(links.ledger().abandon(), None);
+        assert_eq!(names(dir.path()), links_of(&[1, 2, 3]));
+        assert!(matches!(links.announce(2, &[root(5)], by_link), Err(RootsError::Closed)));
+        links.abandon();
+        assert_eq!(names(dir.path()), links_of(&[1, 2, 3]));
+    }
+
+    /// What [`Ledger::release`] and [`Ledger::abandon`] do while a call makes the link of 5, before or after it.
+    #[test]
+    fn a_call_in_progress_is_known_by_its_link() {
+        type Close = fn(&Ledger) -> Option<PathBuf>;
+        let cases: [(Close, usize, &[usize], bool); 4] = [
+            (Ledger::release, 5, &[], true),
+            (Ledger::abandon, 5, &[1, 2, 3], true),
+            (Ledger::release, 1, &[], true),
+            // A link that has to stay is nobody's business.
+            (Ledger::abandon, 1, &[1, 2, 3], false),
+        ];
+        for (close, number, left, known) in cases {
+            for first in [false, true] {
+                let dir = tempfile::tempdir().unwrap();
+                let mut links = links_of_each_kind(dir.path());
+                links.targets.made.remove(&root(number));
+                let (ledger, making) = (links.ledger(), links.link(&root(number)));
+                let make = |root: &StorePath, link: &Path| {
+                    let _ = std::fs::remove_file(link);
+                    if first {
+                        by_link(root, link)?;
+                    }
+                    assert_eq!(close(&ledger).as_deref(), known.then_some(making.as_path()));
+                    // Only this call can make a link now.
+                    if !first {
+                        by_link(root, link)?;
+                    }
+                    Ok(true)
+                };
+                links.announce(2, &[root(number)], make).unwrap();
+                let created: BTreeSet<_> =
+                    if first { links_of(left) } else { &links_of(left) | &links_of(&[number]) };
+                assert_eq!(names(dir.path()), created);
+                // If the process lives long enough, the owner removes that link as well.
+                if left.is_empty() {
+                    links.release()
+                } else {
+                    links.abandon()
+                }
+                assert_eq!(names(dir.path()), links_of(left));
+            }
+        }
+    }
+
+    /// The owner of the links makes and removes them as fast as it can, and another thread closes the ledger.
+    #[test]
+    fn no_link_survives_a_ledger_that_is_closed_at_any_moment() {
+        for round in 0..50 {
+            let dir = tempfile::tempdir().unwrap();
+            let mut links = RootLinks::new(dir.path(), "web", BTreeSet::new());
+            links.examine().unwrap();
+            let ledger = links.ledger();
+            let owner = std::thread::spawn(move || {
+                for number in 1.. {
+                    if links.announce(number, &[root(usize::try_from(number).unwrap())], by_link).is_err() {
+                        return links;
+                    }
+                    links.settle(number, true);
+                }
+                links
+            });
+            let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+            while names(dir.path()).is_empty() {
+                assert!(std::time::Instant::now() < until, "no link is made");
+            }
+            let making = ledger.release();
+            owner.join().unwrap();
+            let allowed =
+                making.iter().filter_map(|link| link.file_name()?.to_str().map(str::to_owned)).collect();
+            assert!(
+                names(dir.path()).is_subset(&allowed),
+                "round {round}: {:?}, {allowed:?}",
+                names(dir.path())
+            );
+        }
+    }
+
+    #[test]
+    fn a_closed_ledger_removes_nothing_that_is_no_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let links = links_of_each_kind(dir.path());
+        std::fs::remove_file(links.link(&root(4))).unwrap();
+        std::fs::write(links.link(&root(4)), "another").unwrap();
+        assert_eq!(links.ledger().release(), None);
+        assert_eq!(names(dir.path()), links_of(&[4]));
     }
 
     #[test]

@@ -5,8 +5,9 @@
 //!
 //! Invariants:
 //! - A resolution is answered when it is held: by temporary roots, and by links if links were asked for.
-//! - Links are made and removed by this thread alone, also at the end.
-//! - The end waits for this thread for a limited time: it may hang in a call of Nix ([`Resolver::end`]).
+//! - Links are made and removed by this thread alone, unless it does not answer at the end.
+//! - The end waits for this thread for a limited time: it may hang in a call of Nix. Then the ending thread forbids
+//!   further links and removes the existing ones itself ([`Resolver::end`]).
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -78,7 +79,10 @@ pub(super) struct Resolver {
     questions: Sender<Question>,
     answers: Receiver<Result<Answer, ResolveError>>,
     ready: OwnedFd,
-    ledgers: Vec<Ledger>,
+    /// Of [`Task::links`].
+    links: Option<Ledger>,
+    /// Of [`Task::former`].
+    former: Vec<Ledger>,
 }
 
 impl Resolver {
@@ -91,12 +95,13 @@ impl Resolver {
         let signal = ready.try_clone()?;
         let (questions, asked) = channel();
         let (answer, answers) = channel();
-        let ledgers = task.links.iter().chain(&task.former).map(RootLinks::ledger).collect();
+        let links = task.links.as_ref().map(RootLinks::ledger);
+        let former = task.former.iter().map(RootLinks::ledger).collect();
         let worker = Worker { task, store: None, inherited: false, number: 0 };
         thread::Builder::new()
             .name("store".to_owned())
             .spawn(move || worker.work(&asked, &answer, &signal))?;
-        Ok(Self { questions, answers, ready, ledgers })
+        Ok(Self { questions, answers, ready, links, former })
     }
 
     /// Asks for a resolution; the answer comes later.
@@ -109,27 +114,29 @@ impl Resolver {
         let _ = self.questions.send(Question::Settle { number, only });
     }
 
-    /// Removes links as `left` says and ends the thread. If it does not answer, the log names the links that are
-    /// left behind, and no other link is made.
+    /// Removes links as `left` says and ends the thread. If it does not answer, no further link is made, and the links
+    /// are removed here; the log names a link that cannot be removed or that the hanging call may still create.
     pub(super) fn end(&self, left: Left) {
         let (done, is_done) = channel();
         if self.questions.send(Question::End(left, done)).is_ok() && is_done.recv_timeout(END_GRACE).is_ok() {
             return;
         }
-        let links: Vec<_> = self.ledgers.iter().flat_map(Ledger::close).collect();
-        if links.is_empty() {
-            return;
-        }
-        let links = links.iter().map(|link| link.display().to_string()).collect::<Vec<_>>().join(" ");
-        match left {
-            Left::Nothing => tracing::warn!(
-                links,
-                "the Nix store does not answer; garbage collector roots are left behind, remove them by hand"
-            ),
-            Left::Earlier => tracing::warn!(
-                links,
-                "the Nix store does not answer; garbage collector roots that this start created may be left behind"
-            ),
+        tracing::warn!("the Nix store does not answer; ending without waiting for it");
+        // None but `links` ever makes a link.
+        let making = match left {
+            Left::Nothing => {
+                for former in &self.former {
+                    former.release();
+                }
+                self.links.as_ref().and_then(Ledger::release)
+            }
+            Left::Earlier => self.links.as_ref().and_then(Ledger::abandon),
+        };
+        if let Some(link) = making {
+            tracing::warn!(
+                link = %link.display(),
+                "a call of Nix in progress may still create this garbage collector root; if it exists, remove it by hand"
+            );
         }
     }
 
