@@ -27,11 +27,19 @@ use crate::store::StorePath;
 /// `OVERLAYFS_SUPER_MAGIC` of `linux/magic.h`.
 const OVERLAYFS: u32 = 0x794c_7630;
 
-/// What an earlier monitor left: the device, and what it wrote of the mount.
+/// A view that can be taken over: the device, and what an earlier monitor wrote of the mount.
 struct Inherited {
     device: OwnedFd,
     mounted: Mounted,
     state: State,
+}
+
+/// What earlier monitors of this name left.
+enum Earlier {
+    Nothing,
+    /// A view that nobody can take over any more. Links of it may be in these directories.
+    Dead(BTreeSet<PathBuf>),
+    View(Box<Inherited>),
 }
 
 /// Everything that a monitor needs and that can fail.
@@ -54,11 +62,14 @@ struct Prepared {
 /// Resolves, mounts or takes over, and puts the monitor together. `None`: a signal came first.
 pub(super) fn set_up(settings: Settings, signals: SignalFd) -> Result<Option<Monitor>, MonitorError> {
     let state = open_state(&settings)?;
-    let inherited = inherit(state.as_ref(), &settings)?;
-    let (held, roots, mut link_dirs) = inherited
-        .as_ref()
-        .map(|Inherited { state, .. }| (state.view.clone(), state.roots.clone(), state.link_dirs.clone()))
-        .unwrap_or_default();
+    let (inherited, held, roots, mut link_dirs) = match inherit(state.as_ref(), &settings)? {
+        Earlier::Nothing => Default::default(),
+        Earlier::Dead(link_dirs) => (None, View::default(), BTreeSet::new(), link_dirs),
+        Earlier::View(inherited) => {
+            let State { view, roots, link_dirs, .. } = inherited.state.clone();
+            (Some(*inherited), view, roots, link_dirs)
+        }
+    };
     let former = link_dirs.iter().filter(|dir| settings.gc_root.as_ref() != Some(*dir));
     let former = former.map(|dir| RootLinks::new(dir, &settings.name, BTreeSet::new())).collect();
     link_dirs.extend(settings.gc_root.clone());
@@ -223,8 +234,10 @@ fn open_state(settings: &Settings) -> Result<Option<StateDir>, MonitorError> {
     }
 }
 
-fn inherit(state: Option<&StateDir>, settings: &Settings) -> Result<Option<Inherited>, MonitorError> {
-    let (Some(device), Some(dir)) = (systemd::stored_device(), state) else { return Ok(None) };
+fn inherit(state: Option<&StateDir>, settings: &Settings) -> Result<Earlier, MonitorError> {
+    let device = systemd::stored_device();
+    let Some(dir) = state else { return Ok(Earlier::Nothing) };
+    let Some(device) = device else { return Ok(dead(dir)) };
     let Some(state) = dir.read()? else {
         // A mount of which nothing is known can never be taken over. It has no server: the name is ours.
         systemd::forget_device();
@@ -234,13 +247,29 @@ fn inherit(state: Option<&StateDir>, settings: &Settings) -> Result<Option<Inher
             );
             mounted.unmount(|_| ())?;
         }
-        return Ok(None);
+        return Ok(Earlier::Nothing);
     };
     let Some(mounted) = Mounted::found(&state.mountpoint, &settings.name, state.created)? else {
         systemd::forget_device();
-        return Ok(None);
+        return Ok(Earlier::Dead(state.link_dirs));
     };
-    Ok(Some(Inherited { device, mounted, state }))
+    Ok(Earlier::View(Box::new(Inherited { device, mounted, state })))
+}
+
+/// What is left of a view whose device nobody kept. The new view needs nothing of it, so a state that cannot be read
+/// does not prevent the start.
+fn dead(dir: &StateDir) -> Earlier {
+    match dir.read() {
+        Ok(None) => Earlier::Nothing,
+        Ok(Some(state)) => Earlier::Dead(state.link_dirs),
+        Err(error) => {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "cannot read the state of the earlier view; if it had another --gc-root directory, its links there remain,                  remove them by hand"
+            );
+            Earlier::Nothing
+        }
+    }
 }
 
 type FirstAnswer = Option<Result<Answer, ResolveError>>;

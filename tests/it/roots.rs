@@ -270,6 +270,56 @@ fn links_move_with_the_directory() {
     held.assert_links(&[]);
 }
 
+/// A view that died with its server, and whose device nobody kept, left links: they are removed once its successor
+/// serves, wherever that one has its own, and also if a start failed in between.
+#[test]
+fn links_of_a_dead_view_are_removed_from_its_directory() {
+    need!(Root, Fuse, Nix);
+    // Without a mount, the descriptor store may still hold the device.
+    for stored in [false, true] {
+        let mut held = Held::new(2);
+        held.service.start_ready();
+        held.assert_links(&[0]);
+        held.service.kill(Victim::Both);
+        if stored {
+            rustix::mount::unmount(held.service.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
+        } else {
+            held.service.lose_descriptors();
+        }
+        let new = crate::util::scratch();
+        held.service.replace(held.roots.path(), new.path());
+        let old = std::mem::replace(&mut held.roots, new);
+        let left = || tree::list(old.path()).unwrap();
+        held.break_profile();
+        held.service.start();
+        assert_eq!(held.service.ended().code(), Some(4), "{}", held.service.log());
+        assert_eq!(left().len(), 1, "{}", held.service.log());
+        held.garbage.select(1);
+        held.service.start_ready();
+        held.reload_is_answered();
+        held.assert_links(&[1]);
+        assert_eq!(left(), [] as [PathBuf; 0], "{}", held.service.log());
+        held.service.stop();
+        held.assert_links(&[]);
+    }
+}
+
+/// The state of a view that nobody can take over is of use for its links only: a damaged one does not prevent a start.
+#[test]
+fn a_damaged_state_of_a_dead_view_does_not_prevent_a_start() {
+    need!(Root, Fuse, Nix);
+    let mut held = Held::new(1);
+    held.service.start_ready();
+    held.service.kill(Victim::Both);
+    held.service.lose_descriptors();
+    fs::write(held.service.state().join("state"), "{torn").unwrap();
+    held.service.start_ready();
+    assert_eq!(held.service.logged("cannot read the state of the earlier view"), 1, "{}", held.service.log());
+    held.assert_links(&[0]);
+    held.service.stop();
+    held.assert_links(&[]);
+}
+
 /// An end that comes while a reload is about to make a link: it is the same thread that removes all of them.
 #[test]
 fn an_end_during_a_reload_leaves_no_link() {
