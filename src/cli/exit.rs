@@ -95,6 +95,7 @@ fn monitor(error: &MonitorError) -> Exit {
         MonitorError::State(StateError::Taken { .. }) => Exit::MountPoint,
         MonitorError::Store { .. } => Exit::Store,
         MonitorError::State(_)
+        | MonitorError::Watch(_)
         | MonitorError::Server(_)
         | MonitorError::Lost(_)
         | MonitorError::System { .. } => Exit::Failure,

@@ -113,6 +113,9 @@ pub enum MonitorError {
         #[source]
         source: io::Error,
     },
+    /// Links cannot be watched.
+    #[error("cannot watch links{}", watch::limit(.0))]
+    Watch(#[source] io::Error),
     /// The first server could not begin.
     #[error("the server could not begin: {0}")]
     Server(String),

@@ -182,7 +182,7 @@ fn prepare(
     };
     let store = open_store(&store_path)?;
     // Whatever may fail comes before the mount, or takes it back.
-    let mut watch = if settings.watch { Some(Watch::new().map_err(system("watch links"))?) } else { None };
+    let mut watch = settings.watch.then(Watch::new).transpose().map_err(MonitorError::Watch)?;
     watch.iter_mut().for_each(|watch| watch.set(&depends_on));
     let probe = event()?;
     let (mounted, device, agreement, view, roots, epoch, unsettled) = match inherited {

@@ -19,6 +19,16 @@ const QUIET: Duration = Duration::from_millis(200);
 /// Changes that never end are reported all the same after this.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// What may be the cause of `error` of inotify_init1(2), and what to do. Its own text names another limit.
+pub(super) fn limit(error: &io::Error) -> &'static str {
+    match Errno::from_io_error(error) {
+        Some(Errno::MFILE) => {
+            "; the limit fs.inotify.max_user_instances may be reached: raise it with sysctl(8), or start without --watch"
+        }
+        _ => "",
+    }
+}
+
 /// The watch.
 #[derive(Debug)]
 pub(super) struct Watch {
@@ -66,6 +76,11 @@ impl Watch {
                     return;
                 }
                 Err(Errno::NOENT | Errno::NOTDIR) => {}
+                // The text of the error speaks of a full device.
+                Err(Errno::NOSPC) => {
+                    tracing::warn!(dir = %dir.display(), "cannot watch: the limit fs.inotify.max_user_watches is reached; raise it with sysctl(8), or reload by hand after a change");
+                    return;
+                }
                 Err(error) => {
                     tracing::warn!(%error, dir = %dir.display(), "cannot watch; reload by hand after a change");
                     return;
@@ -145,6 +160,17 @@ mod tests {
         wait(&mut watch);
         assert!(watch.due().is_some());
         assert!(!watch.is_due(), "it has not been quiet yet");
+    }
+
+    #[test]
+    fn a_reached_limit_is_named() {
+        let text = |errno: Errno| crate::error::chain(&super::super::MonitorError::Watch(errno.into()));
+        assert_eq!(
+            text(Errno::MFILE),
+            "cannot watch links; the limit fs.inotify.max_user_instances may be reached: raise it with sysctl(8), or start \
+             without --watch: Too many open files (os error 24)"
+        );
+        assert_eq!(text(Errno::NOMEM), "cannot watch links: Cannot allocate memory (os error 12)");
     }
 
     #[test]
