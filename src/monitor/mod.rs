@@ -117,11 +117,11 @@ pub enum MonitorError {
     #[error("cannot watch links{}", watch::limit(.0))]
     Watch(#[source] io::Error),
     /// The first server could not begin.
-    #[error("the server could not begin: {0}")]
+    #[error("the server failed to start: {0}")]
     Server(String),
     /// A server died and left nothing to go on from.
     #[error(
-        "the server ended ({0}) and there is no node journal to go on from, so the view is unmounted; make room for its state directory, and start it anew"
+        "the server exited ({0}); no journal to resume from, so the view was unmounted. Free space in the state directory and start again"
     )]
     Lost(End),
     /// The operating system refused something that always works.
@@ -329,7 +329,7 @@ impl Monitor {
         // Opened anew for each server, and kept by none but it: what one has asked for ends with it.
         let polling = self.settings.idle_polling;
         let idle = polling.open().unwrap_or_else(|error| {
-            const WHAT: &str = "idle processors cannot be asked to poll; answers may have to wake them";
+            const WHAT: &str = "cannot keep idle CPUs polling; requests may have to wake a CPU";
             match polling {
                 IdlePolling::Always => tracing::warn!(%error, "{WHAT}"),
                 IdlePolling::Auto | IdlePolling::Never => tracing::debug!(%error, "{WHAT}"),
@@ -359,7 +359,7 @@ impl Monitor {
         match server.report() {
             Some(Report::Serving { epoch, restored, journal }) => {
                 if self.served {
-                    tracing::info!(restored, "another server has taken over");
+                    tracing::info!(restored, "a new server has taken over");
                 }
                 self.served = true;
                 self.resume = true;
@@ -382,7 +382,7 @@ impl Monitor {
             }
             Some(Report::Failed(why)) if !self.served => Err(self.give_up(why)),
             Some(Report::Failed(why)) => {
-                tracing::error!("the server could not begin: {why}");
+                tracing::error!("the server failed to start: {why}");
                 Ok(None)
             }
             None => self.on_death(),
@@ -404,11 +404,9 @@ impl Monitor {
         }
         let wait = self.backoff.death(useful);
         if wait.is_zero() {
-            tracing::warn!("the server ended ({end}); another takes over");
+            tracing::warn!("the server exited ({end}); restarting it");
         } else {
-            tracing::error!(
-                "the server ended ({end}) again and again without answering; another takes over in {wait:?}"
-            );
+            tracing::error!("the server keeps exiting before it answers ({end}); restarting in {wait:?}");
         }
         self.restart = Some(Instant::now() + wait);
         Ok(None)
@@ -426,7 +424,7 @@ impl Monitor {
         self.server = None;
         if !self.resume {
             if let Err(error) = self.mounted.unmount(|_| ()) {
-                tracing::error!(error = &error as &dyn std::error::Error, "the view is still mounted");
+                tracing::error!(error = &error as &dyn std::error::Error, "cannot unmount the view");
             }
             self.clean_up();
         }
@@ -443,7 +441,7 @@ impl Monitor {
             }
         });
         if let Err(error) = asked {
-            tracing::error!(%error, "cannot ask the view whether it answers");
+            tracing::error!(%error, "cannot check whether the view answers");
         }
     }
 
@@ -463,7 +461,7 @@ impl Monitor {
         match self.control.as_ref().map(Control::accept) {
             Some(Ok(client)) => self.begin_reload(Some(client)),
             Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Some(Err(error)) => tracing::warn!(%error, "a client of the control socket was not understood"),
+            Some(Err(error)) => tracing::warn!(%error, "ignoring a malformed control request"),
             None => {}
         }
     }
@@ -570,7 +568,7 @@ impl Monitor {
         };
         if let Err(error) = dir.write(&state) {
             let error = &error as &dyn std::error::Error;
-            tracing::error!(error, "the view goes on, but would not survive a crash of its monitor");
+            tracing::error!(error, "the view is served, but would not survive a crash of its monitor");
         }
     }
 
@@ -580,7 +578,7 @@ impl Monitor {
         if let Some(server) = self.server.take()
             && !server.wait_until(Instant::now() + FAREWELL)
         {
-            tracing::warn!("the view is still mounted or open somewhere else; it is dead there from now on");
+            tracing::warn!("the view is still mounted or open elsewhere; access to it will fail there");
         }
         self.clean_up();
         Ok(Ending::Unmounted)
@@ -590,7 +588,7 @@ impl Monitor {
     fn hand_over(&mut self) -> Option<Ending> {
         if !systemd::is_there() || self.state.is_none() {
             tracing::error!(
-                "cannot hand over: no service manager keeps the device, or there is no state directory"
+                "cannot hand over: there is no service manager to keep the device, or no state directory"
             );
             return None;
         }
@@ -598,7 +596,7 @@ impl Monitor {
         if let Some(server) = self.server.take()
             && let Err(error) = server.kill()
         {
-            tracing::warn!(%error, "the server did not end");
+            tracing::warn!(%error, "cannot kill the server");
         }
         Some(Ending::HandedOver)
     }
@@ -612,8 +610,8 @@ impl Monitor {
 fn unmount(mounted: &Mounted) -> Result<(), MountError> {
     mounted.unmount(|at| {
         let users = mount::users(at, FAREWELL);
-        let users = if users.is_empty() { "somebody".to_owned() } else { users.join(", ") };
-        tracing::warn!("the view is still in use by {users}; what they have of it ends now");
+        let users = if users.is_empty() { "unknown processes".to_owned() } else { users.join(", ") };
+        tracing::warn!("the view is still in use by {users}; their open files will fail");
     })
 }
 

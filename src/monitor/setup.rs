@@ -227,7 +227,7 @@ fn open_state(settings: &Settings) -> Result<Option<StateDir>, MonitorError> {
             let error = &error as &dyn std::error::Error;
             tracing::warn!(
                 error,
-                "without it the view can neither be reloaded with --reload nor survive a crash"
+                "no state directory: --reload does not work, and the view would not survive a crash"
             );
             Ok(None)
         }
@@ -243,7 +243,7 @@ fn inherit(state: Option<&StateDir>, settings: &Settings) -> Result<Earlier, Mon
         systemd::forget_device();
         if let Some(mounted) = Mounted::found(&settings.mountpoint, &settings.name, false)? {
             tracing::warn!(
-                "an earlier monitor could not write its state; its mount is cleared away, and the view mounted anew"
+                "an earlier monitor left a mount without a state; unmounting it and mounting the view again"
             );
             mounted.unmount(|_| ())?;
         }
@@ -296,7 +296,7 @@ fn listen(dir: &StateDir) -> Option<super::Control> {
     let path = dir.control();
     super::Control::listen(&path)
         .inspect_err(
-            |error| tracing::warn!(%error, path = %path.display(), "--reload cannot reach this view"),
+            |error| tracing::warn!(%error, path = %path.display(), "cannot listen on the control socket; --reload will not work"),
         )
         .ok()
 }
@@ -315,12 +315,15 @@ fn agree(
         let _ = mounted.unmount(|_| ());
     })?;
     if root && let Err(error) = mounted.set_read_ahead(handshake::READ_MAX) {
-        tracing::debug!(error = &error as &dyn std::error::Error, "files are read in smaller pieces");
+        tracing::debug!(
+            error = &error as &dyn std::error::Error,
+            "cannot raise the read-ahead; files are read in smaller requests"
+        );
     }
     if agreement.io != settings.io {
         tracing::warn!(
-            "reading passes through the server (--io cached): passing it by needs root and Linux 6.9 or newer, and a store \
-             that does not lie on two other file systems already"
+            "falling back to --io cached: passthrough needs CAP_SYS_ADMIN, Linux 6.9 or newer, and a store that is not on a \
+             nested overlayfs"
         );
     }
     if !root {

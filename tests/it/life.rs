@@ -79,6 +79,7 @@ fn sigterm_with_an_open_file() {
     let said = view.stderr();
     let line: Vec<&str> = said.lines().filter(|line| line.contains("still in use by")).collect();
     assert!(matches!(line[..], [line] if line.contains(&format!("({})", std::process::id()))), "{said}");
+    assert!(line[0].ends_with("; their open files will fail"), "{said}");
 }
 
 /// Programs that wait for a server that hangs. To look at one that waits to close a file may be to wait as well: the

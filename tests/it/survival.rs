@@ -282,7 +282,7 @@ fn servers_that_never_answer_are_started_more_and_more_rarely() {
     service.start_ready();
     let data = service.path().join(&fixture.data.base);
     let real = tree::walk(&fixture.store.physical(), &fixture.data.base);
-    let said = "again and again without answering";
+    let said = "the server keeps exiting before it answers";
     let until = Instant::now() + DEADLINE;
     while service.logged(said) < 3 {
         assert!(Instant::now() < until, "no back-off: {}", service.log());

@@ -62,5 +62,5 @@ fn passthrough_falls_back_without_the_right_to_it() {
     assert_eq!(read.stdout, b"hello\n", "{read:?}");
     view.signal(Signal::TERM);
     assert_eq!(view.end().code(), Some(0), "{}", view.stderr());
-    assert!(view.stderr().contains("reading passes through the server (--io cached)"), "{}", view.stderr());
+    assert!(view.stderr().contains("falling back to --io cached"), "{}", view.stderr());
 }
