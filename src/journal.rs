@@ -30,8 +30,8 @@
 //! 4. When the file cannot be written (disk full) the view goes on; only a crash would not be survived. What
 //!    must not happen then is that a successor gives an id again that the kernel knows as something else. So
 //!    the header, whose place on the disk is there already, counts how often ids may have been lost, and a
-//!    successor begins as many times [`LOST_IDS`] further on. A server that goes on for so long without a journal that
-//!    it comes near that counts once more.
+//!    successor begins as many times [`LOST_IDS`] further on. A server that runs without a journal for so long that it
+//!    comes near that counts once more.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -522,7 +522,7 @@ mod tests {
         assert!(matches!(refused(b"nsfsnode\x02\0\0\0\0\0\0\0"), JournalError::Version { found: 2, .. }));
     }
 
-    /// A server that goes on without its journal counts on before it comes near the end of what is given up for it.
+    /// A server without a journal counts another loss before it reaches the end of the ids that are given up for it.
     #[test]
     fn a_server_without_a_journal_never_hands_out_what_its_successor_will() {
         let dir = tempfile::tempdir().unwrap();

@@ -15,7 +15,7 @@
 //! 3. Names of one file below share a node, so that its bytes are cached once: see [`super::links`]. Such a node has
 //!    the path of the name that came first, which the trie keeps as long as the kernel holds the node.
 //! 4. A position in the root's listing is the ordinal of a member among all that this mount ever had, so it means the
-//!    same after a reload and in the next server. A listing that spans a reload goes on with the set that it
+//!    same after a reload and in the next server. A listing that spans a reload continues with the set that it
 //!    began with: see [`Position`]. Members that are not shown any more are told without a lifetime, or the
 //!    listing would bring back what the reload has invalidated.
 
