@@ -550,10 +550,13 @@ fn is_settled_at(dir: &Held) -> bool {
 
 fn is_settled(stat: &Statx) -> bool {
     let now = rustix::time::clock_gettime(ClockId::Realtime).tv_sec;
-    let changed = stat.stx_mtime.tv_sec.max(stat.stx_ctime.tv_sec);
-    // What no name leads to any more is on its way out.
-    stat.stx_nlink > 0
-        && (MTIMES.contains(&stat.stx_mtime.tv_sec) || changed.saturating_add(SETTLED_AFTER) < now)
+    is_settled_by(stat.stx_mtime.tv_sec, stat.stx_ctime.tv_sec, stat.stx_nlink, now)
+}
+
+/// Whether an object with these times of modification and change and so many links is finished, `now`.
+fn is_settled_by(modified: i64, changed: i64, links: u32, now: i64) -> bool {
+    // What no name leads to any more is being removed.
+    links > 0 && (MTIMES.contains(&modified) || modified.max(changed).saturating_add(SETTLED_AFTER) < now)
 }
 
 #[cfg(test)]

@@ -79,6 +79,30 @@ fn what_is_being_written_is_not_settled() {
     assert_eq!(facts(), (true, false, false, false, true), "somebody removes it");
 }
 
+/// The time of a store object, or a day without a change; never what is removed, and no clock that runs backwards.
+#[test]
+fn finished_is_what_nix_has_finished_or_nobody_has_touched_for_a_day() {
+    const NOW: i64 = 2_000_000_000;
+    const DAY: i64 = 86_400;
+    for (modified, changed, links, settled) in [
+        (1, NOW, 1, true),
+        (0, NOW, 2, true),
+        (1, NOW, 0, false),
+        (2, NOW, 1, false),
+        (-1, NOW, 1, false),
+        (NOW, NOW, 1, false),
+        (NOW - DAY, NOW - DAY, 1, false),
+        (NOW - DAY - 1, NOW - DAY - 1, 1, true),
+        (NOW - DAY - 1, NOW - 70, 1, false),
+        (NOW - 70, NOW - DAY - 1, 1, false),
+        (NOW - DAY - 1, NOW - DAY - 1, 0, false),
+        (NOW + 5, NOW + 5, 1, false),
+        (i64::MAX, i64::MAX, 1, false),
+    ] {
+        assert_eq!(is_settled_by(modified, changed, links, NOW), settled, "{modified} {changed} {links}");
+    }
+}
+
 #[test]
 fn no_link_leads_anywhere() {
     let dir = tempfile::tempdir().unwrap();
