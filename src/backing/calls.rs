@@ -1,7 +1,7 @@
 //! The system calls that the backing store makes, each in one place.
 //!
 //! Responsibility: the calls with their flags, repeated when they were interrupted. It is also where tests let the
-//! host fail: [`faults`] answers the n-th call with an error instead of making it.
+//! host fail: `faults` answers the n-th call with an error instead of making it.
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
