@@ -61,17 +61,25 @@ pub(crate) fn list(path: &Path) -> std::io::Result<Vec<PathBuf>> {
 
 /// Everything at and below a path, by its path relative to `base`.
 pub(crate) fn walk(base: &Path, below: &str) -> BTreeMap<PathBuf, Entry> {
+    try_walk(base, below).unwrap_or_else(|(path, error)| panic!("{}: {error}", path.display()))
+}
+
+/// The same of a tree that may change meanwhile; or what could not be examined.
+pub(crate) fn try_walk(
+    base: &Path,
+    below: &str,
+) -> Result<BTreeMap<PathBuf, Entry>, (PathBuf, std::io::Error)> {
     let mut found = BTreeMap::new();
     let mut todo = vec![PathBuf::from(below)];
     while let Some(path) = todo.pop() {
         let full = base.join(&path);
-        let entry = entry(&full).unwrap_or_else(|error| panic!("{}: {error}", full.display()));
+        let entry = entry(&full).map_err(|error| (full, error))?;
         if let What::Directory(names) = &entry.what {
             todo.extend(names.iter().map(|name| path.join(name)));
         }
         found.insert(path, entry);
     }
-    found
+    Ok(found)
 }
 
 /// Fails with the first entry in which two trees differ.
