@@ -70,6 +70,8 @@ const KIND_REPLACED: u8 = 8;
 const INODE: u32 = u32::MAX;
 /// A payload is at most a node with a name of 1024 bytes (`FUSE_NAME_MAX`, Linux `fs/fuse/fuse_i.h`).
 const PAYLOAD_MAX: usize = 16 + 1024;
+/// No id is as large. So whoever chooses the names in a store cannot write a record into one: its id would have a NUL.
+const ID_END: u64 = 1 << 56;
 /// Below this size a journal is not worth rewriting.
 const REWRITE_MIN: u64 = 16 << 20;
 
@@ -377,15 +379,29 @@ fn decode(window: &[u8], last: bool, each: &mut impl FnMut(Record)) -> usize {
     let mut at = 0;
     while let Some(rest) = window.get(at..).filter(|rest| !rest.is_empty()) {
         match parse(rest) {
-            Parsed::Whole(record, len) => {
-                each(record);
-                at += len;
-            }
+            Parsed::Whole(record, len) => match next_inside(rest, len) {
+                Some(next) => at += next,
+                None => {
+                    each(record);
+                    at += len;
+                }
+            },
             Parsed::Short if !last => return at,
             Parsed::Short | Parsed::Bad => at += 1,
         }
     }
     at
+}
+
+/// Where another record begins inside the one of `len` bytes that `bytes` begins with. That one was torn then, and the
+/// first bytes of the other one happen to be those that it lacks.
+fn next_inside(bytes: &[u8], len: usize) -> Option<usize> {
+    let behind = bytes.get(len..).filter(|behind| !behind.is_empty())?;
+    if !matches!(parse(behind), Parsed::Bad) {
+        return None;
+    }
+    // A name is nothing of the kind: ids below `ID_END` have a NUL in them.
+    (1..len).find(|at| bytes.get(*at..).is_some_and(|inside| matches!(parse(inside), Parsed::Whole(..))))
 }
 
 enum Parsed {
@@ -417,6 +433,9 @@ fn parse(bytes: &[u8]) -> Parsed {
         return Parsed::Bad;
     };
     let id = NodeId(u64::from_le_bytes(*id));
+    if id.0 >= ID_END {
+        return Parsed::Bad;
+    }
     let record = match kind {
         KIND_NODE => payload.split_first_chunk::<8>().map(|(parent, name)| {
             Record::Node(NodeRecord { id, parent: NodeId(u64::from_le_bytes(*parent)), name: name.into() })
@@ -491,6 +510,42 @@ mod tests {
             let mut expected = records;
             expected.remove(torn);
             prop_assert_eq!(read(&path), expected);
+        }
+    }
+
+    /// The bytes that a torn record lacks may be those that the next one begins with.
+    #[test]
+    fn a_torn_record_does_not_take_the_next_one_with_it() {
+        let bytes = |record: &Record| {
+            let mut bytes = Vec::new();
+            encode(record, &mut bytes);
+            bytes
+        };
+        let mut torn = bytes(&Record::Backing(NodeId(7), 7));
+        let missing = torn.pop().unwrap();
+        let next = (0..10_000).map(|n| node(n, b"next")).find(|next| bytes(next)[0] == missing).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("nodes");
+        let last = node(20_000, b"last");
+        std::fs::write(&path, [header(0), torn, bytes(&next), bytes(&last)].concat()).unwrap();
+        assert_eq!(read(&path), [next, last]);
+    }
+
+    /// Whoever names a file in the store writes into the journal. No name, which has no NUL, is read as a record.
+    #[test]
+    fn no_name_is_a_record() {
+        let id = NodeId(u64::from_le_bytes([1; 8]));
+        for length in 0..600 {
+            let mut forged = Vec::new();
+            encode(
+                &Record::Node(NodeRecord { id, parent: id, name: vec![b'x'; length].into() }),
+                &mut forged,
+            );
+            let (head, crc) = (&forged[4..], &forged[..4]);
+            assert!(
+                head.contains(&0) || crc.contains(&0) || matches!(parse(&forged), Parsed::Bad),
+                "{length}"
+            );
         }
     }
 
