@@ -141,6 +141,11 @@ impl Kernel {
         let there = physical.symlink_metadata().is_ok();
         let (node, failed) = self.ask(|view| view.getattr(inode));
         match node {
+            // Lost by this name, and known by another one of the same file.
+            Ok(_) if !there => {
+                prop_assert!(self.damaged, "attributes of {:?}, which is gone", path);
+                return Ok(());
+            }
             Ok(node) => self.check(node, path)?,
             Err(FsError::Backing(_)) if failed => return Ok(()),
             // The file may be known by another of its names, which is lost.
