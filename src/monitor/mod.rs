@@ -509,14 +509,17 @@ impl Monitor {
         self.unsettled.extend(next.difference(&self.view).chain(self.view.difference(&next)).cloned());
         self.reload = Reload::Switching(clients);
         self.resolution = Some(number);
-        if next != self.view || !self.unsettled.is_empty() {
+        let changes = next != self.view || !self.unsettled.is_empty();
+        if changes {
             tracing::info!(added, removed, "switching the view");
             self.view = next;
             self.epoch = self.epoch.wrapping_add(1);
             self.since = SystemTime::now();
         }
-        self.roots = roots;
-        self.write_state();
+        if changes || roots != self.roots {
+            self.roots = roots;
+            self.write_state();
+        }
         // Also to the same view: the server then examines its members, of which some may have been repaired.
         if let Some(server) = &self.server {
             server.order(&Order::Switch { view: self.view.clone(), epoch: self.epoch });
