@@ -74,7 +74,9 @@ impl Config {
             Action::Reload { view, states }
         } else {
             let log = args.log();
-            let roots = Roots { system: args.system, paths: args.roots, file: args.roots_file };
+            // The directory that a change shows in is watched: a bare name has none. What cannot be read is said later.
+            let file = args.roots_file.map(|path| std::path::absolute(&path).unwrap_or(path));
+            let roots = Roots { system: args.system, paths: args.roots, file };
             if roots == Roots::default() {
                 return Err(ConfigError::NoRoots);
             }
@@ -186,6 +188,16 @@ mod tests {
             );
         }
         assert!(matches!(check(&["--system", "/"]), Err(ConfigError::NoName)));
+    }
+
+    #[test]
+    fn a_roots_file_is_watched_where_it_lies() {
+        let file = |file: &str| match check(&["--roots-file", file, "--watch"]).unwrap() {
+            Action::Mount(settings) => settings.roots.file.unwrap(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(file("/etc/web.roots"), Path::new("/etc/web.roots"));
+        assert_eq!(file("roots"), std::env::current_dir().unwrap().join("roots"));
     }
 
     #[test]
