@@ -265,7 +265,7 @@ fn dead(dir: &StateDir) -> Earlier {
         Err(error) => {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
-                "cannot read the state of the earlier view; if it had another --gc-root directory, its links there remain,                  remove them by hand"
+                "cannot read the state of the earlier view; if it had another --gc-root directory, its links there remain: remove them by hand"
             );
             Earlier::Nothing
         }
