@@ -337,7 +337,7 @@ impl Nodes {
                 chunks.remove(&chunk);
             }
         }
-        if index.capacity() > INDEX_MIN && index.len() * 4 < index.capacity() {
+        if is_sparse(index.len(), index.capacity()) {
             index.shrink_to(0, rehash(chunks, hasher));
         }
     }
@@ -653,6 +653,11 @@ impl Slot {
         let _ = self.lookups.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_add(1));
         Entered { id, unrecorded: !self.recorded.load(Ordering::Acquire) }
     }
+}
+
+/// Whether an index with room for `capacity` entries is worth shrinking when it has `len`: not again at once.
+fn is_sparse(len: usize, capacity: usize) -> bool {
+    capacity > INDEX_MIN && len * 4 < capacity
 }
 
 #[cfg(test)]

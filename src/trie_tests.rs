@@ -230,3 +230,135 @@ fn ids_that_may_be_known_to_the_kernel_alone_are_not_given_again() {
     assert_eq!(trie.path(id).unwrap(), [member(1).as_str().as_bytes(), b"/a"].concat());
     assert_eq!(trie.nodes.read().chunks.len(), 2, "ids far apart cost no memory in between");
 }
+
+#[test]
+fn an_index_is_made_smaller_when_three_quarters_of_a_large_one_are_free() {
+    for (len, capacity, sparse) in [
+        (0, 0, false),
+        (0, INDEX_MIN, false),
+        (0, INDEX_MIN + 1, true),
+        (299, 1200, true),
+        (300, 1200, false),
+        (301, 1200, false),
+        (1200, 1200, false),
+    ] {
+        assert_eq!(is_sparse(len, capacity), sparse, "{len} of {capacity}");
+    }
+}
+
+/// A chunk that takes no more names keeps no room for them.
+#[test]
+fn a_full_chunk_holds_its_names_and_nothing_else() {
+    let trie = PathTrie::new();
+    trie.switch(&view(&[1].into()), 0);
+    let top = trie.members().entries[0].1;
+    for n in 0..3 * CHUNK {
+        trie.enter(top, format!("the name of file {n}").as_bytes()).unwrap();
+    }
+    let nodes = trie.nodes.read();
+    for number in 0..3 {
+        let names = &nodes.chunks[&number].names;
+        assert!(names.len() > 16 * 1000 && names.capacity() == names.len(), "{number}");
+    }
+}
+
+/// Whoever is told of a node that no journal is known to hold writes it down.
+#[test]
+fn a_node_is_written_down_until_that_was_done() {
+    let trie = PathTrie::new();
+    trie.switch(&view(&[1].into()), 0);
+    let top = trie.members().entries[0].1;
+    let id = trie.enter(top, b"a").unwrap().id;
+    assert_eq!(trie.enter(top, b"a"), Some(Entered { id, unrecorded: true }));
+    assert_eq!(trie.count(id), Some(Entered { id, unrecorded: true }));
+    trie.recorded(id);
+    assert_eq!(trie.enter(top, b"a"), Some(Entered { id, unrecorded: false }));
+    assert_eq!(
+        trie.count(top),
+        Some(Entered { id: top, unrecorded: false }),
+        "members are written down first"
+    );
+    let next = PathTrie::new();
+    next.restore(&trie.record(top).unwrap());
+    next.restore(&trie.record(id).unwrap());
+    assert_eq!(next.enter(top, b"a"), Some(Entered { id, unrecorded: false }), "it comes from a journal");
+}
+
+/// A journal may hold a node twice, a path with several nodes, in any order, and damaged ids.
+#[test]
+fn the_last_node_of_a_path_is_the_one_that_is_restored() {
+    let node = |id, name: &[u8]| NodeRecord { id: NodeId(id), parent: NodeId(2), name: name.into() };
+    let trie = PathTrie::new();
+    trie.restore(&NodeRecord { id: NodeId(2), parent: ROOT, name: member(1).as_str().as_bytes().into() });
+    for id in [5, 9, 7, 9, 5] {
+        trie.restore(&node(id, b"a"));
+    }
+    trie.restore(&node(9, b"another name"));
+    trie.restore(&NodeRecord { id: ROOT, parent: ROOT, name: (*b"x").into() });
+    trie.restore(&NodeRecord { id: NodeId(0), parent: ROOT, name: (*b"y").into() });
+    assert_eq!((trie.len(), trie.next()), (4, NodeId(10)));
+    assert_eq!(trie.nodes.read().index.len(), 2);
+    assert_eq!(
+        (trie.find(NodeId(2), b"a"), trie.find(ROOT, b"x"), trie.path(ROOT)),
+        (Some(NodeId(9)), None, Some(Vec::new()))
+    );
+    let path = [member(1).as_str().as_bytes(), b"/a"].concat();
+    for id in [5, 7, 9] {
+        assert_eq!(trie.path(NodeId(id)), Some(path.clone()));
+    }
+}
+
+/// What restores a trie names every node once, wherever it lies, with one replaced member among others.
+#[test]
+fn many_nodes_of_a_replaced_member_are_told_once_each() {
+    let trie = PathTrie::new();
+    assert!(trie.is_empty());
+    trie.switch(&view(&[1, 2].into()), 0);
+    assert!(!trie.is_empty());
+    let [top, other] = [0, 1].map(|at| trie.members().entries[at].1);
+    let mut old = BTreeSet::new();
+    for n in 0..2 * CHUNK {
+        let name = format!("{n}");
+        old.insert(trie.enter(top, name.as_bytes()).unwrap().id);
+        trie.enter(other, name.as_bytes()).unwrap();
+    }
+    assert_eq!(trie.detach(top).into_iter().map(|node| node.id).collect::<BTreeSet<_>>(), old);
+    let new: BTreeSet<_> = (0..10).map(|n| trie.enter(top, format!("{n}").as_bytes()).unwrap().id).collect();
+    let next = PathTrie::new();
+    let mut told = Vec::new();
+    trie.for_each(|kept| match kept {
+        Kept::Node { id, parent, name } => {
+            told.push(id);
+            next.restore(&NodeRecord { id, parent, name: name.into() });
+        }
+        Kept::Replaced(member) => {
+            assert_eq!(member, top);
+            next.detach(member);
+        }
+    });
+    assert_eq!((told.len(), told.iter().collect::<BTreeSet<_>>().len()), (trie.len(), trie.len()));
+    assert_eq!((next.len(), next.next()), (trie.len(), trie.next()));
+    for id in told {
+        assert_eq!(next.path(id), trie.path(id));
+        assert_eq!(next.record(id), trie.record(id));
+    }
+    assert_eq!(
+        (0..10).map(|n| next.find(top, format!("{n}").as_bytes()).unwrap()).collect::<BTreeSet<_>>(),
+        new
+    );
+    assert_eq!(next.find(top, b"11"), None);
+    assert!(next.find(other, b"11").is_some());
+}
+
+/// A listing can be finished after some switches, and what is kept for it is bounded.
+#[test]
+fn the_last_few_sets_of_members_are_kept() {
+    let trie = PathTrie::new();
+    for n in 1..20 {
+        trie.switch(&view(&[n].into()), 0);
+    }
+    let known: Vec<_> = (0..30).filter(|n| trie.members_of(|epoch| epoch == *n).is_some()).collect();
+    assert_eq!(known.len(), EPOCHS_KEPT);
+    assert_eq!(known.last(), Some(&trie.members().epoch));
+    assert!(known.is_sorted_by(|a, b| a + 1 == *b));
+}
