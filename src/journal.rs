@@ -269,7 +269,8 @@ impl Journal {
     fn recount(&self, records: &[Record]) {
         let Some(last) = highest(records) else { return };
         let at = self.recount_at.load(Ordering::Acquire);
-        let next = at.saturating_add(LOST_IDS - 2 * LOST_MARGIN);
+        // As far before the end of what is given up as the last time.
+        let next = at.saturating_add(LOST_IDS);
         if last >= at
             && self.recount_at.compare_exchange(at, next, Ordering::AcqRel, Ordering::Relaxed).is_ok()
         {
@@ -577,6 +578,91 @@ mod tests {
         assert!(matches!(refused(b"nsfsnode\x02\0\0\0\0\0\0\0"), JournalError::Version { found: 2, .. }));
     }
 
+    /// Its size is known whoever opened it, and a loss is none before there was one.
+    #[test]
+    fn a_journal_knows_how_large_it_is_and_whether_it_is_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("nodes");
+        let check = |journal: &Journal, losses: u64| {
+            assert_eq!(journal.size.load(Ordering::Relaxed), path.metadata().unwrap().len());
+            assert_eq!((journal.has_losses(), journal.lost_ids()), (losses > 0, losses * LOST_IDS));
+        };
+        let journal = Journal::create(&path).unwrap();
+        check(&journal, 0);
+        let records: Vec<_> = (0..10_000).map(|n| node(n, b"some name or other of a file")).collect();
+        records.chunks(999).for_each(|some| journal.append(some).unwrap());
+        journal.append(&[]).unwrap();
+        check(&journal, 0);
+        let resume = || Journal::resume(&path, |_| ()).unwrap();
+        check(&resume(), 0);
+        journal.rewrite(|put| records.iter().take(7).for_each(put)).unwrap();
+        check(&journal, 0);
+        for losses in 1..4 {
+            journal.count_loss();
+            check(&journal, losses);
+        }
+        // Whoever goes on from a loss counts one more: it began where another one may have been before.
+        check(&resume(), 4);
+        check(&resume(), 5);
+        journal.rewrite(|put| records.iter().take(3).for_each(put)).unwrap();
+        assert!(resume().has_losses(), "a new file tells of them too");
+    }
+
+    /// A journal is replaced once two thirds of a large one are outdated, by one caller at a time, and never once it is
+    /// broken.
+    #[test]
+    fn a_journal_is_replaced_when_that_is_worth_it() {
+        const NODE: u64 = 48;
+        let claimed = |size: u64, live: u64, broken: bool| {
+            let dir = tempfile::tempdir().unwrap();
+            let journal = Journal::create(&dir.path().join("nodes")).unwrap();
+            journal.size.store(size, Ordering::Relaxed);
+            journal.broken.store(broken, Ordering::Relaxed);
+            let first = journal.claim_rewrite(live as usize);
+            assert!(!journal.claim_rewrite(live as usize) || !first, "by one only");
+            let done = journal.rewrite(|_| ());
+            assert!(done.is_ok());
+            journal.size.store(size, Ordering::Relaxed);
+            assert_eq!(journal.claim_rewrite(live as usize), first, "and again after that");
+            first
+        };
+        let large = 64 << 20;
+        let worth = large / 3 / NODE;
+        for (size, live, broken, expected) in [
+            (0, 0, false, false),
+            (16 << 20, 0, false, false),
+            ((16 << 20) + 1, 0, false, true),
+            (large, 0, true, false),
+            (large, 10, false, true),
+            (large, worth - 1, false, true),
+            (large, worth + 1, false, false),
+            (3 * NODE * 200_000, 200_000, false, false),
+            (large, 100 * worth, false, false),
+        ] {
+            assert_eq!(claimed(size, live, broken), expected, "{size} {live} {broken}");
+        }
+    }
+
+    /// What cannot be the beginning of a record does not hold up those behind it.
+    #[test]
+    fn a_length_that_no_record_has_is_no_record() {
+        let head = |kind, mark, len: usize| {
+            let [low, high] = (len as u16).to_le_bytes();
+            [0, 0, 0, 0, kind, mark, low, high]
+        };
+        for (head, short) in [
+            (head(KIND_NODE, MARK, PAYLOAD_MAX), true),
+            (head(KIND_REPLACED, MARK, 12), true),
+            (head(KIND_NODE, MARK, 16 + 1024 + 1), false),
+            (head(KIND_NODE, MARK ^ 1, 20), false),
+            (head(KIND_NODE - 1, MARK, 20), false),
+            (head(KIND_REPLACED + 1, MARK, 20), false),
+        ] {
+            assert_eq!(matches!(parse(&head), Parsed::Short), short, "{head:?}");
+            assert_eq!(matches!(parse(&head), Parsed::Bad), !short, "{head:?}");
+        }
+    }
+
     /// A server without a journal counts another loss before it reaches the end of the ids that are given up for it.
     #[test]
     fn a_server_without_a_journal_never_hands_out_what_its_successor_will() {
@@ -589,7 +675,8 @@ mod tests {
         for _ in 0..200 {
             id += LOST_MARGIN;
             broken.append(&[node(id, b"c"), node(id - 1, b"d")]).unwrap();
-            assert!(id < 2 + broken.lost_ids(), "{id}");
+            // What other threads have handed out at this moment is behind what is given up, too.
+            assert!(id + LOST_MARGIN < 2 + broken.lost_ids(), "{id}");
         }
         assert!(broken.lost_ids() < 2 * id, "not more is given up than has to be");
         broken.rewrite(|_| panic!("a broken journal is not replaced")).unwrap();
