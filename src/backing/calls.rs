@@ -13,6 +13,16 @@ use rustix::io::{Errno, IoSliceMut, ReadWriteFlags};
 /// (`crate::monitor`), so more than one in a row comes from a file system that answers so for ever.
 const RETRIES: usize = 64;
 
+/// No link leads anywhere, and nothing is reached but what lies below (openat2(2)).
+const BELOW: ResolveFlags =
+    ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
+/// How a directory is opened again.
+const ANEW: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+/// Of the link itself; of the directory, when there is no name.
+const ITSELF: AtFlags = AtFlags::SYMLINK_NOFOLLOW.union(AtFlags::EMPTY_PATH);
+/// The attributes that are asked for.
+const WANTED: StatxFlags = StatxFlags::BASIC_STATS.union(StatxFlags::BTIME);
+
 /// Makes `call`, again while it is only interrupted. `EAGAIN` of openat2(2) is a rename that raced with it.
 fn again<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
     for _ in 0..RETRIES {
@@ -30,20 +40,20 @@ fn fault() -> Result<(), Errno> {
 }
 
 #[cfg(not(test))]
-fn end_is_here() -> bool {
-    false
+fn longest_read() -> usize {
+    usize::MAX
 }
 
 #[cfg(test)]
-use faults::{end_is_here, fault};
+use faults::{fault, longest_read};
 
 /// Opens `path` below `base`, never through a link (openat2(2)).
 pub(super) fn open(base: impl AsFd, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     let path = CString::new(path).map_err(|_| Errno::INVAL)?;
+    let flags = flags.union(OFlags::CLOEXEC);
     again(|| {
         fault()?;
-        rustix::fs::openat2(&base, &path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+        rustix::fs::openat2(&base, &path, flags, Mode::empty(), BELOW)
     })
 }
 
@@ -51,18 +61,15 @@ pub(super) fn open(base: impl AsFd, path: &[u8], flags: OFlags) -> Result<OwnedF
 pub(super) fn reopen(dir: impl AsFd) -> Result<OwnedFd, Errno> {
     again(|| {
         fault()?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        rustix::fs::openat(&dir, c".", flags, Mode::empty())
+        rustix::fs::openat(&dir, c".", ANEW, Mode::empty())
     })
 }
 
 /// Attributes of `name` in `dir`, of `dir` itself when the name is empty (statx(2)).
 pub(super) fn stat(dir: impl AsFd, name: &[u8]) -> Result<Statx, Errno> {
-    let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
-    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::EMPTY_PATH;
     again(|| {
         fault()?;
-        rustix::fs::statx(&dir, name, flags, wanted)
+        rustix::fs::statx(&dir, name, ITSELF, WANTED)
     })
 }
 
@@ -102,11 +109,10 @@ pub(super) fn read(
     offset: u64,
     flags: ReadWriteFlags,
 ) -> Result<usize, Errno> {
+    let length = buffer.len().min(longest_read());
+    let buffer = buffer.get_mut(..length).unwrap_or_default();
     again(|| {
         fault()?;
-        if end_is_here() {
-            return Ok(0);
-        }
         rustix::io::preadv2(&file, &mut [IoSliceMut::new(buffer)], offset, flags)
     })
 }
@@ -124,39 +130,59 @@ pub(crate) mod faults {
 
     use rustix::io::Errno;
 
-    #[derive(Debug, Default)]
+    /// Something that happens on the host.
+    type Event = Box<dyn FnOnce()>;
+
+    #[derive(Default)]
     struct Plan {
         made: usize,
+        /// What happens before the call with this number.
+        event: Option<(usize, Event)>,
         /// The numbers of the calls that fail, and how.
         fail: Option<(std::ops::Range<usize>, Errno)>,
         failed: bool,
-        /// Whether reads end at the beginning.
-        short: bool,
+        /// How many bytes a read gives at the most.
+        longest_read: Option<usize>,
     }
 
     thread_local!(static PLAN: RefCell<Plan> = RefCell::default());
 
     pub(super) fn fault() -> Result<(), Errno> {
-        PLAN.with_borrow_mut(|plan| {
-            let number = plan.made;
+        let number = PLAN.with_borrow_mut(|plan| {
             plan.made += 1;
-            match &plan.fail {
-                Some((numbers, errno)) if numbers.contains(&number) => {
-                    plan.failed = true;
-                    Err(*errno)
-                }
-                _ => Ok(()),
+            plan.made - 1
+        });
+        // It may make calls, too.
+        let event = PLAN.with_borrow_mut(|plan| plan.event.take_if(|(at, _)| *at == number));
+        event.into_iter().for_each(|(_, event)| event());
+        PLAN.with_borrow_mut(|plan| match &plan.fail {
+            Some((numbers, errno)) if numbers.contains(&number) => {
+                plan.failed = true;
+                Err(*errno)
             }
+            _ => Ok(()),
         })
     }
 
-    pub(super) fn end_is_here() -> bool {
-        PLAN.with_borrow(|plan| plan.short)
+    pub(super) fn longest_read() -> usize {
+        PLAN.with_borrow(|plan| plan.longest_read).unwrap_or(usize::MAX)
     }
 
-    /// Does `work`, during which every read ends where it begins.
-    pub(crate) fn short_reads<T>(work: impl FnOnce() -> T) -> T {
-        PLAN.set(Plan { short: true, ..Plan::default() });
+    /// Does `work`, during which `event` happens before the call with this number. Returns its result, and whether there
+    /// was such a call.
+    pub(crate) fn happening<T>(
+        number: usize,
+        event: impl FnOnce() + 'static,
+        work: impl FnOnce() -> T,
+    ) -> (T, bool) {
+        PLAN.set(Plan { event: Some((number, Box::new(event))), ..Plan::default() });
+        let result = work();
+        (result, PLAN.take().event.is_none())
+    }
+
+    /// Does `work`, during which every read gives `length` bytes at the most.
+    pub(crate) fn reads_of<T>(length: usize, work: impl FnOnce() -> T) -> T {
+        PLAN.set(Plan { longest_read: Some(length), ..Plan::default() });
         let result = work();
         PLAN.take();
         result

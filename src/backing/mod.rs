@@ -46,6 +46,8 @@ use names::{Listings, Names};
 const RWF_DONTCACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
 /// Longest stretch of a path opened at once; `PATH_MAX` is 4096 with the closing NUL.
 const STRETCH: usize = 4000;
+/// How a directory is opened that only leads to others.
+const ON_THE_WAY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY);
 /// How a directory is opened.
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW);
 /// How a file is opened.
@@ -106,6 +108,13 @@ pub type Time = (i64, u32);
 pub struct FileId {
     inode: u64,
     born: Time,
+}
+
+#[cfg(test)]
+impl FileId {
+    pub(crate) fn with_inode(inode: u64) -> Self {
+        Self { inode, born: (1, 0) }
+    }
 }
 
 /// The attributes that belong to a store object. Times of access and change and the count of hard links say
@@ -219,7 +228,7 @@ impl Backing {
     /// # Errors
     /// Those of openat2(2); `ENOSYS` also where a system call filter refuses it.
     pub fn check(&self) -> Result<(), Errno> {
-        calls::open(&*self.store, b".", OFlags::RDONLY | OFlags::DIRECTORY).map(drop)
+        calls::open(&*self.store, b".", DIRECTORY).map(drop)
     }
 
     /// Says that `room` descriptors are to be had, for as many as `threads` operations at once. Before the first
@@ -530,7 +539,7 @@ impl Backing {
             let Some((head, tail)) = cut.and_then(|cut| rest.split_at_checked(cut)) else {
                 return calls::open(base, rest, flags);
             };
-            at = Some(calls::open(base, head, OFlags::PATH | OFlags::DIRECTORY)?);
+            at = Some(calls::open(base, head, ON_THE_WAY)?);
             rest = tail.get(1..).unwrap_or_default();
         }
     }

@@ -173,6 +173,18 @@ mod tests {
         Arc::new(names(&(0..count).map(|n| format!("{n:0100}").into_bytes()).collect::<Vec<_>>()))
     }
 
+    /// A window ends where it is full, is counted in bytes, and is of the same listing.
+    #[test]
+    fn a_window_is_a_part_of_its_directory() {
+        let mut all = names(&(0..10_000).map(|n| format!("{n:0128}").into_bytes()).collect::<Vec<_>>());
+        assert_eq!(all.size(), 10_000 * (128 + 4));
+        assert!(!all.window(0).settled);
+        (all.settled, all.replaced) = (true, 7);
+        let window = all.window(3);
+        assert_eq!((window.ends.len(), window.first, window.total), (WINDOW / 128, 3, 10_000));
+        assert_eq!((window.settled, window.replaced), (true, 7));
+    }
+
     /// However many large directories are listed at once, each has what comes next, and together they are bounded.
     #[test]
     fn listings_at_the_same_time_do_not_displace_each_other() {

@@ -1,7 +1,7 @@
 //! The backing store on real files.
 
 use std::collections::BTreeSet;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, Mode, Timespec, Timestamps};
@@ -53,6 +53,89 @@ fn attributes_are_those_of_the_object_and_not_of_the_host() {
     assert_eq!(backing.readlink(place(b"d", b"l")).unwrap().target, b"/nowhere");
     assert_eq!(backing.stat(place(b"d", b"absent")), Err(ABSENT));
     assert_eq!(backing.stat(top(b"absent")), Err(ABSENT_NOW), "a member may come back");
+}
+
+/// A file that has a further name can be told from others, on the file system of the store only.
+#[test]
+fn names_of_one_file_are_known_by_what_they_share() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(dir.path().join("d/e")).unwrap();
+    std::fs::write(dir.path().join("d/f"), b"").unwrap();
+    std::fs::write(dir.path().join("d/single"), b"").unwrap();
+    std::fs::hard_link(dir.path().join("d/f"), dir.path().join("d/e/again")).unwrap();
+    symlink("/nowhere", dir.path().join("d/l")).unwrap();
+    std::fs::hard_link(dir.path().join("d/l"), dir.path().join("d/m")).unwrap();
+    let mut backing = backing(dir.path());
+    let linked = |backing: &Backing, name: &[u8]| backing.stat(place(b"d", name)).unwrap().linked;
+    assert!(linked(&backing, b"f").is_some());
+    assert_eq!(linked(&backing, b"f"), backing.stat(top(b"d/e/again")).unwrap().linked);
+    for name in [&b"single"[..], b"e", b"l", b"m"] {
+        assert_eq!(linked(&backing, name), None, "{name:?}");
+    }
+    for elsewhere in [None, Some((0, 0))] {
+        backing.device = elsewhere;
+        assert_eq!(linked(&backing, b"f"), None);
+    }
+}
+
+/// The first call says whether the host has openat2(2) at all.
+#[test]
+fn a_host_that_cannot_open_is_found_out_at_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let backing = backing(dir.path());
+    assert_eq!(backing.check(), Ok(()));
+    assert_eq!(faults::during(0..1, Errno::NOSYS, || backing.check()).0, Err(Errno::NOSYS));
+    std::fs::write(dir.path().join("f"), b"").unwrap();
+    let file = Backing::new(std::fs::File::open(dir.path().join("f")).unwrap().into());
+    assert_eq!(file.check(), Err(Errno::NOTDIR), "it is to be a directory");
+}
+
+/// No descriptor outlives an exec, and what is opened is of the kind that was meant, at once.
+#[test]
+fn what_is_opened_is_what_was_meant() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("d")).unwrap();
+    std::fs::write(dir.path().join("d/f"), b"").unwrap();
+    symlink("f", dir.path().join("d/l")).unwrap();
+    rustix::fs::mknodat(CWD, dir.path().join("d/pipe"), FileType::Fifo, Mode::RUSR, 0).unwrap();
+    let store = std::fs::File::open(dir.path()).unwrap();
+    let own = calls::open(&store, b"d", DIRECTORY).unwrap();
+    let all = [
+        calls::reopen(&own).unwrap(),
+        calls::open(&store, b"d", ON_THE_WAY).unwrap(),
+        calls::open(&store, b"d/f", FILE).unwrap(),
+        own,
+    ];
+    for fd in all {
+        assert_eq!(rustix::io::fcntl_getfd(&fd), Ok(rustix::io::FdFlags::CLOEXEC));
+    }
+    for flags in [DIRECTORY, ON_THE_WAY] {
+        assert_eq!(calls::open(&store, b"d/f", flags).unwrap_err(), Errno::NOTDIR);
+    }
+    assert_eq!(calls::open(&store, b"d/l", FILE).unwrap_err(), Errno::LOOP);
+    let reading = calls::open(&store, b"d/pipe", FILE);
+    assert!(reading.is_ok(), "nobody writes, and nobody is waited for");
+}
+
+/// As many descriptors are kept as there is room for.
+#[test]
+fn what_is_kept_open_follows_the_room() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("d")).unwrap();
+    std::fs::write(dir.path().join("d/f"), b"").unwrap();
+    let kept = |room: Option<usize>| {
+        let backing = backing(dir.path());
+        if let Some(room) = room {
+            backing.set_room(room, 2);
+        }
+        for id in 0..1000 {
+            backing.stat(Place { parent: NodeId(id), dir: b"d", name: b"f" }).unwrap();
+        }
+        backing.kept.count()
+    };
+    assert_eq!(kept(Some(20)), 0);
+    assert!((16..=100).contains(&kept(Some(200))));
+    assert!(kept(None) > 200);
 }
 
 /// What has the time of a store object is finished, and what was changed a moment ago is not.
@@ -113,8 +196,14 @@ fn no_link_leads_anywhere() {
     symlink("../outside", store.join("up")).unwrap();
     symlink(dir.path().join("outside"), store.join("absolute")).unwrap();
     symlink("../outside/secret", store.join("file")).unwrap();
+    std::fs::create_dir_all(store.join("real/sub")).unwrap();
+    std::fs::write(store.join("real/sub/secret"), b"not secret, but not here").unwrap();
+    symlink("real", store.join("inside")).unwrap();
     let backing = backing(&store);
-    for (id, dir) in [&b"up"[..], b"absolute", b"..", b"../outside", b"/"].into_iter().enumerate() {
+    for (id, dir) in [&b"up"[..], b"absolute", b"..", b"../outside", b"/", b"inside", b"inside/sub"]
+        .into_iter()
+        .enumerate()
+    {
         let place = Place { parent: NodeId(id as u64 + 10), dir, name: b"secret" };
         assert!(backing.stat(place).is_err(), "{dir:?}");
         assert!(backing.list(NodeId(id as u64 + 20), dir, 0, |_| true).is_err(), "{dir:?}");
@@ -214,7 +303,15 @@ fn listings_of_one_directory_do_not_disturb_each_other() {
         names.len()
     };
     let all = 702;
-    assert_eq!(count(&|| assert_eq!(count(&|| {}), all)), all);
+    let turn = std::cell::Cell::new(0);
+    let other = || {
+        turn.set(turn.get() + 1);
+        if turn.get() % 37 == 1 {
+            assert_eq!(count(&|| {}), all);
+        }
+    };
+    assert_eq!(count(&other), all);
+    assert_eq!(turn.get(), all);
     assert_eq!(count(&|| {}), all);
 }
 
@@ -289,6 +386,144 @@ fn reads_agree_with_and_without_dontcache() {
     }
 }
 
+/// Holes are where the store's file has them, and nothing is past its end.
+#[test]
+fn holes_are_those_of_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = std::fs::File::create(dir.path().join("f")).unwrap();
+    file.write_all_at(b"data", 0).unwrap();
+    file.write_all_at(b"more", 1 << 20).unwrap();
+    file.set_len(3 << 20).unwrap();
+    let backing = backing(dir.path());
+    for offset in [0, 1, 5000, 1 << 20, 2 << 20, (3 << 20) - 1, 3 << 20, 1 << 40] {
+        for hole in [false, true] {
+            let from = if hole { SeekFrom::Hole(offset) } else { SeekFrom::Data(offset) };
+            let expected = rustix::fs::seek(&file, from).map_err(BackingError::Host);
+            assert_eq!(backing.seek(NodeId(2), top(b"f"), offset, hole), expected, "{offset} {hole}");
+            assert_eq!(backing.kept.count(), 1, "an end is no failure");
+        }
+    }
+}
+
+/// A file is opened once, and again when another one has its name or everything was closed.
+#[test]
+fn a_file_that_was_replaced_is_opened_again() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("f"), b"old").unwrap();
+    std::fs::write(dir.path().join("g"), b"newer").unwrap();
+    settle(dir.path());
+    let backing = backing(dir.path());
+    backing.without_dontcache();
+    let read = || {
+        let mut buffer = [0; 8];
+        let read = || backing.read(NodeId(2), top(b"f"), 0, &mut buffer).unwrap().len;
+        let (read, calls, _) = faults::during(0..0, Errno::IO, read);
+        (String::from_utf8_lossy(&buffer[..read]).into_owned(), calls)
+    };
+    let (opened, first) = read();
+    let (kept, second) = read();
+    assert_eq!((opened.as_str(), kept.as_str(), second), ("old", "old", first - 1));
+    std::fs::rename(dir.path().join("g"), dir.path().join("f")).unwrap();
+    assert_eq!(read().0, "newer");
+    assert_eq!(read(), ("newer".to_owned(), second));
+    backing.close(NodeId(2));
+    assert_eq!((backing.kept.count(), read().1), (0, first));
+    backing.close_all();
+    assert_eq!((backing.kept.count(), read().1), (0, first));
+}
+
+/// What fails through a descriptor that was kept is tried once more through a new one, but for a disk that fails; what
+/// fails through a new one is not tried again; and nothing that failed is kept.
+#[test]
+fn a_failure_is_tried_again_only_where_that_may_help() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("d")).unwrap();
+    std::fs::write(dir.path().join("d/f"), b"hello").unwrap();
+    settle(dir.path());
+    let kept = || {
+        let backing = backing(dir.path());
+        backing.without_dontcache();
+        backing.read(NodeId(3), place(b"d", b"f"), 0, &mut [0; 8]).unwrap();
+        assert_eq!(backing.kept.count(), 2);
+        backing
+    };
+    let read = |backing: &Backing, failing, errno| {
+        let read = || backing.read(NodeId(3), place(b"d", b"f"), 0, &mut [0; 8]).map(|read| read.len);
+        let (answer, calls, failed) = faults::during(failing, errno, read);
+        assert!(failed);
+        (answer, calls, backing.kept.count())
+    };
+    for call in [0, 1] {
+        let once = call..call + 1;
+        // The calls of a read: attributes, bytes. Again: open, attributes, bytes.
+        assert_eq!(read(&kept(), once.clone(), Errno::STALE), (Ok(5), call + 1 + 3, 2));
+        assert_eq!(read(&kept(), once.clone(), Errno::IO), (Err(BackingError::Host(Errno::IO)), call + 1, 1));
+        let backing = kept();
+        let past = || backing.seek(NodeId(3), place(b"d", b"f"), 5, false);
+        let (answer, calls, _) = faults::during(once, Errno::NXIO, past);
+        assert_eq!((answer, calls), (Err(BackingError::Host(Errno::NXIO)), call + 1), "past the end");
+    }
+    let fresh = || {
+        let backing = backing(dir.path());
+        backing.without_dontcache();
+        backing
+    };
+    // Open the directory, open the file, attributes, bytes.
+    for (call, left) in [(0, 0), (1, 0), (2, 1), (3, 1)] {
+        let failed = (Err(BackingError::Host(Errno::TIMEDOUT)), call + 1, left);
+        assert_eq!(read(&fresh(), call..call + 1, Errno::TIMEDOUT), failed, "call {call}");
+    }
+}
+
+/// The old tree is moved away, another one is put into its place, and the old one is deleted bit by bit: what is listed is
+/// what has the name.
+#[test]
+fn a_directory_that_was_moved_away_is_not_listed() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("d")).unwrap();
+    for name in ["d/a", "d/b"] {
+        std::fs::write(dir.path().join(name), b"").unwrap();
+    }
+    settle(dir.path());
+    let backing = backing(dir.path());
+    let list = || {
+        let mut names = Vec::new();
+        let each = |entry: DirEntry<'_>| {
+            names.push(String::from_utf8_lossy(entry.name).into_owned());
+            true
+        };
+        let complete = backing.list(NodeId(2), b"d", 0, each).unwrap();
+        (names.join(" "), complete)
+    };
+    assert_eq!(list(), (". .. a b".to_owned(), true));
+    std::fs::rename(dir.path().join("d"), dir.path().join("old")).unwrap();
+    std::fs::create_dir(dir.path().join("d")).unwrap();
+    for name in ["d/a", "d/b", "d/c"] {
+        std::fs::write(dir.path().join(name), b"").unwrap();
+    }
+    settle(&dir.path().join("d"));
+    std::fs::remove_file(dir.path().join("old/a")).unwrap();
+    assert_eq!(list(), (". .. a b c".to_owned(), true));
+    assert_eq!(backing.kept.count(), 1);
+}
+
+/// A file system may give less than it was asked for.
+#[test]
+fn reads_in_pieces_are_put_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let bytes: Vec<u8> = (0..1000u32).map(|n| (n % 251) as u8).collect();
+    std::fs::write(dir.path().join("f"), &bytes).unwrap();
+    let backing = backing(dir.path());
+    for length in [1, 7, 500, 999] {
+        for offset in [0, 1, 990, 1000, 2000] {
+            let mut buffer = vec![0; 2000];
+            let read = || backing.read(NodeId(2), top(b"f"), offset as u64, &mut buffer).unwrap().len;
+            let read = faults::reads_of(length, read);
+            assert_eq!(&buffer[..read], bytes.get(offset..).unwrap_or_default(), "{offset} by {length}");
+        }
+    }
+}
+
 /// At the end of a file, within a page and between two.
 #[test]
 fn reads_end_where_the_file_does() {
@@ -340,6 +575,98 @@ fn positions_are_numbers_in_the_order_of_the_names() {
     // The position of an earlier version, which passed on those of the host.
     assert_eq!(listed(POSITION_MAX + 1), Err(BackingError::Host(Errno::STALE)));
     assert_eq!(listed(u64::MAX), Err(BackingError::Host(Errno::STALE)));
+}
+
+/// Names that were read while a directory was being written serve until it is finished, and no longer.
+#[test]
+fn a_listing_begun_while_a_directory_is_written_goes_on_with_the_finished_one() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("d")).unwrap();
+    for name in ["d/a", "d/b"] {
+        std::fs::write(dir.path().join(name), b"").unwrap();
+    }
+    let backing = backing(dir.path());
+    let from = |from| {
+        let mut names = Vec::new();
+        let each = |entry: DirEntry<'_>| {
+            names.push(String::from_utf8_lossy(entry.name).into_owned());
+            true
+        };
+        let list = || backing.list(NodeId(2), b"d", from, each).unwrap();
+        let (complete, calls, _) = faults::during(0..0, Errno::IO, list);
+        (names, complete, calls)
+    };
+    assert!(!from(0).1);
+    let (names, complete, calls) = from(3);
+    assert_eq!((names, complete), (vec!["b".to_owned()], false));
+    assert_eq!(calls, 2, "it was not read again");
+    backing.close(NodeId(2));
+    assert!(from(3).2 > calls, "nobody lists it any more");
+    std::fs::write(dir.path().join("d/c"), b"").unwrap();
+    settle(dir.path());
+    let (names, complete, _) = from(3);
+    assert_eq!((names, complete), (vec!["b".to_owned(), "c".to_owned()], true));
+}
+
+/// A call that a signal interrupts is made again; one that is interrupted for ever is an error.
+#[test]
+fn what_was_interrupted_is_made_again() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("d")).unwrap();
+    std::fs::write(dir.path().join("d/f"), b"hello").unwrap();
+    for errno in [Errno::INTR, Errno::AGAIN] {
+        let mut call = 0;
+        loop {
+            let backing = backing(dir.path());
+            let list = || {
+                let mut names = Vec::new();
+                let each = |entry: DirEntry<'_>| {
+                    names.push(entry.name.to_vec());
+                    true
+                };
+                backing.list(NodeId(2), b"d", 0, each).map(|_| names.len())
+            };
+            let (answer, _, failed) = faults::during(call..call + 10, errno, list);
+            assert_eq!(answer, Ok(3), "call {call}");
+            if !failed {
+                break;
+            }
+            let lasting = faults::during(call..1_000_000, errno, || backing.names(NodeId(2), b"d"));
+            assert!(lasting.0.is_err() || !lasting.2, "call {call}");
+            call += 1;
+        }
+        assert!(call > 3);
+    }
+}
+
+/// An empty directory has its two dots, and what loses a name while it is told is not whole.
+#[test]
+fn a_listing_that_misses_a_name_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(dir.path().join("d/empty")).unwrap();
+    for name in ["d/a", "d/b", "d/c"] {
+        std::fs::write(dir.path().join(name), b"").unwrap();
+    }
+    settle(dir.path());
+    let backing = backing(dir.path());
+    let list = |id, path: &[u8], at: &dyn Fn(&str)| {
+        let mut names = Vec::new();
+        let each = |entry: DirEntry<'_>| {
+            names.push(String::from_utf8_lossy(entry.name).into_owned());
+            names.last().into_iter().for_each(|name| at(name));
+            true
+        };
+        let complete = backing.list(NodeId(id), path, 0, each).unwrap();
+        (names.join(" "), complete)
+    };
+    assert_eq!(list(3, b"d/empty", &|_| {}), (". ..".to_owned(), true));
+    assert_eq!(list(2, b"d", &|_| {}), (". .. a b c empty".to_owned(), true));
+    let remove = |name: &str| {
+        if name == "a" {
+            std::fs::remove_file(dir.path().join("d/b")).unwrap();
+        }
+    };
+    assert_eq!(list(2, b"d", &remove), (". .. a c empty".to_owned(), false));
 }
 
 /// A large directory is read once for a listing in many pieces.

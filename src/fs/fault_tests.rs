@@ -206,7 +206,7 @@ fn fewer_bytes_than_there_should_be_are_an_error() {
     let view = serve(dir.path());
     let id = prepare(&view, "d/long");
     let mut buffer = vec![0; 131_072];
-    let read = faults::short_reads(|| view.read(id, 0, &mut buffer));
+    let read = faults::reads_of(0, || view.read(id, 0, &mut buffer));
     assert_eq!(read, Err(FsError::Backing(Errno::IO)));
     assert_eq!(view.read(id, 0, &mut buffer).unwrap().len, 131_072);
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags};
 
 use super::*;
+use crate::backing::faults;
 use crate::backing::tests::settle;
 use crate::closure::View;
 use crate::journal::Journal;
@@ -153,6 +154,34 @@ fn a_root_listing_that_spans_a_switch_shows_the_set_it_began_with() {
     assert_eq!(names(&fixture.view, ROOT), [".", "..", C].map(String::from).into());
 }
 
+/// A listing that goes on with an earlier set must not bring back into the kernel's cache what a reload has taken from it.
+#[test]
+fn what_was_withdrawn_is_told_without_a_lifetime() {
+    let fixture = Fixture::new(&[A, B, C]);
+    let view = &fixture.view;
+    let list = |from, count| {
+        let (mut told, mut next) = (Vec::new(), 0);
+        view.list(ROOT, from, |entry| {
+            if told.len() == count {
+                return false;
+            }
+            next = entry.next;
+            told.push((String::from_utf8_lossy(entry.name).into_owned(), entry.lasting));
+            true
+        })
+        .unwrap();
+        (told, next)
+    };
+    let expected =
+        |lasting: [bool; 3]| [A, B, C].map(str::to_owned).into_iter().zip(lasting).collect::<Vec<_>>();
+    assert_eq!(list(0, 9).0[2..], expected([true, true, true]));
+    let (_, begun) = list(0, 2);
+    std::fs::write(fixture.dir.path().join("store").join(C).join("half"), "").unwrap();
+    assert_eq!(list(begun, 9).0, expected([true, true, false]), "somebody writes it");
+    view.trie.switch(&view_of(&[B, C]), 0);
+    assert_eq!(list(begun, 9).0, expected([false, true, false]));
+}
+
 #[test]
 fn a_successor_knows_every_node_that_was_told() {
     let fixture = Fixture::new(&[A, B]);
@@ -187,6 +216,22 @@ fn a_listing_ends_where_it_ended_and_nowhere_else() {
         for (at, (_, next)) in all.iter().enumerate() {
             assert_eq!(listed(*next), all[at + 1..]);
         }
+    }
+}
+
+#[test]
+fn the_dots_of_a_listing_are_the_directory_and_the_one_above() {
+    let fixture = Fixture::new(&[A]);
+    let view = &fixture.view;
+    let [top, bin] = [&[A][..], &[A, "bin"]].map(|path| walk(view, path).unwrap().id);
+    for (id, above) in [(ROOT, ROOT), (top, ROOT), (bin, top)] {
+        let mut dots = Vec::new();
+        let each = |entry: Entry<'_>| {
+            dots.push((entry.name.to_vec(), entry.node.id));
+            dots.len() < 2
+        };
+        view.list(id, 0, each).unwrap();
+        assert_eq!(dots, [(b".".to_vec(), id), (b"..".to_vec(), above)]);
     }
 }
 
@@ -252,6 +297,23 @@ fn a_shared_node_lives_until_every_name_of_it_is_forgotten() {
     assert_eq!(walk(&fixture.view, &[A, "again"]).unwrap().id, next, "what is known is not swept away");
 }
 
+/// Memory is given back now and then, not at each name.
+#[test]
+fn what_is_kept_of_forgotten_nodes_goes_after_some_thousand() {
+    let fixture = Fixture::new(&[A, B]);
+    let view = &fixture.view;
+    let [tool, _, elsewhere] = with_links(&fixture);
+    view.forget(tool, 2);
+    view.forget(elsewhere, 1);
+    let bin = walk(view, &[A, "bin"]).unwrap().id;
+    std::fs::write(fixture.dir.path().join("store").join(A).join("bin/single"), "").unwrap();
+    for forgotten in 3..=2 * TRIM_EVERY {
+        let id = view.lookup(bin, b"single").unwrap().id;
+        view.forget(id, 1);
+        assert_eq!(view.links.count(), if forgotten < TRIM_EVERY { 2 } else { 0 }, "{forgotten}");
+    }
+}
+
 #[test]
 fn a_name_keeps_the_node_that_it_has() {
     let fixture = Fixture::new(&[A, B]);
@@ -262,4 +324,227 @@ fn a_name_keeps_the_node_that_it_has() {
     let next = fixture.successor(&[A, B]);
     assert_eq!(walk(&next, &[A, "bin", "tool"]).unwrap().id, before);
     assert_eq!(walk(&next, &[A, "again"]).unwrap().id, before, "a successor finds it again");
+}
+
+impl Fixture {
+    /// Puts another object into the place of a member.
+    fn replace(&self, member: &str) {
+        let here = self.dir.path().join("store").join(member);
+        let away = self.dir.path().join("away");
+        std::fs::rename(&here, &away).unwrap();
+        let born = |dir: &Path| dir.metadata().unwrap().created().ok();
+        while !here.exists() || born(&here).is_some() && born(&here) == born(&away) {
+            // In another tick of the clock.
+            let _ = std::fs::remove_dir(&here);
+            std::fs::create_dir(&here).unwrap();
+        }
+        std::fs::create_dir(here.join("bin")).unwrap();
+        std::fs::write(here.join("bin/tool"), "another one").unwrap();
+        settle(&here);
+        std::fs::remove_dir_all(away).unwrap();
+    }
+
+    /// What the journal says.
+    fn journal(&self) -> Vec<Record> {
+        let mut records = Vec::new();
+        Journal::resume(&self.dir.path().join("nodes"), |record| records.push(record)).unwrap();
+        records
+    }
+
+    /// What the journal says that the kernel has cached of `member`.
+    fn cached(&self, member: NodeId) -> Option<Identity> {
+        let of = |record| match record {
+            Record::Member(id, identity) if id == member => Some(identity),
+            _ => None,
+        };
+        self.journal().into_iter().filter_map(of).next_back()
+    }
+}
+
+/// Whoever finds another object in the place of a member has the kernel's caches invalidated, once; a server that is
+/// killed before that leaves it to the next one.
+#[test]
+fn what_is_cached_of_a_replaced_member_is_invalidated() {
+    let mut fixture = Fixture::new(&[A, B]);
+    let (stale, heard) = std::sync::mpsc::channel();
+    fixture.view = fixture.view.invalidating(stale.clone());
+    let view = &fixture.view;
+    assert_eq!(view.check_members(), 0);
+    let tool = walk(view, &[A, "bin", "tool"]).unwrap();
+    let id = walk(view, &[A]).unwrap().id;
+    assert_eq!(heard.try_iter().next(), None, "seen for the first time");
+    let old = view.getattr(id).unwrap().stat.identity;
+    assert_eq!(fixture.cached(id), Some(old));
+    fixture.replace(A);
+    let new = view.getattr(walk(view, &[A]).unwrap().id).unwrap().stat.identity;
+    assert_ne!(old, new);
+    assert_eq!(heard.try_iter().collect::<Vec<_>>(), [Stale::Member(id)]);
+    walk(view, &[A]).unwrap();
+    assert_eq!(heard.try_iter().next(), None, "said once");
+    assert_eq!(fixture.cached(id), Some(old), "the kernel may still have it");
+
+    let next = fixture.successor(&[A, B]).invalidating(stale);
+    next.restore_member(id, old);
+    next.check_members();
+    assert_eq!(heard.try_iter().collect::<Vec<_>>(), [Stale::Member(id)]);
+
+    let nodes: BTreeSet<_> = view.forget_replaced(id).into_iter().map(|node| node.id).collect();
+    assert!(nodes.contains(&id) && nodes.contains(&tool.id));
+    assert!(fixture.journal().contains(&Record::Replaced(id)));
+    let again = walk(view, &[A, "bin", "tool"]).unwrap();
+    assert!(again.id != tool.id && again.stat.size == 11);
+    view.invalidated(id);
+    assert_eq!(fixture.cached(id), Some(new));
+}
+
+/// Nobody knows what was opened before a member was examined first: it may be of an object that is no more.
+#[test]
+fn what_was_opened_before_a_member_was_known_is_not_used() {
+    let fixture = Fixture::new(&[A]);
+    let view = &fixture.view;
+    let top = view.trie.find(ROOT, A.as_bytes()).unwrap();
+    let bin = view.lookup(top, b"bin").unwrap().id;
+    assert_eq!(view.lookup(bin, b"tool").unwrap().stat.size, A.len() as u64);
+    let here = fixture.dir.path().join("store").join(A);
+    std::fs::rename(&here, fixture.dir.path().join("away")).unwrap();
+    std::fs::create_dir_all(here.join("bin")).unwrap();
+    std::fs::write(here.join("bin/tool"), "another one").unwrap();
+    settle(&here);
+    view.check_members();
+    assert_eq!(view.lookup(bin, b"tool").unwrap().stat.size, 11);
+}
+
+#[test]
+fn data_and_holes_are_those_of_the_file() {
+    let fixture = Fixture::new(&[A]);
+    let tool = walk(&fixture.view, &[A, "bin", "tool"]).unwrap().id;
+    let end = A.len() as u64;
+    assert_eq!((fixture.view.seek(tool, 3, true), fixture.view.seek(tool, 3, false)), (Ok(end), Ok(3)));
+    assert_eq!(fixture.view.seek(tool, end, false), Err(FsError::Backing(Errno::NXIO)));
+    assert_eq!(fixture.view.seek(NodeId(999_999), 0, true), Err(FsError::UnknownNode));
+}
+
+/// A name in the store directory that is no member's is nobody's business; something that was put there is another object.
+#[test]
+fn what_is_put_into_the_store_is_examined() {
+    let mut fixture = Fixture::new(&[A, B]);
+    let (stale, heard) = std::sync::mpsc::channel();
+    fixture.view = fixture.view.invalidating(stale);
+    let view = &fixture.view;
+    view.check_members();
+    let id = walk(view, &[A]).unwrap().id;
+    view.check_member(A.as_bytes(), false);
+    view.check_member(C.as_bytes(), true);
+    assert_eq!(heard.try_iter().next(), None);
+    view.check_member(A.as_bytes(), true);
+    assert_eq!(heard.try_iter().collect::<Vec<_>>(), [Stale::Member(id)], "whatever it looks like");
+    fixture.replace(A);
+    view.check_member(A.as_bytes(), false);
+    assert_eq!(heard.try_iter().collect::<Vec<_>>(), [Stale::Member(id)]);
+}
+
+/// What was found while a member was replaced is not cached.
+#[test]
+fn what_was_found_during_a_repair_is_not_to_be_cached() {
+    let fixture = Fixture::new(&[A, B]);
+    let view = &fixture.view;
+    view.check_members();
+    let before = view.on_disk.replaced();
+    let node = walk(view, &[A, "bin", "tool"]).unwrap();
+    assert!(node.stat.settled && view.getattr(node.id).unwrap().stat.settled);
+    assert!(view.steady(before, node.stat).settled);
+    assert!(!view.steady(before + 1, node.stat).settled);
+    assert!(!view.steady(before, Stat { settled: false, ..node.stat }).settled);
+    let bin = walk(view, &[A, "bin"]).unwrap().id;
+    let list = |at: &dyn Fn()| {
+        let mut lasting = Vec::new();
+        let each = |entry: Entry<'_>| {
+            at();
+            lasting.push((entry.name.to_vec(), entry.lasting));
+            true
+        };
+        let complete = view.list(bin, 0, each).unwrap();
+        (lasting.pop().unwrap(), complete)
+    };
+    assert_eq!(list(&|| ()), ((b"tool".to_vec(), true), true));
+    let replaced = std::cell::Cell::new(false);
+    let other_is_replaced = || {
+        if !replaced.replace(true) {
+            fixture.replace(B);
+            view.check_member(B.as_bytes(), true);
+        }
+    };
+    assert_eq!(list(&other_is_replaced), ((b"tool".to_vec(), false), false));
+    assert_eq!(list(&|| ()), ((b"tool".to_vec(), true), true));
+}
+
+/// A name that is absent in the old object may be there in the new one, which was put there in the middle of the
+/// look-up.
+#[test]
+fn absence_is_that_of_the_object_in_place() {
+    let fixture = Arc::new(Fixture::new(&[A, B]));
+    let view = &fixture.view;
+    view.check_members();
+    let bin = walk(view, &[A, "bin"]).unwrap().id;
+    let look_up = |name: &str| view.lookup(bin, name.as_bytes()).map(|node| node.stat.size);
+    assert_eq!(look_up("absent"), Err(FsError::Absent));
+    for call in 0.. {
+        let name = format!("new-{call}");
+        let (host, put) = (fixture.clone(), name.clone());
+        let repair = move || {
+            host.replace(A);
+            let store = host.dir.path().join("store");
+            std::fs::write(store.join(A).join("bin").join(put), "found").unwrap();
+            settle(&store.join(A));
+            host.view.check_member(A.as_bytes(), true);
+        };
+        match faults::happening(call, repair, || look_up(&name)) {
+            (answer, true) => assert_eq!(answer, Ok(5), "call {call}"),
+            (answer, false) => {
+                assert_eq!(answer, Err(FsError::Absent));
+                return assert!(call > 2);
+            }
+        }
+    }
+}
+
+/// A journal that is replaced holds what is known now, and which ids were given.
+#[test]
+fn a_replaced_journal_holds_what_is_known() {
+    let fixture = Fixture::new(&[A, B]);
+    let view = &fixture.view;
+    view.check_members();
+    let bin = walk(view, &[A, "bin"]).unwrap().id;
+    for _ in 0..100 {
+        let tool = walk(view, &[B, "bin", "tool"]).unwrap().id;
+        view.forget(tool, 1);
+    }
+    let size = || fixture.dir.path().join("nodes").metadata().unwrap().len();
+    let (before, next) = (size(), view.trie.next());
+    view.rewrite_journal();
+    assert!(size() < before / 4);
+    assert!(fixture.journal().contains(&Record::Next(next)));
+    assert!(fixture.cached(walk(view, &[A]).unwrap().id).is_some());
+    assert_eq!(fixture.successor(&[A, B]).getattr(bin), view.getattr(bin));
+}
+
+/// A successor knows what was registered with the kernel, and what goes with a node ends with it.
+#[test]
+fn registrations_are_taken_over_and_ended() {
+    let mut fixture = Fixture::new(&[A, B]);
+    assert!(fixture.view.registrations().is_none());
+    let all = Arc::new(Registrations::new(1));
+    fixture.view.registrations = Some(all.clone());
+    let view = &fixture.view;
+    assert!(view.registrations().is_some());
+    view.check_members();
+    let [tool, other] = [A, B].map(|member| walk(view, &[member, "bin", "tool"]).unwrap().id);
+    for id in [tool, other] {
+        all.restore(&Record::Backing(id, 7));
+    }
+    view.rewrite_journal();
+    assert!(fixture.journal().contains(&Record::Backing(tool, 7)));
+    view.forget_replaced(walk(view, &[A]).unwrap().id);
+    assert!(fixture.journal().contains(&Record::BackingEnded(tool, 7)));
+    assert!(!fixture.journal().contains(&Record::BackingEnded(other, 7)));
 }
