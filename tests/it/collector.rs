@@ -55,7 +55,7 @@ impl Garbage {
     }
 
     pub(crate) fn collect(&self) {
-        self.store.nix("nix-store", ["--gc", "--quiet"], b"");
+        self.store.collect_garbage();
     }
 
     pub(crate) fn is_valid(&self, number: usize) -> bool {

@@ -179,7 +179,7 @@ fn killed_at_any_moment_of_a_reload() {
     let listers = Listers::start(&service);
     let collector = Collector::start({
         let systems = systems.clone();
-        move || drop(systems.store.nix("nix-store", ["--gc", "--quiet"], b""))
+        move || systems.store.collect_garbage()
     });
     let mut random = 0x9e37_79b9_7f4a_7c15_u64 ^ u64::from(std::process::id());
     let mut served = listed(&service);
