@@ -601,7 +601,7 @@ mod tests {
             journal.count_loss();
             check(&journal, losses);
         }
-        // Whoever goes on from a loss counts one more: it began where another one may have been before.
+        // A successor of a loss counts one more: it began where another one may have been before.
         check(&resume(), 4);
         check(&resume(), 5);
         journal.rewrite(|put| records.iter().take(3).for_each(put)).unwrap();

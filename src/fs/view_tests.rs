@@ -154,7 +154,7 @@ fn a_root_listing_that_spans_a_switch_shows_the_set_it_began_with() {
     assert_eq!(names(&fixture.view, ROOT), [".", "..", C].map(String::from).into());
 }
 
-/// A listing that goes on with an earlier set must not bring back into the kernel's cache what a reload has taken from it.
+/// A listing that continues with an earlier set must not put back into the kernel's cache what a reload took out.
 #[test]
 fn what_was_withdrawn_is_told_without_a_lifetime() {
     let fixture = Fixture::new(&[A, B, C]);
