@@ -14,6 +14,16 @@ fn view(members: &BTreeSet<u32>) -> View {
     members.iter().map(|n| (member(*n), u64::from(*n))).collect()
 }
 
+/// The trie of the next server.
+fn restored(trie: &PathTrie) -> PathTrie {
+    let next = PathTrie::new();
+    trie.for_each(|kept| match kept {
+        Kept::Node { id, parent, name } => next.restore(&NodeRecord { id, parent, name: name.into() }),
+        Kept::Replaced(member) => drop(next.detach(member)),
+    });
+    next
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Switch(BTreeSet<u32>),
@@ -152,12 +162,7 @@ fn what_is_in_a_replaced_member_is_handed_out_again() {
         assert!(new_dir != dir && new_file != file);
         assert_eq!((trie.find(top, b"d"), trie.find(new_dir, b"f")), (Some(new_dir), Some(new_file)));
         assert_eq!((trie.find(other, b"d"), trie.find(dir, b"f")), (Some(beside), None));
-        let next = PathTrie::new();
-        trie.for_each(|kept| match kept {
-            Kept::Node { id, parent, name } => next.restore(&NodeRecord { id, parent, name: name.into() }),
-            Kept::Replaced(member) => drop(next.detach(member)),
-        });
-        trie = next;
+        trie = restored(&trie);
     }
 }
 
@@ -324,18 +329,12 @@ fn many_nodes_of_a_replaced_member_are_told_once_each() {
     }
     assert_eq!(trie.detach(top).into_iter().map(|node| node.id).collect::<BTreeSet<_>>(), old);
     let new: BTreeSet<_> = (0..10).map(|n| trie.enter(top, format!("{n}").as_bytes()).unwrap().id).collect();
-    let next = PathTrie::new();
     let mut told = Vec::new();
     trie.for_each(|kept| match kept {
-        Kept::Node { id, parent, name } => {
-            told.push(id);
-            next.restore(&NodeRecord { id, parent, name: name.into() });
-        }
-        Kept::Replaced(member) => {
-            assert_eq!(member, top);
-            next.detach(member);
-        }
+        Kept::Node { id, .. } => told.push(id),
+        Kept::Replaced(member) => assert_eq!(member, top),
     });
+    let next = restored(&trie);
     assert_eq!((told.len(), told.iter().collect::<BTreeSet<_>>().len()), (trie.len(), trie.len()));
     assert_eq!((next.len(), next.next()), (trie.len(), trie.next()));
     for id in told {

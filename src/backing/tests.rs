@@ -36,6 +36,19 @@ fn top(name: &[u8]) -> Place<'_> {
     Place { parent: NodeId(1), dir: b"", name }
 }
 
+/// The names from the position `from` on, of which `at` is told each, and whether the listing can be believed.
+fn listed(backing: &Backing, id: u64, dir: &[u8], from: u64, at: &dyn Fn(&str)) -> (String, bool) {
+    let mut names = Vec::new();
+    let each = |entry: DirEntry<'_>| {
+        let name = String::from_utf8_lossy(entry.name).into_owned();
+        at(&name);
+        names.push(name);
+        true
+    };
+    let complete = backing.list(NodeId(id), dir, from, each).unwrap();
+    (names.join(" "), complete)
+}
+
 #[test]
 fn attributes_are_those_of_the_object_and_not_of_the_host() {
     let dir = tempfile::tempdir().unwrap();
@@ -440,9 +453,13 @@ fn a_failure_is_tried_again_only_where_that_may_help() {
     std::fs::create_dir(dir.path().join("d")).unwrap();
     std::fs::write(dir.path().join("d/f"), b"hello").unwrap();
     settle(dir.path());
-    let kept = || {
+    let fresh = || {
         let backing = backing(dir.path());
         backing.without_dontcache();
+        backing
+    };
+    let kept = || {
+        let backing = fresh();
         backing.read(NodeId(3), place(b"d", b"f"), 0, &mut [0; 8]).unwrap();
         assert_eq!(backing.kept.count(), 2);
         backing
@@ -463,11 +480,6 @@ fn a_failure_is_tried_again_only_where_that_may_help() {
         let (answer, calls, _) = faults::during(once, Errno::NXIO, past);
         assert_eq!((answer, calls), (Err(BackingError::Host(Errno::NXIO)), call + 1), "past the end");
     }
-    let fresh = || {
-        let backing = backing(dir.path());
-        backing.without_dontcache();
-        backing
-    };
     // Open the directory, open the file, attributes, bytes.
     for (call, left) in [(0, 0), (1, 0), (2, 1), (3, 1)] {
         let failed = (Err(BackingError::Host(Errno::TIMEDOUT)), call + 1, left);
@@ -486,15 +498,7 @@ fn a_directory_that_was_moved_away_is_not_listed() {
     }
     settle(dir.path());
     let backing = backing(dir.path());
-    let list = || {
-        let mut names = Vec::new();
-        let each = |entry: DirEntry<'_>| {
-            names.push(String::from_utf8_lossy(entry.name).into_owned());
-            true
-        };
-        let complete = backing.list(NodeId(2), b"d", 0, each).unwrap();
-        (names.join(" "), complete)
-    };
+    let list = || listed(&backing, 2, b"d", 0, &|_| {});
     assert_eq!(list(), (". .. a b".to_owned(), true));
     std::fs::rename(dir.path().join("d"), dir.path().join("old")).unwrap();
     std::fs::create_dir(dir.path().join("d")).unwrap();
@@ -587,25 +591,20 @@ fn a_listing_begun_while_a_directory_is_written_goes_on_with_the_finished_one() 
     }
     let backing = backing(dir.path());
     let from = |from| {
-        let mut names = Vec::new();
-        let each = |entry: DirEntry<'_>| {
-            names.push(String::from_utf8_lossy(entry.name).into_owned());
-            true
-        };
-        let list = || backing.list(NodeId(2), b"d", from, each).unwrap();
-        let (complete, calls, _) = faults::during(0..0, Errno::IO, list);
+        let list = || listed(&backing, 2, b"d", from, &|_| {});
+        let ((names, complete), calls, _) = faults::during(0..0, Errno::IO, list);
         (names, complete, calls)
     };
     assert!(!from(0).1);
     let (names, complete, calls) = from(3);
-    assert_eq!((names, complete), (vec!["b".to_owned()], false));
+    assert_eq!((names, complete), ("b".to_owned(), false));
     assert_eq!(calls, 2, "it was not read again");
     backing.close(NodeId(2));
     assert!(from(3).2 > calls, "nobody lists it any more");
     std::fs::write(dir.path().join("d/c"), b"").unwrap();
     settle(dir.path());
     let (names, complete, _) = from(3);
-    assert_eq!((names, complete), (vec!["b".to_owned(), "c".to_owned()], true));
+    assert_eq!((names, complete), ("b c".to_owned(), true));
 }
 
 /// A call that a signal interrupts is made again; one that is interrupted for ever is an error.
@@ -649,16 +648,7 @@ fn a_listing_that_misses_a_name_says_so() {
     }
     settle(dir.path());
     let backing = backing(dir.path());
-    let list = |id, path: &[u8], at: &dyn Fn(&str)| {
-        let mut names = Vec::new();
-        let each = |entry: DirEntry<'_>| {
-            names.push(String::from_utf8_lossy(entry.name).into_owned());
-            names.last().into_iter().for_each(|name| at(name));
-            true
-        };
-        let complete = backing.list(NodeId(id), path, 0, each).unwrap();
-        (names.join(" "), complete)
-    };
+    let list = |id, path: &[u8], at: &dyn Fn(&str)| listed(&backing, id, path, 0, at);
     assert_eq!(list(3, b"d/empty", &|_| {}), (". ..".to_owned(), true));
     assert_eq!(list(2, b"d", &|_| {}), (". .. a b c empty".to_owned(), true));
     let remove = |name: &str| {

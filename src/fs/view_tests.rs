@@ -327,8 +327,8 @@ fn a_name_keeps_the_node_that_it_has() {
 }
 
 impl Fixture {
-    /// Puts another object into the place of a member.
-    fn replace(&self, member: &str) {
+    /// Puts another object into the place of a member. The old one is away then.
+    fn put_another(&self, member: &str) {
         let here = self.dir.path().join("store").join(member);
         let away = self.dir.path().join("away");
         std::fs::rename(&here, &away).unwrap();
@@ -341,7 +341,12 @@ impl Fixture {
         std::fs::create_dir(here.join("bin")).unwrap();
         std::fs::write(here.join("bin/tool"), "another one").unwrap();
         settle(&here);
-        std::fs::remove_dir_all(away).unwrap();
+    }
+
+    /// The same, and removes the old one.
+    fn replace(&self, member: &str) {
+        self.put_another(member);
+        std::fs::remove_dir_all(self.dir.path().join("away")).unwrap();
     }
 
     /// What the journal says.
@@ -405,11 +410,7 @@ fn what_was_opened_before_a_member_was_known_is_not_used() {
     let top = view.trie.find(ROOT, A.as_bytes()).unwrap();
     let bin = view.lookup(top, b"bin").unwrap().id;
     assert_eq!(view.lookup(bin, b"tool").unwrap().stat.size, A.len() as u64);
-    let here = fixture.dir.path().join("store").join(A);
-    std::fs::rename(&here, fixture.dir.path().join("away")).unwrap();
-    std::fs::create_dir_all(here.join("bin")).unwrap();
-    std::fs::write(here.join("bin/tool"), "another one").unwrap();
-    settle(&here);
+    fixture.put_another(A);
     view.check_members();
     assert_eq!(view.lookup(bin, b"tool").unwrap().stat.size, 11);
 }
