@@ -3,9 +3,9 @@
 #![allow(missing_docs, reason = "nothing here is for others")]
 
 use divan::{Bencher, black_box};
-use nix_store_fs::closure::{Closure, View};
-use nix_store_fs::store::{PathInfo, StorePath};
-use nix_store_fs::trie::{NodeId, NodeRecord, PathTrie, ROOT};
+use nix_store_fs::closure::Closure;
+use nix_store_fs::values::{PathInfo, StorePath, View};
+use nix_store_fs::view::trie::{NodeId, NodeRecord, PathTrie, ROOT};
 
 /// Store paths: a small container, a large system, a whole store.
 const SIZES: [u32; 3] = [300, 3_000, 30_000];

@@ -1,35 +1,23 @@
 //! A read-only `/nix/store` that holds exactly the closure of one system, served through FUSE.
 //!
-//! The modules form one house; each uses only those above it in this list:
+//! A folder is a process, or a thing that two of them know. Each uses only those above it in this list:
 //!
-//! 1. [`store`]: the only place that knows Nix's C++ store library. [`sys`]: raw calls. [`error`]: how errors read.
-//! 2. [`profile`]: from a path that a person types to a store path.
-//! 3. [`closure`]: roots, members and sizes as plain values; [`roots`]: links that hold roots beyond this process;
-//!    [`resolve`]: from roots to a closure that is held.
-//! 4. [`trie`]: node ids for what is reachable; [`journal`]: what a successor needs to know of them.
-//! 5. [`backing`]: the physical store below one directory descriptor.
-//! 6. [`idle`]: what keeps processors awake; [`fs`]: the answers to the kernel's requests; [`handshake`]: what is
-//!    agreed on with it first.
-//! 7. [`wire`]: what monitor and server say to each other; [`serve`]: the server.
-//! 8. [`mount`]: the mount point and the mount table; [`monitor`]: what keeps a view alive.
-//! 9. [`dump`]: a closure for others to read; [`cli`]: arguments in, exit code out.
+//! 1. [`values`]: names of store paths and what is served, as plain values. [`sys`]: raw calls. [`error`]: how errors read.
+//! 2. [`store`]: the only place that knows Nix's C++ store library.
+//! 3. [`closure`]: from a path that a person types to a closure that is held, and its printed forms.
+//! 4. [`view`]: what is served: node ids, the journal, the physical store, and the answers.
+//! 5. [`protocol`]: what is agreed on with the kernel, and what monitor, server and `--reload` say to each other.
+//! 6. [`server`]: one FUSE session.
+//! 7. [`monitor`]: the mount, and what keeps a view alive.
+//! 8. [`cli`]: arguments in, exit code out.
 
-pub mod backing;
 pub mod cli;
 pub mod closure;
-pub mod dump;
 pub mod error;
-pub mod fs;
-pub mod handshake;
-pub mod idle;
-pub mod journal;
 pub mod monitor;
-pub mod mount;
-pub mod profile;
-pub mod resolve;
-pub mod roots;
-pub mod serve;
+pub mod protocol;
+pub mod server;
 pub mod store;
 pub mod sys;
-pub mod trie;
-pub mod wire;
+pub mod values;
+pub mod view;

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Parser, ValueEnum};
 
-use crate::dump::Format;
-use crate::handshake::Io;
-use crate::idle::IdlePolling;
-use crate::wire::LogSettings;
+use crate::closure::dump::Format;
+use crate::protocol::handshake::Io;
+use crate::protocol::wire::LogSettings;
+use crate::server::idle::IdlePolling;
 
 const AFTER_HELP: &str = "\
 Exit codes:

@@ -4,11 +4,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::args::Args;
-use crate::dump::Format;
+use crate::closure::dump::Format;
+use crate::closure::profile;
+use crate::closure::resolve::Roots;
 use crate::monitor::Settings;
-use crate::mount::MountError;
-use crate::profile;
-use crate::resolve::Roots;
+use crate::monitor::mount::MountError;
 
 /// Fewer than two threads cost a wake-up more a request (60 against 15 to 20 microseconds, measured); more than
 /// eight have nothing to do.

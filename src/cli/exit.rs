@@ -3,11 +3,11 @@
 use std::io;
 use std::process::ExitCode;
 
+use crate::closure::resolve::ResolveError;
 use crate::monitor::MonitorError;
-use crate::monitor::control::ReloadError;
+use crate::monitor::mount::MountError;
 use crate::monitor::state::StateError;
-use crate::mount::MountError;
-use crate::resolve::ResolveError;
+use crate::protocol::control::ReloadError;
 use crate::store::StoreError;
 
 use super::config::ConfigError;

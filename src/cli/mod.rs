@@ -19,12 +19,14 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::monitor::{self, Ending, control};
-use crate::resolve::{ResolveError, resolve};
-use crate::serve::ServeError;
+use crate::closure::dump;
+use crate::closure::resolve::{ResolveError, resolve};
+use crate::monitor::{self, Ending, mount};
+use crate::protocol::wire::{LogSettings, Report};
+use crate::protocol::{control, wire};
+use crate::server::ServeError;
 use crate::store::Store;
-use crate::wire::{LogSettings, Report};
-use crate::{dump, error, mount, serve, wire};
+use crate::{error, server};
 use args::Args;
 use config::{Action, Config};
 pub use exit::{Exit, Failure};
@@ -33,7 +35,7 @@ pub use exit::{Exit, Failure};
 #[must_use]
 pub fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|argument| argument == monitor::child::SERVER_ARGUMENT) {
-        return server().into();
+        return run_server().into();
     }
     let args = Args::parse();
     let log = args.log();
@@ -89,14 +91,14 @@ fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Fai
 }
 
 /// The other process: started by the monitor with a socket as its standard input.
-fn server() -> Exit {
+fn run_server() -> Exit {
     // The monitor takes signals as data; here they do what they always do.
     let _ = SigSet::all().thread_unblock();
     let begun = io::stdin().as_fd().try_clone_to_owned().map(UnixStream::from).map_err(|error| {
         let _ = writeln!(io::stderr(), "nix-store-fs: no monitor to serve: {error}");
     });
     let Ok(monitor) = begun else { return Exit::Failure };
-    let (start, descriptors) = match serve::receive_start(&monitor) {
+    let (start, descriptors) = match server::receive_start(&monitor) {
         Ok(start) => start,
         // The monitor ended before it had anything to serve, and has said why.
         Err(ServeError::NoOrder(None)) => return Exit::Failure,
@@ -107,7 +109,7 @@ fn server() -> Exit {
     };
     set_up_log(start.log);
     let report = monitor.try_clone();
-    match serve::serve(start, descriptors, monitor) {
+    match server::serve(start, descriptors, monitor) {
         Ok(()) => Exit::Success,
         Err(failure) => {
             let why = error::chain(&failure);

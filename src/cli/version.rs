@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use crate::idle::halts_for_a_hypervisor;
+use crate::server::idle::halts_for_a_hypervisor;
 use crate::store;
 
 /// What the program makes use of, and the first Linux release that has it.

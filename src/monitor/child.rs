@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::wire::{self, Order, Report, Start};
+use crate::protocol::wire::{self, Order, Report, Start};
 
 /// The argument that makes the program a server; not for people.
 pub const SERVER_ARGUMENT: &str = "--server-of-monitor";
@@ -129,7 +129,7 @@ impl Server {
 pub enum End {
     /// As every process does.
     Exited(ExitStatus),
-    /// It was killed, and the kernel does not let it go before another server answers: see [`crate::serve`]. It reads
+    /// It was killed, and the kernel does not let it go before another server answers: see [`crate::server`]. It reads
     /// the device no more.
     Hangs,
 }

@@ -16,7 +16,7 @@
 //!    this process; [`state`] keeps what else a successor has to know.
 
 pub mod child;
-pub mod control;
+pub mod mount;
 mod resolver;
 mod setup;
 pub mod state;
@@ -33,15 +33,14 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 
-use crate::closure::View;
-use crate::handshake::{Agreement, HandshakeError, Io};
-use crate::idle::IdlePolling;
-use crate::mount::{self, MountError, Mounted};
-use crate::resolve::{ResolveError, Roots};
-use crate::store::StorePath;
-use crate::wire::{LogSettings, Order, Report, Start};
+use crate::closure::resolve::{ResolveError, Roots};
+use crate::protocol::control::{Client, Control, Outcome};
+use crate::protocol::handshake::{Agreement, HandshakeError, Io};
+use crate::protocol::wire::{LogSettings, Order, Report, Start};
+use crate::server::idle::IdlePolling;
+use crate::values::{StorePath, View};
 use child::{Backoff, End, Server};
-use control::{Client, Control, Outcome};
+use mount::{MountError, Mounted};
 use resolver::{Answer, Left, Resolver};
 use state::{State, StateDir, StateError};
 use watch::Watch;

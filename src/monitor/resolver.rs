@@ -17,10 +17,10 @@ use std::time::Duration;
 
 use rustix::event::EventfdFlags;
 
-use crate::closure::View;
-use crate::resolve::{self, Resolution, ResolveError, Roots};
-use crate::roots::{Ledger, RootLinks};
-use crate::store::{Store, StorePath};
+use crate::closure::resolve::{self, Resolution, ResolveError, Roots};
+use crate::closure::roots::{Ledger, RootLinks};
+use crate::store::Store;
+use crate::values::{StorePath, View};
 
 /// How long the end waits for a thread that may hang in a call of Nix.
 const END_GRACE: Duration = Duration::from_secs(2);

@@ -17,12 +17,11 @@ use super::{
     Backoff, Monitor, MonitorError, Reload, Settings, clean_up, event, next_signal, system, systemd, unmount,
     wait,
 };
-use crate::closure::View;
-use crate::handshake::{self, Io, Wishes};
-use crate::mount::{Mounted, Point};
-use crate::resolve::ResolveError;
-use crate::roots::RootLinks;
-use crate::store::StorePath;
+use crate::closure::resolve::ResolveError;
+use crate::closure::roots::RootLinks;
+use crate::monitor::mount::{Mounted, Point};
+use crate::protocol::handshake::{self, Io, Wishes};
+use crate::values::{StorePath, View};
 
 /// `OVERLAYFS_SUPER_MAGIC` of `linux/magic.h`.
 const OVERLAYFS: u32 = 0x794c_7630;

@@ -3,7 +3,7 @@
 //! ```text
 //! lock      held (flock) by the monitor that runs the view
 //! state     JSON, see [`State`]; replaced as a whole
-//! nodes     the node journal, see [`crate::journal`]
+//! nodes     the node journal, see [`crate::view::journal`]
 //! server    held (flock) by the server that reads the device
 //! control   the socket for `--reload`
 //! ```
@@ -20,9 +20,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
-use crate::closure::View;
-use crate::handshake::Agreement;
-use crate::store::StorePath;
+use crate::protocol::handshake::Agreement;
+use crate::values::{StorePath, View};
 
 /// Version of [`State`]'s layout.
 pub const VERSION: u32 = 1;
@@ -212,7 +211,7 @@ pub fn control(state: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::handshake::Io;
+    use crate::protocol::handshake::Io;
 
     fn state() -> State {
         State {

@@ -6,7 +6,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::path::{InvalidStorePath, StorePath};
+use crate::values::{InvalidStorePath, StorePath};
 
 /// Why the Nix store could not be opened or asked.
 #[derive(Debug, thiserror::Error)]

@@ -20,7 +20,6 @@
 
 mod error;
 mod ffi;
-mod path;
 mod uri;
 
 #[cfg(test)]
@@ -39,9 +38,9 @@ use nix::mount::MsFlags;
 use nix::sched::CloneFlags;
 use rustix::fs::{Access, StatVfsMountFlags};
 
+use crate::values::{PathInfo, StorePath};
 pub use error::StoreError;
 use ffi::{Failure, Kind, bridge};
-pub use path::{InvalidStorePath, PathInfo, StorePath};
 use uri::StoreUri;
 
 /// The Nix that `cpp/store.cc` was compiled with.

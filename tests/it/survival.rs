@@ -7,8 +7,8 @@ use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix_store_fs::journal::{Journal, Record};
-use nix_store_fs::trie::{NodeId, NodeRecord, ROOT};
+use nix_store_fs::view::journal::{Journal, Record};
+use nix_store_fs::view::trie::{NodeId, NodeRecord, ROOT};
 
 use crate::util::fixture::Fixture;
 use crate::util::load::{self, Held, Load, say};

@@ -1,0 +1,702 @@
+//! Garbage collector roots that outlive this process: links in a directory, registered with Nix.
+//!
+//! [`Targets`] decides which links must exist; it is a plain value. [`RootLinks`] makes and removes them.
+//!
+//! Invariants:
+//! - A link is removed only when its root is neither served nor about to be served.
+//! - Nothing is removed before every link that must exist has been made.
+//! - One thread owns the [`RootLinks`] of a view, so nothing is made while links are being removed. Another thread may
+//!   remove links only through the [`Ledger`], which forbids further links first.
+//! - A link is in the ledger before the call that creates it.
+//!
+//! Hard points:
+//! 1. Links that an earlier process left may hold what is still served, and nobody can tell. They stay until a
+//!    resolution of this process is served, and then go only if nothing else is served any more.
+//! 2. A link in the directory proves nothing: the process that made it may have been killed before it was
+//!    registered with Nix. So every link that must exist is made once by this process, which replaces it.
+//! 3. A thread that makes links can hang in a call of Nix. [`Ledger`] lets another thread forbid new links and remove
+//!    those that exist, without waiting for it. The call that hangs may still create its own link afterwards.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::store::StoreError;
+use crate::values::StorePath;
+
+/// Why the links cannot be what they must be.
+#[derive(Debug, thiserror::Error)]
+pub enum RootsError {
+    /// The place for the links is no directory.
+    #[error("'{}' is not a directory: give --gc-root a directory for the links, which may be absent", .0.display())]
+    NotADirectory(PathBuf),
+    /// The directory cannot be listed.
+    #[error("cannot list the directory of garbage collector roots '{}'; check its permissions or choose another one with --gc-root", path.display())]
+    List {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A link cannot be made.
+    #[error("cannot create a garbage collector root")]
+    Make(#[source] StoreError),
+    /// The view is ending.
+    #[error("not creating garbage collector roots: the view is ending")]
+    Closed,
+}
+
+/// Which links must exist, which may stay, and which exist.
+#[derive(Debug, Default)]
+pub struct Targets {
+    /// Roots of what is served.
+    served: BTreeSet<StorePath>,
+    /// Roots of what is about to be served, by the number of their resolution.
+    coming: BTreeMap<u64, BTreeSet<StorePath>>,
+    /// Roots of links that were there before this process made any. `None`: not known yet.
+    inherited: Option<BTreeSet<StorePath>>,
+    /// Links that exist.
+    links: BTreeSet<StorePath>,
+    /// Those of them that this process made.
+    made: BTreeSet<StorePath>,
+}
+
+impl Targets {
+    /// What must be held while these roots are served.
+    #[must_use]
+    pub fn new(served: BTreeSet<StorePath>) -> Self {
+        Self { served, ..Self::default() }
+    }
+
+    /// Exactly these links exist.
+    pub fn found(&mut self, links: BTreeSet<StorePath>) {
+        self.inherited.get_or_insert_with(|| links.clone());
+        self.made.retain(|root| links.contains(root));
+        self.links = links;
+    }
+
+    /// What resolution `number` found is about to be served.
+    pub fn announce(&mut self, number: u64, roots: impl IntoIterator<Item = StorePath>) {
+        self.coming.insert(number, roots.into_iter().collect());
+    }
+
+    /// What resolution `number` found will not be served.
+    pub fn withdraw(&mut self, number: u64) {
+        self.coming.remove(&number);
+    }
+
+    /// Nothing that was announced will be served.
+    pub fn withdraw_all(&mut self) {
+        self.coming.clear();
+    }
+
+    /// What resolution `number` found is served; with `only`, nothing older is served any more.
+    pub fn settle(&mut self, number: u64, only: bool) {
+        let Some(roots) = self.coming.remove(&number) else { return };
+        if only {
+            self.served.clear();
+            self.inherited = Some(BTreeSet::new());
+        }
+        let later = self.coming.split_off(&number);
+        let earlier = std::mem::replace(&mut self.coming, later);
+        if !only {
+            self.served.extend(earlier.into_values().flatten());
+        }
+        self.served.extend(roots);
+    }
+
+    /// Nothing is served any more, nor will be.
+    pub fn release(&mut self) {
+        self.served.clear();
+        self.coming.clear();
+        self.inherited = Some(BTreeSet::new());
+    }
+
+    /// Roots whose links must be made now.
+    #[must_use]
+    pub fn missing(&self) -> BTreeSet<StorePath> {
+        self.wanted().filter(|root| !self.made.contains(*root)).cloned().collect()
+    }
+
+    /// The link of `root` has been made.
+    pub fn made(&mut self, root: StorePath) {
+        self.made.insert(root.clone());
+        self.links.insert(root);
+    }
+
+    /// The link of `root` exists, but does not hold it for certain.
+    pub fn seen(&mut self, root: StorePath) {
+        self.links.insert(root);
+    }
+
+    /// Roots whose links may be removed, once none is missing.
+    #[must_use]
+    pub fn outdated(&self) -> Vec<StorePath> {
+        let kept: BTreeSet<_> = self.wanted().chain(self.inherited.iter().flatten()).collect();
+        self.links.iter().filter(|root| !kept.contains(root)).cloned().collect()
+    }
+
+    /// The link of `root` has been removed.
+    pub fn removed(&mut self, root: &StorePath) {
+        self.links.remove(root);
+        self.made.remove(root);
+    }
+
+    /// Whether the link of `root` stays if nothing that was announced is served.
+    fn stays(&self, root: &StorePath) -> bool {
+        self.served.contains(root) || self.inherited.iter().any(|roots| roots.contains(root))
+    }
+
+    fn wanted(&self) -> impl Iterator<Item = &StorePath> {
+        self.served.iter().chain(self.coming.values().flatten())
+    }
+}
+
+/// The links that exist, for a thread that cannot wait for their owner.
+#[derive(Debug, Clone, Default)]
+pub struct Ledger(Arc<Mutex<Book>>);
+
+#[derive(Debug, Default)]
+struct Book {
+    /// Links that exist or are being made, and whether each stays if nothing that was announced is served.
+    links: BTreeMap<PathBuf, bool>,
+    /// The one of them that is being made.
+    making: Option<PathBuf>,
+    closed: bool,
+}
+
+impl Ledger {
+    /// Forbids further links and removes every link: [`RootLinks::release`] for a thread that cannot wait. Returns the
+    /// link that a call in progress may still create.
+    pub fn release(&self) -> Option<PathBuf> {
+        self.close(|_| true)
+    }
+
+    /// Forbids further links and removes those of what was announced and is not served: [`RootLinks::abandon`] for a
+    /// thread that cannot wait. Returns the link that a call in progress may still create and that would have to go.
+    pub fn abandon(&self) -> Option<PathBuf> {
+        self.close(|stays| !stays)
+    }
+
+    /// The lock is held to the end, so that the owner finds either everything as it was or all of this done.
+    fn close(&self, goes: impl Fn(bool) -> bool) -> Option<PathBuf> {
+        let mut book = self.0.lock();
+        book.closed = true;
+        book.links.retain(|link, stays| !goes(*stays) || remove(link).is_err());
+        let Book { links, making, .. } = &*book;
+        making.clone().filter(|link| links.get(link).is_none_or(|stays| goes(*stays)))
+    }
+
+    /// To be called before a link is made.
+    fn enter(&self, link: &Path, stays: bool) -> Result<(), RootsError> {
+        let mut book = self.0.lock();
+        if book.closed {
+            return Err(RootsError::Closed);
+        }
+        book.links.insert(link.to_owned(), stays);
+        book.making = Some(link.to_owned());
+        Ok(())
+    }
+
+    /// These links exist, and none is being made.
+    fn set(&self, links: impl IntoIterator<Item = (PathBuf, bool)>) {
+        let mut book = self.0.lock();
+        book.links = links.into_iter().collect();
+        book.making = None;
+    }
+}
+
+/// Removes a link, if it is there; a failure is logged.
+fn remove(link: &Path) -> io::Result<()> {
+    // Something else may have taken the place of the link; it is not ours.
+    let removed = if link.is_symlink() { std::fs::remove_file(link) } else { Ok(()) };
+    match removed {
+        // The owner of the links and a thread that closes the ledger may both remove one.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed.inspect_err(|error| {
+            tracing::warn!(%error, link = %link.display(), "cannot remove a garbage collector root; remove it by hand");
+        }),
+    }
+}
+
+/// The links of one view in a directory of the user's, `NAME--STOREPATH`.
+#[derive(Debug)]
+pub struct RootLinks {
+    dir: PathBuf,
+    prefix: String,
+    targets: Targets,
+    ledger: Ledger,
+}
+
+impl RootLinks {
+    /// Links in `dir` for the view called `name`, of which `served` are served already. Looks at nothing yet.
+    #[must_use]
+    pub fn new(dir: &Path, name: &str, served: BTreeSet<StorePath>) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            prefix: format!("{name}--"),
+            targets: Targets::new(served),
+            ledger: Ledger::default(),
+        }
+    }
+
+    /// The links that exist, for another thread.
+    #[must_use]
+    pub fn ledger(&self) -> Ledger {
+        self.ledger.clone()
+    }
+
+    /// Looks which links exist.
+    ///
+    /// # Errors
+    /// [`RootsError::NotADirectory`], [`RootsError::List`]; an absent directory is an empty one.
+    pub fn examine(&mut self) -> Result<(), RootsError> {
+        let list = |source| RootsError::List { path: self.dir.clone(), source };
+        let mut found = BTreeSet::new();
+        match std::fs::read_dir(&self.dir) {
+            Ok(entries) => {
+                for entry in entries {
+                    found.extend(self.root(&entry.map_err(list)?));
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+                return Err(RootsError::NotADirectory(self.dir.clone()));
+            }
+            Err(error) => return Err(list(error)),
+        }
+        self.targets.found(found);
+        self.publish();
+        Ok(())
+    }
+
+    /// Holds what resolution `number` found, besides what is held already. If that fails, what was held before is
+    /// held, and nothing else.
+    ///
+    /// # Errors
+    /// Those of [`Self::complete`].
+    pub fn announce(
+        &mut self,
+        number: u64,
+        roots: &[StorePath],
+        make: impl FnMut(&StorePath, &Path) -> Result<bool, StoreError>,
+    ) -> Result<(), RootsError> {
+        self.targets.announce(number, roots.iter().cloned());
+        self.complete(make).inspect_err(|_| {
+            self.targets.withdraw(number);
+            self.clear();
+        })
+    }
+
+    /// Makes every link that must exist with `make`, which returns false for a root that the store does not have.
+    ///
+    /// # Errors
+    /// [`RootsError::Make`], [`RootsError::Closed`]; links made before stay.
+    pub fn complete(
+        &mut self,
+        mut make: impl FnMut(&StorePath, &Path) -> Result<bool, StoreError>,
+    ) -> Result<(), RootsError> {
+        for root in self.targets.missing() {
+            let link = self.link(&root);
+            self.ledger.enter(&link, self.targets.stays(&root))?;
+            let made = make(&root, &link);
+            if matches!(made, Ok(true)) {
+                self.targets.made(root);
+            } else if link.is_symlink() {
+                // It may have been made and then not registered: then it must be removed again.
+                self.targets.seen(root);
+            }
+            self.publish();
+            made.map_err(RootsError::Make)?;
+        }
+        Ok(())
+    }
+
+    /// What resolution `number` found is served; with `only`, the links of everything older are removed.
+    pub fn settle(&mut self, number: u64, only: bool) {
+        self.targets.settle(number, only);
+        self.clear();
+    }
+
+    /// Removes the links of what was announced and is not served.
+    pub fn abandon(&mut self) {
+        self.targets.withdraw_all();
+        self.clear();
+    }
+
+    /// Removes every link of this view: the collector may take what they held.
+    pub fn release(&mut self) {
+        if let Err(error) = self.examine() {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "garbage collector roots may be left behind"
+            );
+        }
+        self.targets.release();
+        self.clear();
+    }
+
+    fn clear(&mut self) {
+        for root in self.targets.outdated() {
+            if remove(&self.link(&root)).is_ok() {
+                self.targets.removed(&root);
+            }
+        }
+        self.publish();
+    }
+
+    fn link(&self, root: &StorePath) -> PathBuf {
+        self.dir.join(format!("{}{root}", self.prefix))
+    }
+
+    /// What an entry of the directory holds, if it is a link of this view.
+    fn root(&self, entry: &std::fs::DirEntry) -> Option<StorePath> {
+        let name = entry.file_name();
+        let root = StorePath::new(name.to_str()?.strip_prefix(&self.prefix)?).ok()?;
+        entry.file_type().is_ok_and(|kind| kind.is_symlink()).then_some(root)
+    }
+
+    fn publish(&self) {
+        self.ledger.set(self.targets.links.iter().map(|root| (self.link(root), self.targets.stays(root))));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn root(number: usize) -> StorePath {
+        StorePath::new(&format!("{}-r{number}", "0".repeat(32))).unwrap()
+    }
+
+    fn roots(numbers: &[usize]) -> BTreeSet<StorePath> {
+        numbers.iter().map(|&number| root(number)).collect()
+    }
+
+    /// What happens to a view, as its owner tells it.
+    #[derive(Debug, Clone)]
+    enum Step {
+        /// A resolution; whether all, or only some of its links can be made.
+        Resolve(BTreeSet<usize>, usize),
+        /// The newest resolution that was held is served.
+        Settle,
+        /// The directory is looked at, in which somebody has removed a link.
+        Lose(usize),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            3 => (proptest::collection::btree_set(0..6_usize, 0..4), 0..8_usize)
+                .prop_map(|(roots, limit)| Step::Resolve(roots, limit)),
+            2 => Just(Step::Settle),
+            1 => (0..6_usize).prop_map(Step::Lose),
+        ]
+    }
+
+    /// The directory, and a second opinion about what is served.
+    struct World {
+        targets: Targets,
+        disk: BTreeSet<StorePath>,
+        /// What a server may show at this moment.
+        shown: BTreeSet<StorePath>,
+    }
+
+    impl World {
+        fn complete(&mut self, limit: usize) -> bool {
+            for (number, root) in self.targets.missing().into_iter().enumerate() {
+                if number >= limit {
+                    return false;
+                }
+                self.disk.insert(root.clone());
+                self.targets.made(root);
+            }
+            true
+        }
+
+        fn clear(&mut self) {
+            for root in self.targets.outdated() {
+                assert!(!self.shown.contains(&root), "{root} is served, and its link is removed");
+                self.disk.remove(&root);
+                self.targets.removed(&root);
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_step_removes_the_link_of_what_is_served(
+            left in proptest::collection::btree_set(0..6_usize, 0..4),
+            served in proptest::collection::btree_set(0..6_usize, 0..4),
+            prune: bool,
+            steps in proptest::collection::vec(step(), 0..24),
+        ) {
+            let set = |numbers: &BTreeSet<usize>| numbers.iter().map(|&number| root(number)).collect::<BTreeSet<_>>();
+            let (left, served) = (set(&left), set(&served));
+            let shown = left.union(&served).cloned().collect();
+            let mut world = World { targets: Targets::new(served), disk: left.clone(), shown };
+            world.targets.found(left);
+            let mut held: Vec<(u64, BTreeSet<StorePath>)> = Vec::new();
+            for (number, step) in (1..).zip(steps) {
+                match step {
+                    Step::Resolve(wanted, limit) => {
+                        let before = world.disk.clone();
+                        let wanted = set(&wanted);
+                        if world.complete(usize::MAX) {
+                            world.targets.announce(number, wanted.clone());
+                            if world.complete(limit) {
+                                prop_assert!(world.disk.is_superset(&wanted));
+                                world.shown.extend(wanted.iter().cloned());
+                                held.push((number, wanted));
+                            } else {
+                                world.targets.withdraw(number);
+                                world.clear();
+                                prop_assert!(world.disk.is_superset(&before));
+                            }
+                        }
+                    }
+                    Step::Settle => {
+                        let Some((number, now)) = held.pop() else { continue };
+                        held.clear();
+                        world.targets.settle(number, prune);
+                        if prune {
+                            world.shown = now;
+                        }
+                        world.clear();
+                        if prune {
+                            let gone: Vec<_> = world.disk.difference(&world.shown).collect();
+                            prop_assert!(gone.is_empty(), "{gone:?} is not served and still held");
+                        }
+                    }
+                    Step::Lose(number) => {
+                        world.disk.remove(&root(number));
+                        world.shown.remove(&root(number)); // until it is made again
+                        world.targets.found(world.disk.clone());
+                        world.complete(usize::MAX);
+                        let targets = &world.targets;
+                        let held_again = |root: &&StorePath| targets.wanted().any(|wanted| wanted == *root);
+                        world.shown.extend(world.disk.iter().filter(held_again).cloned());
+                    }
+                }
+                if world.targets.missing().is_empty() {
+                    let lost: Vec<_> = world.shown.difference(&world.disk).collect();
+                    prop_assert!(lost.is_empty(), "{lost:?} is served and not held");
+                }
+            }
+            world.shown.clear();
+            world.targets.release();
+            world.clear();
+            prop_assert!(world.disk.is_empty());
+        }
+    }
+
+    /// A reload that was begun before the first view was served overtakes it.
+    #[test]
+    fn what_is_settled_late_keeps_what_came_after() {
+        for only in [false, true] {
+            let mut targets = Targets::default();
+            targets.found(BTreeSet::new());
+            for number in [1, 2, 3] {
+                targets.announce(number, [root(usize::try_from(number).unwrap())]);
+                targets.missing().into_iter().for_each(|root| targets.made(root));
+            }
+            targets.settle(2, only);
+            assert_eq!(targets.outdated(), if only { vec![root(1)] } else { vec![] });
+            targets.settle(1, only);
+            assert!(targets.missing().is_empty());
+            targets.settle(3, only);
+            assert_eq!(targets.outdated(), if only { vec![root(1), root(2)] } else { vec![] });
+        }
+    }
+
+    /// Replaces a link, as Nix does.
+    fn by_link(root: &StorePath, link: &Path) -> Result<bool, StoreError> {
+        if link.is_symlink() {
+            std::fs::remove_file(link).unwrap();
+        }
+        symlink(Path::new("/nix/store").join(root.as_str()), link)
+            .map(|()| true)
+            .map_err(|_| StoreError::Invalid { path: root.clone() })
+    }
+
+    fn names(dir: &Path) -> BTreeSet<String> {
+        std::fs::read_dir(dir)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn a_failure_takes_back_its_own_links_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut links = RootLinks::new(dir.path(), "web", BTreeSet::new());
+        symlink("/nowhere", links.link(&root(7))).unwrap();
+        std::fs::write(links.link(&root(3)), "in the way").unwrap();
+        links.examine().unwrap();
+        links.announce(1, &[root(1)], by_link).unwrap();
+        let before = names(dir.path());
+        let error = links.announce(2, &[root(2), root(3)], by_link).unwrap_err();
+        assert!(matches!(error, RootsError::Make(_)), "{error}");
+        assert_eq!(names(dir.path()), before);
+        links.abandon();
+        assert_eq!(names(dir.path()), [3, 7].map(|n| format!("web--{}", root(n))).into());
+        links.release();
+        assert_eq!(names(dir.path()), [format!("web--{}", root(3))].into());
+    }
+
+    #[test]
+    fn only_links_of_the_view_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut links = RootLinks::new(dir.path(), "web", BTreeSet::new());
+        let others = ["web--note".to_owned(), format!("other--{}", root(1))];
+        for name in others.iter().chain([&format!("web--{}", root(1))]) {
+            symlink("/nowhere", dir.path().join(name)).unwrap();
+        }
+        links.release();
+        assert_eq!(names(dir.path()), others.into());
+    }
+
+    fn links_of(numbers: &[usize]) -> BTreeSet<String> {
+        numbers.iter().map(|&number| format!("web--{}", root(number))).collect()
+    }
+
+    /// Links of an earlier process (1, 2), of what was served (2, 3), and of what is about to be served (1, 4).
+    fn links_of_each_kind(dir: &Path) -> RootLinks {
+        let mut links = RootLinks::new(dir, "web", roots(&[2, 3]));
+        for number in [1, 2] {
+            symlink("/nowhere", links.link(&root(number))).unwrap();
+        }
+        links.examine().unwrap();
+        links.announce(1, &[root(1), root(4)], by_link).unwrap();
+        assert_eq!(names(dir), links_of(&[1, 2, 3, 4]));
+        links
+    }
+
+    #[test]
+    fn a_released_ledger_leaves_no_link_and_allows_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut links = links_of_each_kind(dir.path());
+        assert_eq!(links.ledger().release(), None);
+        assert_eq!(names(dir.path()), links_of(&[]));
+        assert!(matches!(links.announce(2, &[root(5)], by_link), Err(RootsError::Closed)));
+        links.settle(1, true);
+        links.release();
+        assert_eq!(names(dir.path()), links_of(&[]));
+    }
+
+    #[test]
+    fn an_abandoned_ledger_leaves_what_was_served_and_what_others_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut links = links_of_each_kind(dir.path());
+        assert_eq!(links.ledger().abandon(), None);
+        assert_eq!(names(dir.path()), links_of(&[1, 2, 3]));
+        assert!(matches!(links.announce(2, &[root(5)], by_link), Err(RootsError::Closed)));
+        links.abandon();
+        assert_eq!(names(dir.path()), links_of(&[1, 2, 3]));
+    }
+
+    /// What [`Ledger::release`] and [`Ledger::abandon`] do while a call makes the link of 5, before or after it.
+    #[test]
+    fn a_call_in_progress_is_known_by_its_link() {
+        type Close = fn(&Ledger) -> Option<PathBuf>;
+        let cases: [(Close, usize, &[usize], bool); 4] = [
+            (Ledger::release, 5, &[], true),
+            (Ledger::abandon, 5, &[1, 2, 3], true),
+            (Ledger::release, 1, &[], true),
+            // A link that has to stay is nobody's business.
+            (Ledger::abandon, 1, &[1, 2, 3], false),
+        ];
+        for (close, number, left, known) in cases {
+            for first in [false, true] {
+                let dir = tempfile::tempdir().unwrap();
+                let mut links = links_of_each_kind(dir.path());
+                links.targets.made.remove(&root(number));
+                let (ledger, making) = (links.ledger(), links.link(&root(number)));
+                let make = |root: &StorePath, link: &Path| {
+                    let _ = std::fs::remove_file(link);
+                    if first {
+                        by_link(root, link)?;
+                    }
+                    assert_eq!(close(&ledger).as_deref(), known.then_some(making.as_path()));
+                    // Only this call can make a link now.
+                    if !first {
+                        by_link(root, link)?;
+                    }
+                    Ok(true)
+                };
+                links.announce(2, &[root(number)], make).unwrap();
+                let created: BTreeSet<_> =
+                    if first { links_of(left) } else { &links_of(left) | &links_of(&[number]) };
+                assert_eq!(names(dir.path()), created);
+                // If the process lives long enough, the owner removes that link as well.
+                if left.is_empty() {
+                    links.release()
+                } else {
+                    links.abandon()
+                }
+                assert_eq!(names(dir.path()), links_of(left));
+            }
+        }
+    }
+
+    /// The owner of the links makes and removes them as fast as it can, and another thread closes the ledger.
+    #[test]
+    fn no_link_survives_a_ledger_that_is_closed_at_any_moment() {
+        for round in 0..50 {
+            let dir = tempfile::tempdir().unwrap();
+            let mut links = RootLinks::new(dir.path(), "web", BTreeSet::new());
+            links.examine().unwrap();
+            let ledger = links.ledger();
+            let owner = std::thread::spawn(move || {
+                for number in 1.. {
+                    if links.announce(number, &[root(usize::try_from(number).unwrap())], by_link).is_err() {
+                        return links;
+                    }
+                    links.settle(number, true);
+                }
+                links
+            });
+            let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+            while names(dir.path()).is_empty() {
+                assert!(std::time::Instant::now() < until, "no link is made");
+            }
+            let making = ledger.release();
+            owner.join().unwrap();
+            let allowed =
+                making.iter().filter_map(|link| link.file_name()?.to_str().map(str::to_owned)).collect();
+            assert!(
+                names(dir.path()).is_subset(&allowed),
+                "round {round}: {:?}, {allowed:?}",
+                names(dir.path())
+            );
+        }
+    }
+
+    #[test]
+    fn a_closed_ledger_removes_nothing_that_is_no_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let links = links_of_each_kind(dir.path());
+        std::fs::remove_file(links.link(&root(4))).unwrap();
+        std::fs::write(links.link(&root(4)), "another").unwrap();
+        assert_eq!(links.ledger().release(), None);
+        assert_eq!(names(dir.path()), links_of(&[4]));
+    }
+
+    #[test]
+    fn a_place_for_links_is_a_directory_or_absent() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let examine = |path: &Path| RootLinks::new(path, "web", roots(&[1])).examine();
+        assert!(matches!(examine(&file), Err(RootsError::NotADirectory(path)) if path == file));
+        assert!(matches!(examine(&file.join("below")), Err(RootsError::NotADirectory(_))));
+        examine(&dir.path().join("absent")).unwrap();
+    }
+}

@@ -1,0 +1,6 @@
+//! What processes say to each other: the kernel and the monitor ([`handshake`]), the monitor and its server ([`wire`]), and
+//! a client of `--reload` and the monitor ([`control`]).
+
+pub mod control;
+pub mod handshake;
+pub mod wire;

@@ -1,0 +1,450 @@
+//! The server: one FUSE session, fed with closures by the monitor, from a mount or a resumption to its end.
+//!
+//! Invariants:
+//! - It needs `/dev/fuse`, the store directory and the names that the monitor sends, and nothing else of the
+//!   system: it never calls Nix.
+//! - All threads read the one descriptor of the device. A clone that is closed fails what was read through it.
+//!
+//! Hard points:
+//! 1. The session library insists on an INIT request: it gets the kernel's own again over a socket pair, its
+//!    answer is thrown away, and then the device takes the place of the socket.
+//! 2. What the kernel has cached is invalidated only from threads that answer no request: the kernel waits for
+//!    locks that a request in flight may hold.
+//! 3. When the monitor dies the server goes on, and what is mounted stays readable; unless a service manager
+//!    keeps the device: then the next monitor starts a server, and two that read one device would give one id
+//!    to two names. The lock keeps a server from beginning before the last one has ended.
+//! 4. To invalidate a name the kernel waits, and no signal ends it, for whoever looks at the directory; and they wait
+//!    for an answer. A server that is killed then does not end before another answers them. So what the next one
+//!    waits for, the lock and the monitor's socket, is not held by a thread that notifies: see [`spawn_notifier`].
+
+pub mod counts;
+pub mod fuse;
+pub mod idle;
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+use std::thread;
+
+use fuser::{INodeNo, Notifier, Session, SessionACL};
+use parking_lot::Mutex;
+use rustix::fs::FlockOperation;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::process::Resource;
+
+use crate::protocol::handshake::{self, Io};
+use crate::protocol::wire::{self, Order, Report, Start};
+use crate::sys;
+use crate::values::{StorePath, View};
+use crate::view::backing::{Backing, Identity};
+use crate::view::journal::{Journal, JournalError, Record};
+use crate::view::trie::{NodeId, NodeRecord, PathTrie, ROOT};
+use crate::view::{MemberWatch, Missed, Registrations, ServedView, Stale};
+use counts::Counts;
+use fuse::StoreFs;
+use idle::Flow;
+
+/// Why a server ends before its mount.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The monitor did not say what to serve.
+    #[error("the monitor sent nothing to serve; this mode is for the monitor to start")]
+    NoOrder(#[source] Option<io::Error>),
+    /// What an earlier server left cannot be gone on from.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The lock that keeps servers apart cannot be had.
+    #[error("cannot take the lock '{}' of the server", path.display())]
+    Lock {
+        /// The lock.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The monitor ended before the server began.
+    #[error("the monitor has ended")]
+    Orphaned,
+    /// Nothing in the store can be opened.
+    #[error(
+        "the store directory cannot be opened with openat2(2); Linux 5.6 or newer is needed, and no system call filter that refuses the call, as RestrictSUIDSGID= in a unit does"
+    )]
+    Store(#[source] io::Error),
+    /// The session could not be set up, or broke.
+    #[error("the FUSE session failed while {doing}")]
+    Session {
+        /// What was being done.
+        doing: &'static str,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn session(doing: &'static str) -> impl Fn(io::Error) -> ServeError {
+    move |source| ServeError::Session { doing, source }
+}
+
+/// What the monitor hands to a server beside what to serve.
+#[derive(Debug)]
+pub struct Descriptors {
+    /// `/dev/fuse`, mounted.
+    pub device: OwnedFd,
+    /// The store directory.
+    pub store: OwnedFd,
+    /// Where to ask for processors that stay awake, if that is to be done.
+    pub idle: Option<OwnedFd>,
+}
+
+/// Receives what to serve over `monitor`.
+///
+/// # Errors
+/// [`ServeError::NoOrder`].
+pub fn receive_start(monitor: &UnixStream) -> Result<(Start, Descriptors), ServeError> {
+    match wire::receive::<Order>(monitor) {
+        Ok(Some((Order::Start(start), descriptors))) => {
+            let mut descriptors = descriptors.into_iter();
+            match (descriptors.next(), descriptors.next()) {
+                (Some(device), Some(store)) => {
+                    Ok((*start, Descriptors { device, store, idle: descriptors.next() }))
+                }
+                _ => Err(ServeError::NoOrder(None)),
+            }
+        }
+        Ok(_) => Err(ServeError::NoOrder(None)),
+        Err(error) => Err(ServeError::NoOrder(Some(error))),
+    }
+}
+
+/// Serves until the view is unmounted.
+///
+/// # Errors
+/// [`ServeError`]; the mount is still there, and another server may take over.
+pub fn serve(start: Start, descriptors: Descriptors, monitor: UnixStream) -> Result<(), ServeError> {
+    let Descriptors { device, store, idle } = descriptors;
+    if let Some(monitor) = start.end_with {
+        end_with(monitor)?;
+    }
+    // Held until the process ends.
+    let _lock = start.lock.as_deref().map(lock).transpose()?;
+    raise_descriptor_limit();
+    let watch = MemberWatch::new(&store);
+    let trie = Arc::new(PathTrie::new());
+    let backing = Backing::new(store);
+    backing.check().map_err(|error| ServeError::Store(error.into()))?;
+    let registrations = || Arc::new(Registrations::new(std::process::id()));
+    let registrations = (start.agreement.io == Io::Passthrough).then(registrations);
+    let mut members = Vec::new();
+    let journal = open_journal(&start, &trie, registrations.as_deref(), &mut members)?;
+    let mut unsettled = start.invalidate.clone();
+    if start.resume && journal.as_ref().is_some_and(|journal| journal.has_losses()) {
+        // The kernel may know nodes that nobody knows: it has to ask again for all names, and gets others.
+        unsettled.extend(start.view.names().cloned());
+    }
+    let serving = Report::Serving { epoch: start.epoch, restored: trie.len(), journal: journal.is_some() };
+    let (stale, stale_nodes) = mpsc::channel();
+    let view = ServedView::new(trie.clone(), backing, journal, registrations).invalidating(stale);
+    let view = Arc::new(view);
+    members.into_iter().for_each(|(member, identity)| view.restore_member(member, identity));
+    let fresh = trie.prepare(&start.view);
+    view.record(&fresh.into_iter().map(Record::Node).collect::<Vec<_>>());
+    trie.switch(&start.view, start.epoch);
+
+    let (first, answered) = mpsc::channel();
+    let mut counts = Counts::new(first);
+    if let Some(idle) = idle {
+        let (flow, keeper) = Flow::new(idle);
+        counts = counts.showing(flow);
+        spawn("idle", move || {
+            if let Err(error) = keeper.run() {
+                tracing::debug!(%error, "processors are not kept awake while requests flow");
+            }
+        })?;
+    }
+    let counts = Arc::new(counts);
+    let mut fs = StoreFs::new(view.clone(), counts.clone());
+    if start.report {
+        let (missed, inquiry) = Missed::queue();
+        fs = fs.reporting(missed);
+        let view = view.clone();
+        spawn("missed", move || inquiry.run(&view))?;
+    }
+    let fuse = open_session(fs, &start, &device)?;
+    drop(device);
+
+    let (device, notifier) = (fuse.as_fd().as_raw_fd(), fuse.notifier());
+    let (dirtied, dirtied_nodes) = mpsc::channel();
+    spawn_notifier("drop-pages", device, move || drop_pages(&notifier, &dirtied_nodes))?;
+    let (jobs, outdated) = mpsc::channel::<Job>();
+    let invalidator = Invalidator(jobs);
+    let notifier = fuse.notifier();
+    spawn_notifier("invalidate", device, move || {
+        for job in outdated {
+            invalidate(&notifier, &job);
+        }
+    })?;
+    spawn("stale", {
+        let (view, invalidator) = (view.clone(), invalidator.clone());
+        move || follow_stale(&view, &stale_nodes, &dirtied, &invalidator)
+    })?;
+    let reporter = Arc::new(Reporter(Mutex::new(monitor.try_clone().map_err(session("reporting"))?)));
+    spawn("answered", {
+        let reporter = reporter.clone();
+        move || {
+            if answered.recv().is_ok() {
+                reporter.report(&Report::Answered);
+            }
+        }
+    })?;
+    spawn("orders", {
+        let view = view.clone();
+        move || {
+            invalidator.names(unsettled);
+            reporter.report(&serving);
+            follow_orders(&monitor, &reporter, &view, &invalidator);
+        }
+    })?;
+    let room = descriptors_left();
+    tracing::debug!(room, "descriptors for the store");
+    view.backing().set_room(room, start.threads);
+    spawn("members", move || watch.run(&view))?;
+    let answer = fuse.run().map_err(session("answering requests"));
+    tracing::debug!(requests = %counts, nodes = trie.len(), "the session has ended");
+    answer
+}
+
+/// The monitor's ear. Several threads report, each a whole message at a time.
+struct Reporter(Mutex<UnixStream>);
+
+impl Reporter {
+    fn report(&self, report: &Report) {
+        // A monitor that has died needs no report.
+        let _ = wire::send(&self.0.lock(), report, &[]);
+    }
+}
+
+/// Lets the kernel end this process when `monitor` ends.
+fn end_with(monitor: u32) -> Result<(), ServeError> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+        .map_err(|error| session("tying it to the monitor")(error.into()))?;
+    // It may have ended before the kernel was asked.
+    let parent = rustix::process::getppid().map(rustix::process::Pid::as_raw_pid);
+    if parent.and_then(|parent| u32::try_from(parent).ok()) == Some(monitor) {
+        Ok(())
+    } else {
+        Err(ServeError::Orphaned)
+    }
+}
+
+/// Waits until no other server of this view lives.
+fn lock(path: &Path) -> Result<File, ServeError> {
+    let fail = |source| ServeError::Lock { path: path.to_owned(), source };
+    let file = File::options().create(true).truncate(false).write(true).open(path).map_err(fail)?;
+    rustix::fs::flock(&file, FlockOperation::LockExclusive).map_err(|error| fail(error.into()))?;
+    Ok(file)
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), ServeError> {
+    thread::Builder::new().name(name.to_owned()).spawn(work).map_err(session("starting a thread"))?;
+    Ok(())
+}
+
+/// A thread that notifies the kernel through `device`. It holds no other descriptor of the process.
+fn spawn_notifier(name: &str, device: RawFd, work: impl FnOnce() + Send + 'static) -> Result<(), ServeError> {
+    spawn(name, move || {
+        if let Err(error) = sys::keep_descriptor(device) {
+            tracing::debug!(%error, "if this server is killed at a reload, the next one may have to wait for its end");
+        }
+        work();
+    })
+}
+
+/// What the kernel is to forget.
+struct Job {
+    /// Names at the root; its listing goes as well.
+    names: Vec<Box<[u8]>>,
+    /// Nodes by their names, then their attributes, pages and listings.
+    nodes: Vec<NodeRecord>,
+    /// Dropped when it is done.
+    _done: mpsc::Sender<()>,
+}
+
+/// The thread that has the kernel forget names.
+#[derive(Clone)]
+struct Invalidator(mpsc::Sender<Job>);
+
+impl Invalidator {
+    /// Returns when the kernel has forgotten `names` at the root.
+    fn names(&self, names: Vec<StorePath>) {
+        if names.is_empty() {
+            return;
+        }
+        let names = names.iter().map(|name| name.as_str().as_bytes().into()).collect();
+        let _ = self.begin(names, Vec::new()).recv();
+    }
+
+    /// Has the kernel forget `names` at the root, and then what it has cached of `nodes`. Nothing can be received from
+    /// what this returns, but it is closed when that is done.
+    fn begin(&self, names: Vec<Box<[u8]>>, nodes: Vec<NodeRecord>) -> mpsc::Receiver<()> {
+        let (done, is_done) = mpsc::channel();
+        // The thread ends with the process only.
+        let _ = self.0.send(Job { names, nodes, _done: done });
+        is_done
+    }
+}
+
+/// Passes on what the kernel is not to have cached. The threads that notify it do nothing with the view themselves: see
+/// [`spawn_notifier`].
+fn follow_stale(
+    view: &Arc<ServedView>,
+    stale: &mpsc::Receiver<Stale>,
+    dirtied: &mpsc::Sender<NodeId>,
+    invalidator: &Invalidator,
+) {
+    for stale in stale {
+        match stale {
+            Stale::Pages(node) => {
+                let _ = dirtied.send(node);
+            }
+            Stale::Member(member) => {
+                let (view, is_done) =
+                    (view.clone(), invalidator.begin(Vec::new(), view.forget_replaced(member)));
+                // Rare, and the kernel may wait for a reader meanwhile.
+                let recorded = spawn("replaced", move || {
+                    let _ = is_done.recv();
+                    view.invalidated(member);
+                });
+                if let Err(error) = recorded {
+                    tracing::debug!(%error, "the next server will invalidate this store path again");
+                }
+            }
+        }
+    }
+}
+
+/// Lets this process have as many open files as it may: the soft limit is for programs that use select(2).
+fn raise_descriptor_limit() {
+    let mut limit = rustix::process::getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, limit) {
+        tracing::debug!(%error, "cannot raise the limit of open files");
+    }
+}
+
+/// How many more files this process may open.
+fn descriptors_left() -> usize {
+    /// Where it cannot be counted: more than a server has open besides the store's files.
+    const OPEN: usize = 24;
+    let limit = rustix::process::getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    // The directory itself is open while it is read.
+    let open = std::fs::read_dir("/proc/self/fd").map_or(OPEN, |all| all.count().saturating_sub(1));
+    usize::try_from(limit).unwrap_or(usize::MAX).saturating_sub(open)
+}
+
+fn open_journal(
+    start: &Start,
+    trie: &PathTrie,
+    registrations: Option<&Registrations>,
+    members: &mut Vec<(NodeId, Identity)>,
+) -> Result<Option<Arc<Journal>>, ServeError> {
+    let Some(path) = &start.journal else { return Ok(None) };
+    if start.resume {
+        let journal = Journal::resume(path, |record| match record {
+            Record::Node(node) => trie.restore(&node),
+            Record::Next(id) => trie.restore_next(id),
+            Record::Member(member, identity) => members.push((member, identity)),
+            Record::Replaced(member) => drop(trie.detach(member)),
+            record => {
+                registrations.inspect(|all| all.restore(&record));
+            }
+        })?;
+        trie.skip(journal.lost_ids());
+        return Ok(Some(Arc::new(journal)));
+    }
+    match Journal::create(path) {
+        Ok(journal) => Ok(Some(Arc::new(journal))),
+        Err(error) => {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the view would not survive a crash of its server"
+            );
+            Ok(None)
+        }
+    }
+}
+
+/// A session over the device, though the INIT exchange is long over.
+fn open_session(fs: StoreFs, start: &Start, device: &OwnedFd) -> Result<Session<StoreFs>, ServeError> {
+    let io_error = |error: rustix::io::Errno| io::Error::from(error);
+    let doing = "replaying the INIT request";
+    let (ours, theirs) =
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .map_err(io_error)
+            .map_err(session(doing))?;
+    rustix::io::write(&ours, &start.agreement.request).map_err(io_error).map_err(session(doing))?;
+    let mut config = fuser::Config::default();
+    config.n_threads = Some(start.threads);
+    config.clone_fd = false;
+    config.acl = SessionACL::All;
+    let fuse = Session::from_fd(fs, theirs, SessionACL::All, config).map_err(session(doing))?;
+    sys::replace(fuse.as_fd(), device).map_err(session("taking over the device"))?;
+    if start.resume
+        && let Err(error) = handshake::resend(device)
+    {
+        tracing::warn!(%error, "this kernel cannot repeat requests that the last server had taken; whoever waits for one waits until it is killed (Linux 6.9 or newer can)");
+    }
+    Ok(fuse)
+}
+
+/// Drops the pages and listings that the kernel has cached of nodes: see [`fuse`].
+fn drop_pages(notifier: &Notifier, nodes: &mpsc::Receiver<NodeId>) {
+    for node in nodes {
+        if let Err(error) = notifier.inval_inode(INodeNo(node.0), 0, 0) {
+            tracing::warn!(%error, node = node.0, "cannot drop the kernel's cached pages of a file");
+        }
+    }
+}
+
+/// Does what the monitor says until it says no more.
+fn follow_orders(monitor: &UnixStream, reporter: &Reporter, view: &ServedView, invalidator: &Invalidator) {
+    loop {
+        match wire::receive::<Order>(monitor) {
+            Ok(Some((Order::Switch { view: next, epoch }, _))) => {
+                switch(view, invalidator, &next, epoch);
+                reporter.report(&Report::Switched { epoch });
+            }
+            Ok(Some((Order::Start(_), _))) => tracing::error!("the monitor said twice what to start with"),
+            Ok(None) | Err(_) => break,
+        }
+    }
+    tracing::debug!("the monitor is gone; the view stays as it is");
+}
+
+fn switch(view: &ServedView, invalidator: &Invalidator, next: &View, epoch: u32) {
+    let fresh = view.trie().prepare(next);
+    view.record(&fresh.into_iter().map(Record::Node).collect::<Vec<_>>());
+    let switch = view.trie().switch(next, epoch);
+    invalidator.names(switch.added.into_iter().chain(switch.removed).collect());
+    view.check_members();
+}
+
+/// Makes the kernel ask again for names at the root and for the root's listing, then for what it has cached of nodes.
+fn invalidate(notifier: &Notifier, job: &Job) {
+    // ENOENT, the kernel has cached nothing of the kind, is no error and is not given by the library.
+    let at_root = job.names.iter().map(|name| (ROOT, name));
+    let entries = at_root.chain(job.nodes.iter().map(|node| (node.parent, &node.name)));
+    let entries =
+        entries.map(|(parent, name)| notifier.inval_entry(INodeNo(parent.0), OsStr::from_bytes(name)));
+    let nodes = [ROOT].into_iter().chain(job.nodes.iter().map(|node| node.id));
+    let nodes = nodes.map(|node| notifier.inval_inode(INodeNo(node.0), 0, 0));
+    for answer in entries.chain(nodes) {
+        if let Err(error) = answer {
+            tracing::warn!(%error, "the kernel may show the old view for a name");
+        }
+    }
+}

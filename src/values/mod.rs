@@ -1,0 +1,14 @@
+//! Plain values that every room shares: names of store paths, facts about them, and what is served.
+//!
+//! Nothing here touches a disk, a process or Nix.
+
+mod path;
+mod view;
+
+pub use path::{InvalidStorePath, PathInfo, StorePath};
+pub use view::View;
+
+/// Sizes come from a database: their sum may be wrong, but never wraps.
+pub(crate) fn total(sizes: impl Iterator<Item = u64>) -> u64 {
+    sizes.fold(0, u64::saturating_add)
+}

@@ -1,0 +1,21 @@
+//! What is served, without the kernel and without Nix: node ids ([`trie`]) and what a successor needs to know of them
+//! ([`journal`]), the physical store ([`backing`]), and the answers made of them ([`ServedView`]).
+
+pub mod backing;
+pub mod journal;
+pub mod trie;
+
+mod answers;
+#[cfg(test)]
+mod kernel_tests;
+mod links;
+mod members;
+mod missed;
+mod passthrough;
+mod root;
+
+pub use answers::{Entry, FsError, Node, ServedView, Stale, Totals};
+pub use members::MemberWatch;
+pub use missed::{Inquiry, Missed};
+pub use passthrough::Registrations;
+pub(crate) use passthrough::{Counted, Way};
