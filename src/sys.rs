@@ -68,6 +68,38 @@ pub fn keep_descriptor(kept: RawFd) -> io::Result<()> {
     Err(rustix::io::Errno::NOSYS.into())
 }
 
+/// Starts a process that does statfs(2) on `path` and ends with the number of the error, 0 for none. It holds no descriptor
+/// of this one, and ends with it if the kernel lets it end. The caller reaps it.
+///
+/// # Errors
+/// Those of fork(2).
+pub fn ask(path: &std::ffi::CStr) -> io::Result<rustix::process::Pid> {
+    unsafe extern "C" {
+        fn fork() -> std::ffi::c_int;
+        fn _exit(status: std::ffi::c_int) -> !;
+        fn close_range(
+            first: std::ffi::c_uint,
+            last: std::ffi::c_uint,
+            flags: std::ffi::c_int,
+        ) -> std::ffi::c_int;
+    }
+    // SAFETY: the child of a process with several threads may do nothing but what is safe in a signal handler
+    // (fork(2)): it makes system calls, on memory that is its own copy, allocates nothing, takes no lock, and ends
+    // without returning.
+    match unsafe { fork() } {
+        0 => {
+            // SAFETY: the call takes numbers, and what it closes is this process's copy, which nobody uses any more.
+            unsafe { close_range(0, u32::MAX, 0) };
+            let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+            let answer = rustix::fs::statfs(path).map_or_else(rustix::io::Errno::raw_os_error, |_| 0);
+            // SAFETY: ends this process and does nothing else.
+            unsafe { _exit(answer) }
+        }
+        child if child > 0 => rustix::process::Pid::from_raw(child).ok_or_else(io::Error::last_os_error),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// A registered backing file by its number, for the answer to an open. Dropping it ends the registration;
 /// [`BackingId::into_raw`] gives it up without.
 #[must_use]

@@ -21,6 +21,7 @@ Exit codes:
   7   FUSE cannot be used: /dev/fuse, fusermount3
   8   the reload failed and nothing has changed
   9   a garbage collector root cannot be created in the directory of --gc-root
+  10  what an earlier process left of the view (state, node journal) is damaged or of another version
   75  handed over (SIGUSR2): the mount is left to a successor
 
 Signals: SIGTERM and SIGINT unmount; SIGHUP reloads; SIGUSR2 hands over to the next

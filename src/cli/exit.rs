@@ -36,6 +36,8 @@ pub enum Exit {
     Reload = 8,
     /// What is served cannot be held beyond the process.
     Roots = 9,
+    /// What an earlier process left of the view cannot be read.
+    Leftovers = 10,
     /// The mount is left to a successor (`EX_TEMPFAIL` of sysexits(3)).
     HandedOver = 75,
 }
@@ -94,10 +96,17 @@ fn monitor(error: &MonitorError) -> Exit {
         MonitorError::Handshake(_) => Exit::Fuse,
         MonitorError::State(StateError::Taken { .. }) => Exit::MountPoint,
         MonitorError::Store { .. } => Exit::Store,
+        MonitorError::State(StateError::Version { .. }) | MonitorError::Leftovers(_) => Exit::Leftovers,
+        MonitorError::State(StateError::File { source, .. })
+            if matches!(source.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) =>
+        {
+            Exit::Leftovers
+        }
+        MonitorError::Unsupported(_) => Exit::Fuse,
         MonitorError::State(_)
-        | MonitorError::Watch(_)
         | MonitorError::Server(_)
         | MonitorError::Lost(_)
+        | MonitorError::Aborted
         | MonitorError::System { .. } => Exit::Failure,
     }
 }
@@ -146,6 +155,7 @@ mod tests {
             Exit::Fuse,
             Exit::Reload,
             Exit::Roots,
+            Exit::Leftovers,
             Exit::HandedOver,
         ] {
             let code = exit as u8;

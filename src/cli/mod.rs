@@ -10,7 +10,6 @@ mod version;
 
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -94,7 +93,7 @@ fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Fai
 fn run_server() -> Exit {
     // The monitor takes signals as data; here they do what they always do.
     let _ = SigSet::all().thread_unblock();
-    let begun = io::stdin().as_fd().try_clone_to_owned().map(UnixStream::from).map_err(|error| {
+    let begun = io::stdin().as_fd().try_clone_to_owned().map_err(|error| {
         let _ = writeln!(io::stderr(), "nix-store-fs: no monitor to serve: {error}");
     });
     let Ok(monitor) = begun else { return Exit::Failure };
@@ -114,7 +113,8 @@ fn run_server() -> Exit {
         Err(failure) => {
             let why = error::chain(&failure);
             match report {
-                Ok(monitor) if wire::send(&monitor, &Report::Failed(why.clone()), &[]).is_ok() => {}
+                Ok(monitor)
+                    if wire::send_report(&monitor, &Report::failed(failure.cause(), &why)).is_ok() => {}
                 _ => tracing::error!("{why}"),
             }
             Exit::Failure

@@ -1,185 +1,141 @@
-//! The server as the monitor sees it: a child process, and a socket to speak over.
+//! The server as the monitor sees it: a child process, and a socket to speak over. Nothing here waits.
 
-use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::protocol::wire::{self, Order, Report, Start};
+use super::poll;
+use crate::protocol::wire::{self, Order, Received, Report};
 
 /// The argument that makes the program a server; not for people.
 pub const SERVER_ARGUMENT: &str = "--server-of-monitor";
 
-/// Deaths in a row that are answered at once; later ones wait.
-const PATIENCE: u32 = 3;
-/// First and longest wait before another server is started.
-const WAIT: Duration = Duration::from_millis(50);
-const WAIT_MAX: Duration = Duration::from_secs(5);
-
-/// How long the end of a killed server is waited for, so that it can be said.
-const LAST_BREATH: Duration = Duration::from_millis(250);
-
-/// A running server.
+/// A server's process.
 #[derive(Debug)]
-pub struct Server {
+pub(super) struct Server {
     process: Child,
-    socket: UnixStream,
-    answered: bool,
+    /// Readable when the process has ended (pidfd_open(2)).
+    end: OwnedFd,
+    /// None once it was closed by the server, or was of no use.
+    socket: Option<OwnedFd>,
 }
 
 impl Server {
-    /// Starts one, which then waits to be told what to serve.
+    /// Starts one, which then waits for the order to begin.
     ///
     /// # Errors
     /// When the program cannot be started again.
-    pub fn spawn() -> io::Result<Self> {
-        let (socket, theirs) = UnixStream::pair()?;
-        let process = Command::new("/proc/self/exe")
+    pub(super) fn spawn() -> io::Result<Self> {
+        let (socket, theirs) = wire::pair()?;
+        let mut process = Command::new("/proc/self/exe")
             .arg0("nix-store-fs")
             .arg(SERVER_ARGUMENT)
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
             // An interrupt from the terminal is for the monitor to handle.
             .process_group(0)
             .spawn()?;
-        Ok(Self { process, socket, answered: false })
+        match pidfd_open(Pid::from_child(&process), PidfdFlags::empty()) {
+            Ok(end) => Ok(Self { process, end, socket: Some(socket) }),
+            Err(error) => {
+                // Nobody would notice its end. It has not begun.
+                let _ = process.kill();
+                let _ = process.wait();
+                Err(error.into())
+            }
+        }
     }
 
-    /// Tells it what to serve. One that died already is found by its closed socket.
-    pub fn begin(&self, start: Start, device: &OwnedFd, store: &OwnedFd, idle: Option<OwnedFd>) {
-        let order = Order::Start(Box::new(start));
-        let descriptors: Vec<_> = [Some(device.as_fd()), Some(store.as_fd()), idle.as_ref().map(AsFd::as_fd)]
-            .into_iter()
-            .flatten()
-            .collect();
-        let _ = wire::send(&self.socket, &order, &descriptors);
+    /// Orders it to begin, with [`Order::Start`].
+    ///
+    /// # Errors
+    /// Those of [`wire::send_order`].
+    pub(super) fn begin(
+        &self,
+        order: &Order,
+        device: &OwnedFd,
+        store: &OwnedFd,
+        idle: Option<&OwnedFd>,
+    ) -> io::Result<()> {
+        let descriptors: Vec<_> =
+            [Some(device), Some(store), idle].into_iter().flatten().map(AsFd::as_fd).collect();
+        self.send(order, &descriptors)
     }
 
-    /// Its socket, readable when there is a report or it has died.
-    #[must_use]
-    pub fn socket(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+    /// Orders it to do something.
+    ///
+    /// # Errors
+    /// Those of [`wire::send_order`].
+    pub(super) fn order(&self, order: &Order) -> io::Result<()> {
+        self.send(order, &[])
+    }
+
+    fn send(&self, order: &Order, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let socket = self.socket.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        wire::send_order(socket, order, descriptors)
+    }
+
+    /// Its socket: readable when there is a report, or when the server has closed it. None after [`Self::hang_up`].
+    pub(super) fn socket(&self) -> Option<BorrowedFd<'_>> {
+        self.socket.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Closes the socket: nothing more is said.
+    pub(super) fn hang_up(&mut self) {
+        self.socket = None;
+    }
+
+    /// Readable when its process has ended.
+    pub(super) fn end(&self) -> BorrowedFd<'_> {
+        self.end.as_fd()
     }
 
     /// Its process id.
-    #[must_use]
-    pub fn id(&self) -> u32 {
+    pub(super) fn id(&self) -> u32 {
         self.process.id()
     }
 
-    /// The next report; none if it has died.
-    pub fn report(&mut self) -> Option<Report> {
-        let report = wire::receive::<Report>(&self.socket).ok().flatten().map(|(report, _)| report);
-        self.answered |= matches!(report, Some(Report::Answered));
-        report
-    }
-
-    /// Tells it something; a dead one is found by its closed socket.
-    pub fn order(&self, order: &Order) {
-        let _ = wire::send(&self.socket, order, &[]);
-    }
-
-    /// Its socket is closed, so it has ended or is to: tells how it ended, and whether it had answered anything.
+    /// The next report, if one has come.
     ///
     /// # Errors
-    /// Those of kill(2), waitpid(2) and pidfd_open(2).
-    pub fn wait(self) -> io::Result<(End, bool)> {
-        let answered = self.answered;
-        // No effect on one that is ending already.
-        self.kill().map(|end| (end, answered))
+    /// Those of [`wire::receive_report`].
+    pub(super) fn report(&self) -> io::Result<Received<Report>> {
+        self.socket.as_ref().map_or(Ok(Received::Nothing), wire::receive_report)
     }
 
-    /// Ends it at once. What it had taken is given back to its successor.
+    /// Kills it. What it had taken is given back to its successor.
     ///
     /// # Errors
-    /// Those of kill(2), waitpid(2) and pidfd_open(2).
-    pub fn kill(mut self) -> io::Result<End> {
-        self.process.kill()?;
-        if let Some(status) = self.ended(Instant::now() + LAST_BREATH)? {
-            return Ok(End::Exited(status));
-        }
-        let mut process = self.process;
-        std::thread::Builder::new().name("reaper".to_owned()).spawn(move || process.wait())?;
-        Ok(End::Hangs)
+    /// Those of kill(2).
+    pub(super) fn kill(&mut self) -> io::Result<()> {
+        self.process.kill()
     }
 
-    /// Waits for its end until `deadline`, then ends it; returns whether it ended by itself.
-    pub fn wait_until(mut self, deadline: Instant) -> bool {
-        if let Ok(Some(_)) = self.ended(deadline) {
-            return true;
-        }
-        let _ = self.kill();
-        false
-    }
-
-    fn ended(&mut self, deadline: Instant) -> io::Result<Option<ExitStatus>> {
-        let end = pidfd_open(Pid::from_child(&self.process), PidfdFlags::empty())?;
-        super::wait(&[end.as_fd()], Some(deadline))?;
+    /// How it ended, if it has.
+    ///
+    /// # Errors
+    /// Those of waitpid(2).
+    pub(super) fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
         self.process.try_wait()
     }
-}
 
-/// How a server ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
-    /// As every process does.
-    Exited(ExitStatus),
-    /// It was killed, and the kernel does not let it go before another server answers: see [`crate::server`]. It reads
-    /// the device no more.
-    Hangs,
-}
-
-impl End {
-    /// Whether it had nothing more to do.
-    #[must_use]
-    pub fn success(self) -> bool {
-        matches!(self, Self::Exited(status) if status.success())
-    }
-}
-
-impl fmt::Display for End {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Exited(status) => status.fmt(f),
-            Self::Hangs => f.write_str("killed while it waits for a reader"),
+    /// Leaves it to a thread that waits for its end. It was killed and reads the device no more, but the kernel does not
+    /// let it go before another server answers: see [`crate::server`].
+    pub(super) fn reap_later(self) {
+        let mut process = self.process;
+        let reaper = std::thread::Builder::new().name("reaper".to_owned()).spawn(move || process.wait());
+        if let Err(error) = reaper {
+            tracing::debug!(%error, "a server that was killed stays a zombie until the monitor ends");
         }
     }
-}
 
-/// How long to wait before the next server: not at all, unless they die again and again.
-#[derive(Debug, Default)]
-pub struct Backoff {
-    deaths: u32,
-}
-
-impl Backoff {
-    /// A server died; `useful` if it had answered anything. How long to wait.
-    pub fn death(&mut self, useful: bool) -> Duration {
-        self.deaths = if useful { 0 } else { self.deaths.saturating_add(1) };
-        match self.deaths.checked_sub(PATIENCE + 1) {
-            None => Duration::ZERO,
-            Some(doublings) => WAIT.saturating_mul(1 << doublings.min(16)).min(WAIT_MAX),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn deaths_of_useful_servers_never_wait_and_others_wait_longer_and_longer() {
-        let mut backoff = Backoff::default();
-        assert!((0..1000).all(|_| backoff.death(true).is_zero()));
-        let waits: Vec<_> = (0..20).map(|_| backoff.death(false)).collect();
-        assert!(waits[..3].iter().all(Duration::is_zero));
-        assert!(waits[3..].is_sorted() && waits[3] == WAIT && waits[19] == WAIT_MAX);
-        assert!(backoff.death(true).is_zero());
-        assert!(backoff.death(false).is_zero());
+    /// Waits for its end until `deadline`; returns whether it has come.
+    pub(super) fn ends_before(&mut self, deadline: Instant) -> bool {
+        poll::readable(&[self.end()], Some(deadline)).is_ok_and(|ended| ended == [true])
+            && matches!(self.ended(), Ok(Some(_)))
     }
 }

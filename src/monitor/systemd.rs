@@ -4,6 +4,8 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
+use std::time::Duration;
+
 use sd_notify::NotifyState;
 
 use crate::sys;
@@ -26,6 +28,20 @@ pub(super) fn is_there() -> bool {
 /// The view answers; what it serves.
 pub(super) fn ready(status: &str) {
     say(&[NotifyState::Ready, NotifyState::Status(status)]);
+}
+
+/// What it serves.
+pub(super) fn status(status: &str) {
+    say(&[NotifyState::Status(status)]);
+}
+
+/// How long the service manager is to wait for the next notice of a start.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// The start takes longer, because of `what` (EXTEND_TIMEOUT_USEC= of sd_notify(3)).
+pub(super) fn starting(what: &str) {
+    let extend = format!("EXTEND_TIMEOUT_USEC={}", PATIENCE.as_micros());
+    say(&[NotifyState::Custom(&extend), NotifyState::Status(what)]);
 }
 
 /// A reload has begun; [`ready`] ends it.

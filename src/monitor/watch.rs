@@ -9,15 +9,9 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use rustix::io::Errno;
-
-/// How long it has to be quiet.
-const QUIET: Duration = Duration::from_millis(200);
-/// Changes that never end are reported all the same after this.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What may be the cause of `error` of inotify_init1(2), and what to do. Its own text names another limit.
 pub(super) fn limit(error: &io::Error) -> &'static str {
@@ -35,7 +29,6 @@ pub(super) struct Watch {
     inotify: OwnedFd,
     /// Names of interest by watch descriptor.
     names: BTreeMap<i32, BTreeSet<OsString>>,
-    changed: Option<(Instant, Instant)>,
 }
 
 impl Watch {
@@ -45,7 +38,7 @@ impl Watch {
     /// Those of inotify_init1(2).
     pub(super) fn new() -> io::Result<Self> {
         let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-        Ok(Self { inotify, names: BTreeMap::new(), changed: None })
+        Ok(Self { inotify, names: BTreeMap::new() })
     }
 
     /// Watches exactly `paths` from now on. One in a directory that does not exist is watched through the nearest
@@ -95,8 +88,8 @@ impl Watch {
         self.inotify.as_fd()
     }
 
-    /// Takes in what has happened.
-    pub(super) fn take(&mut self) {
+    /// Takes in what has happened; returns whether something has changed.
+    pub(super) fn take(&mut self) -> bool {
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut events = inotify::Reader::new(&self.inotify, &mut buffer);
         let mut hit = false;
@@ -111,26 +104,7 @@ impl Watch {
                     self.names.get(&event.wd()).is_some_and(|names| names.contains(&name))
                 });
         }
-        if hit {
-            let now = Instant::now();
-            let first = self.changed.map_or(now, |(first, _)| first);
-            self.changed = Some((first, now));
-        }
-    }
-
-    /// When to look again, if a change is waiting for quiet.
-    #[must_use]
-    pub(super) fn due(&self) -> Option<Instant> {
-        self.changed.map(|(first, last)| (last + QUIET).min(first + PATIENCE))
-    }
-
-    /// Whether a change has been quiet for long enough; says so once.
-    pub(super) fn is_due(&mut self) -> bool {
-        let due = self.due().is_some_and(|due| due <= Instant::now());
-        if due {
-            self.changed = None;
-        }
-        due
+        hit
     }
 }
 
@@ -139,11 +113,11 @@ mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
 
-    fn wait(watch: &mut Watch) {
+    fn wait(watch: &mut Watch) -> bool {
         let mut fds = [rustix::event::PollFd::from_borrowed_fd(watch.events(), rustix::event::PollFlags::IN)];
         let limit = rustix::event::Timespec { tv_sec: 10, tv_nsec: 0 };
         assert_eq!(rustix::event::poll(&mut fds, Some(&limit)).unwrap(), 1, "no event came");
-        watch.take();
+        watch.take()
     }
 
     #[test]
@@ -154,23 +128,9 @@ mod tests {
         let mut watch = Watch::new().unwrap();
         watch.set(std::slice::from_ref(&link));
         symlink("b", dir.path().join("other")).unwrap();
-        wait(&mut watch);
-        assert_eq!(watch.due(), None);
+        assert!(!wait(&mut watch));
         std::fs::rename(dir.path().join("other"), &link).unwrap();
-        wait(&mut watch);
-        assert!(watch.due().is_some());
-        assert!(!watch.is_due(), "it has not been quiet yet");
-    }
-
-    #[test]
-    fn a_reached_limit_is_named() {
-        let text = |errno: Errno| crate::error::chain(&super::super::MonitorError::Watch(errno.into()));
-        assert_eq!(
-            text(Errno::MFILE),
-            "cannot watch links; the limit fs.inotify.max_user_instances may be reached: raise it with sysctl(8), or start \
-             without --watch: Too many open files (os error 24)"
-        );
-        assert_eq!(text(Errno::NOMEM), "cannot watch links: Cannot allocate memory (os error 12)");
+        assert!(wait(&mut watch));
     }
 
     #[test]
@@ -179,7 +139,6 @@ mod tests {
         let mut watch = Watch::new().unwrap();
         watch.set(&[dir.path().join("a/b/system")]);
         std::fs::create_dir(dir.path().join("a")).unwrap();
-        wait(&mut watch);
-        assert!(watch.due().is_some());
+        assert!(wait(&mut watch));
     }
 }

@@ -3,20 +3,17 @@
 //! One line in, one line out: `reload`, and then `ok` or `error` with a message, both JSON strings. The socket lies
 //! in the state directory, which only its owner may enter.
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 const RELOAD: &str = "reload\n";
-/// A client says its line at once; one that does not is left.
-const CLIENT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What became of a reload.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
     /// The new closure is what is seen; says how much it is.
@@ -29,6 +26,24 @@ pub enum Outcome {
 #[derive(Debug)]
 pub struct Control {
     listener: UnixListener,
+}
+
+/// Somebody who has connected, and has not said what for.
+#[derive(Debug)]
+pub struct Connection {
+    stream: UnixStream,
+    line: Vec<u8>,
+}
+
+/// What a connection has asked for.
+#[derive(Debug)]
+pub enum Asked {
+    /// A reload.
+    Reload(Client),
+    /// Nothing yet.
+    Nothing(Connection),
+    /// Nothing that is understood.
+    Unknown,
 }
 
 /// Somebody who waits for the outcome of a reload.
@@ -47,32 +62,59 @@ impl Control {
         Ok(Self { listener })
     }
 
-    /// Readable when a client has come.
+    /// Readable when somebody has come.
     #[must_use]
     pub fn socket(&self) -> BorrowedFd<'_> {
         self.listener.as_fd()
     }
 
-    /// The client that has come, if it asks for a reload.
+    /// Whoever has come, if somebody has.
     ///
     /// # Errors
-    /// Those of accept(2), or a client that says something else.
-    pub fn accept(&self) -> io::Result<Client> {
-        let (stream, _) = self.listener.accept()?;
-        stream.set_nonblocking(false)?;
-        stream.set_read_timeout(Some(CLIENT_PATIENCE))?;
-        stream.set_write_timeout(Some(CLIENT_PATIENCE))?;
-        let mut line = String::new();
-        BufReader::new(io::Read::take(&stream, 64)).read_line(&mut line)?;
-        if line != RELOAD {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a client said {line:?}")));
+    /// Those of accept(2).
+    pub fn accept(&self) -> io::Result<Option<Connection>> {
+        match self.listener.accept() {
+            Ok((stream, _)) => {
+                stream.set_nonblocking(true)?;
+                Ok(Some(Connection { stream, line: Vec::new() }))
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
         }
-        Ok(Client(stream))
+    }
+}
+
+impl Connection {
+    /// Readable when there is more of its request.
+    #[must_use]
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+
+    /// Reads what has come of its request, without waiting.
+    #[must_use]
+    pub fn read(mut self) -> Asked {
+        let mut bytes = [0; RELOAD.len() + 1];
+        loop {
+            match self.stream.read(&mut bytes) {
+                Ok(0) => return Asked::Unknown,
+                Ok(read) => self.line.extend(bytes.iter().take(read)),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Asked::Nothing(self),
+                Err(_) => return Asked::Unknown,
+            }
+            if self.line == RELOAD.as_bytes() {
+                return Asked::Reload(Client(self.stream));
+            }
+            if !RELOAD.as_bytes().starts_with(&self.line) {
+                return Asked::Unknown;
+            }
+        }
     }
 }
 
 impl Client {
-    /// Tells the client what became of it; one that has gone need not know.
+    /// Tells the client what became of it, without waiting; one that has gone need not know.
     pub fn tell(mut self, outcome: &Outcome) {
         if let Ok(mut line) = serde_json::to_vec(outcome) {
             line.push(b'\n');
@@ -148,7 +190,19 @@ mod tests {
             let mut fds =
                 [rustix::event::PollFd::from_borrowed_fd(control.socket(), rustix::event::PollFlags::IN)];
             rustix::event::poll(&mut fds, None).unwrap();
-            let waiting = control.accept().unwrap();
+            let mut connection = control.accept().unwrap().unwrap();
+            let waiting = loop {
+                let mut fds = [rustix::event::PollFd::from_borrowed_fd(
+                    connection.socket(),
+                    rustix::event::PollFlags::IN,
+                )];
+                rustix::event::poll(&mut fds, None).unwrap();
+                match connection.read() {
+                    Asked::Reload(client) => break client,
+                    Asked::Nothing(same) => connection = same,
+                    Asked::Unknown => panic!(),
+                }
+            };
             match answer {
                 Some(outcome) => waiting.tell(&outcome),
                 None => drop(waiting),
@@ -160,7 +214,26 @@ mod tests {
             matches!(ask(Some(Outcome::Error("why\nnot".into()))), Err(ReloadError::Refused(s)) if s == "why\nnot")
         );
         assert!(matches!(ask(None), Err(ReloadError::Ended)));
-        UnixStream::connect(&path).unwrap().write_all(b"GET / HTTP/1.1\n").unwrap();
-        assert!(control.accept().is_err());
+        assert!(control.accept().unwrap().is_none());
+        for (said, unknown) in
+            [("GET / HTTP/1.1\n", true), ("reload\nreload\n", true), ("reload", false), ("", false)]
+        {
+            let mut stranger = UnixStream::connect(&path).unwrap();
+            stranger.write_all(said.as_bytes()).unwrap();
+            let asked = control.accept().unwrap().unwrap().read();
+            assert_eq!(matches!(asked, Asked::Unknown), unknown, "{said:?}: {asked:?}");
+            assert!(unknown || matches!(asked, Asked::Nothing(_)), "{said:?}: {asked:?}");
+        }
+        // One that comes in pieces, and one that goes before it has asked.
+        let mut slow = UnixStream::connect(&path).unwrap();
+        let mut connection = control.accept().unwrap().unwrap();
+        for byte in RELOAD.as_bytes().chunks(1) {
+            let Asked::Nothing(same) = connection.read() else { panic!() };
+            connection = same;
+            slow.write_all(byte).unwrap();
+        }
+        assert!(matches!(connection.read(), Asked::Reload(_)));
+        drop(UnixStream::connect(&path).unwrap());
+        assert!(matches!(control.accept().unwrap().unwrap().read(), Asked::Unknown));
     }
 }

@@ -1,28 +1,42 @@
-//! What monitor and server say to each other, over a stream socket pair.
+//! What monitor and server say to each other, over a socket pair of type SOCK_SEQPACKET.
 //!
-//! A message is its length in four bytes and that much JSON; descriptors travel with the length (unix(7),
-//! SCM_RIGHTS). The server believes the monitor, and takes nothing from it but plain values and descriptors.
+//! A message is one packet, which arrives whole or not at all (socket(2)). An order is a packet of eight bytes, its body's
+//! length, with descriptors (unix(7), SCM_RIGHTS): first a memory file (memfd_create(2)) that holds the body, which may be
+//! megabytes long; then those that belong to the order. A report is its body, at most [`REPORT_MAX`] bytes. Bodies are JSON.
+//!
+//! Invariants:
+//! - The monitor never waits here: it sends and receives without blocking, and what it cannot send or understand is an
+//!   error, whatever the server does.
+//! - The server believes the monitor, takes nothing from it but plain values and descriptors, and ends when it cannot
+//!   understand it.
 
-use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
+use rustix::fs::MemfdFlags;
+use rustix::io::Errno;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::protocol::handshake::Agreement;
+use super::handshake::Agreement;
 use crate::values::{StorePath, View};
 
-/// Descriptors of one message at most.
+/// Descriptors of one order at most: the body, the device, the store directory, and where processors are kept awake.
 const DESCRIPTORS_MAX: usize = 4;
 /// No closure comes near this; a length above it is not ours.
-const MESSAGE_MAX: usize = 1 << 30;
+const ORDER_MAX: u64 = 1 << 30;
+/// Bytes of the longest report.
+pub const REPORT_MAX: usize = 4096;
+/// Bytes of the longest reason in a report: each may become six in JSON.
+const REASON_MAX: usize = 600;
 
 /// How a process writes its log: the monitor's choice, followed by the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,11 +58,11 @@ pub struct Start {
     pub agreement: Agreement,
     /// Threads that answer requests.
     pub threads: usize,
-    /// The node journal; none: node ids die with the server.
+    /// The node journal, which exists; none: node ids die with the server.
     pub journal: Option<PathBuf>,
-    /// Whether an earlier server wrote the journal.
+    /// Whether an earlier server may have taken requests.
     pub resume: bool,
-    /// Names that the kernel may remember otherwise than they are.
+    /// Names that the kernel may have cached otherwise than they are.
     pub invalidate: Vec<StorePath>,
     /// The file that a server holds locked as long as it lives: two must never read one device.
     pub lock: Option<PathBuf>,
@@ -75,8 +89,19 @@ pub enum Order {
     },
 }
 
+/// Whether the same start may succeed later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Cause {
+    /// What earlier servers left is damaged, or another version's.
+    Leftovers,
+    /// The kernel does not offer what is needed.
+    Unsupported,
+    /// The same may succeed later.
+    Passing,
+}
+
 /// What a server tells the monitor.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Report {
     /// Requests are answered from now on.
     Serving {
@@ -84,8 +109,6 @@ pub enum Report {
         epoch: u32,
         /// Nodes taken over from an earlier server.
         restored: usize,
-        /// Whether there is a journal for the next one.
-        journal: bool,
     },
     /// The first request has been answered.
     Answered,
@@ -95,98 +118,280 @@ pub enum Report {
         epoch: u32,
     },
     /// It could not begin.
-    Failed(String),
+    Failed {
+        /// Whether the same may succeed later.
+        cause: Cause,
+        /// The reason, in words.
+        why: String,
+    },
 }
 
-/// Sends `message` with `descriptors`.
+impl Report {
+    /// A server that cannot begin for a reason of any length.
+    #[must_use]
+    pub fn failed(cause: Cause, why: &str) -> Self {
+        let end = (0..=REASON_MAX.min(why.len())).rev().find(|end| why.is_char_boundary(*end));
+        Self::Failed { cause, why: why.get(..end.unwrap_or_default()).unwrap_or_default().to_owned() }
+    }
+}
+
+/// What was received.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Received<T> {
+    /// A message.
+    Message(T),
+    /// None has come yet.
+    Nothing,
+    /// The peer has closed its end, or has died.
+    Closed,
+}
+
+/// The two ends of a connection: the monitor's and the server's.
 ///
 /// # Errors
-/// Those of sendmsg(2); the peer is gone then.
-pub fn send(
-    mut socket: &UnixStream,
-    message: &impl Serialize,
-    descriptors: &[BorrowedFd<'_>],
-) -> io::Result<()> {
-    let body = serde_json::to_vec(message)?;
-    let length = u32::try_from(body.len()).map_err(io::Error::other)?.to_ne_bytes();
+/// Those of socketpair(2).
+pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let flags = SocketFlags::CLOEXEC;
+    Ok(rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
+}
+
+/// Sends `order` with `descriptors`, without waiting.
+///
+/// # Errors
+/// Those of memfd_create(2), write(2) and sendmsg(2). `WouldBlock`: the server takes no orders.
+pub fn send_order(socket: impl AsFd, order: &Order, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let body = memory_file(&serde_json::to_vec(order)?)?;
+    let length = body.metadata()?.len().to_ne_bytes();
+    let all: Vec<BorrowedFd<'_>> = [body.as_fd()].into_iter().chain(descriptors.iter().copied()).collect();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
+    if !control.push(SendAncillaryMessage::ScmRights(&all)) {
         return Err(io::Error::other("too many descriptors for one message"));
     }
-    // Four bytes into a stream socket are taken whole or not at all.
-    rustix::net::sendmsg(socket, &[IoSlice::new(&length)], &mut control, SendFlags::NOSIGNAL)?;
-    socket.write_all(&body)
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    rustix::net::sendmsg(socket, &[IoSlice::new(&length)], &mut control, flags)?;
+    Ok(())
 }
 
-/// Receives one message with its descriptors. `None`: the peer closed its end.
+fn memory_file(bytes: &[u8]) -> io::Result<File> {
+    let create = |more| rustix::fs::memfd_create("order", MemfdFlags::CLOEXEC | more);
+    // Kernels since 6.3 may demand the flag (`vm.memfd_noexec`), and older ones do not know it.
+    let file = match create(MemfdFlags::NOEXEC_SEAL) {
+        Err(Errno::INVAL) => create(MemfdFlags::empty()),
+        answer => answer,
+    };
+    let mut file = File::from(file?);
+    file.write_all(bytes)?;
+    Ok(file)
+}
+
+/// Waits for the next order; returns it with its descriptors.
 ///
 /// # Errors
-/// Those of recvmsg(2), or `InvalidData` for what is no message.
-pub fn receive<T: DeserializeOwned>(mut socket: &UnixStream) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
-    let mut length = [0; 4];
+/// Those of recvmsg(2), or `InvalidData` for what is no order.
+pub fn receive_order(socket: impl AsFd) -> io::Result<Received<(Order, Vec<OwnedFd>)>> {
+    let mut length = [0; size_of::<u64>()];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let got = loop {
-        let mut buffers = [IoSliceMut::new(&mut length)];
-        match rustix::net::recvmsg(socket, &mut buffers, &mut control, RecvFlags::CMSG_CLOEXEC) {
-            Err(rustix::io::Errno::INTR) => {}
-            answer => break answer?.bytes,
-        }
-    };
+    let got = receive(&socket, &mut length, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let rights = control.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(rights) => Some(rights),
+        _ => None,
+    });
+    let mut descriptors: Vec<OwnedFd> = rights.flatten().collect();
     if got == 0 {
-        return Ok(None);
+        return Ok(Received::Closed);
     }
-    let descriptors: Vec<OwnedFd> = control
-        .drain()
-        .filter_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(rights) => Some(rights),
-            _ => None,
-        })
-        .flatten()
-        .collect();
-    socket.read_exact(length.get_mut(got..).unwrap_or_default())?;
-    let length = usize::try_from(u32::from_ne_bytes(length)).unwrap_or(usize::MAX);
-    if length > MESSAGE_MAX {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a message of this program"));
+    let length = u64::from_ne_bytes(length);
+    if got != size_of::<u64>() || descriptors.is_empty() || length > ORDER_MAX {
+        return Err(malformed("no order of this program"));
     }
-    let mut body = vec![0; length];
-    socket.read_exact(&mut body)?;
-    Ok(Some((serde_json::from_slice(&body)?, descriptors)))
+    let body = File::from(descriptors.remove(0));
+    let mut bytes = vec![0; usize::try_from(length).map_err(|_| malformed("an order that is too long"))?];
+    body.read_exact_at(&mut bytes, 0)?;
+    Ok(Received::Message((decode(&bytes)?, descriptors)))
+}
+
+/// Sends `report`. Waits while the socket is full: the monitor reads what has come, or has died.
+///
+/// # Errors
+/// Those of send(2).
+pub fn send_report(socket: impl AsFd, report: &Report) -> io::Result<()> {
+    let body = serde_json::to_vec(report)?;
+    loop {
+        match rustix::net::send(&socket, &body, SendFlags::NOSIGNAL) {
+            Err(Errno::INTR) => {}
+            answer => return Ok(answer.map(|_| ())?),
+        }
+    }
+}
+
+/// The next report, without waiting.
+///
+/// # Errors
+/// Those of recvmsg(2), or `InvalidData` for what is no report.
+pub fn receive_report(socket: impl AsFd) -> io::Result<Received<Report>> {
+    let mut body = [0; REPORT_MAX];
+    // Without room for descriptors the kernel closes those that a message has.
+    let mut control = RecvAncillaryBuffer::default();
+    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    match receive(&socket, &mut body, &mut control, flags) {
+        Ok(0) => Ok(Received::Closed),
+        Ok(got) => Ok(Received::Message(decode(body.get(..got).unwrap_or_default())?)),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Received::Nothing),
+        // It ended before it had read all orders.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(Received::Closed),
+        Err(error) => Err(error),
+    }
+}
+
+/// One packet, whole.
+fn receive(
+    socket: &impl AsFd,
+    buffer: &mut [u8],
+    control: &mut RecvAncillaryBuffer<'_>,
+    flags: RecvFlags,
+) -> io::Result<usize> {
+    loop {
+        match rustix::net::recvmsg(socket, &mut [IoSliceMut::new(buffer)], control, flags) {
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+            Ok(message) if message.flags.contains(ReturnFlags::TRUNC) => {
+                return Err(malformed("a message that is too long"));
+            }
+            Ok(message) => return Ok(message.bytes),
+        }
+    }
+}
+
+fn decode<T: DeserializeOwned>(body: &[u8]) -> io::Result<T> {
+    serde_json::from_slice(body).map_err(|error| malformed(&error.to_string()))
+}
+
+fn malformed(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("received a malformed message: {what}"))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
-
     use super::*;
 
-    #[test]
-    fn messages_keep_their_order_their_size_and_their_descriptors() {
-        let (a, b) = UnixStream::pair().unwrap();
-        let view: View =
-            (0..20_000).map(|n| (StorePath::new(&format!("{n:032}-name")).unwrap(), n)).collect();
-        let sender = {
-            let view = view.clone();
-            std::thread::spawn(move || {
-                send(&a, &Report::Serving { epoch: 3, restored: 7, journal: true }, &[]).unwrap();
-                send(&a, &Order::Switch { view, epoch: 9 }, &[a.as_fd(), a.as_fd()]).unwrap();
-            })
-        };
-        let (report, none) = receive::<Report>(&b).unwrap().unwrap();
-        assert_eq!((report, none.len()), (Report::Serving { epoch: 3, restored: 7, journal: true }, 0));
-        let (order, both) = receive::<Order>(&b).unwrap().unwrap();
-        assert!(matches!(order, Order::Switch { view: got, epoch: 9 } if got == view));
-        assert_eq!(both.len(), 2);
-        sender.join().unwrap();
-        drop(both);
-        assert!(receive::<Report>(&b).unwrap().is_none());
+    fn view(names: usize) -> View {
+        (0..names as u64).map(|n| (StorePath::new(&format!("{n:032}-name")).unwrap(), n)).collect()
+    }
+
+    fn order(names: usize, epoch: u32) -> Order {
+        Order::Switch { view: view(names), epoch }
     }
 
     #[test]
-    fn what_is_no_message_is_refused() {
-        let (mut a, b) = UnixStream::pair().unwrap();
-        a.write_all(&[0xff; 16]).unwrap();
-        assert_eq!(receive::<Report>(&b).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    fn orders_keep_their_order_their_size_and_their_descriptors() {
+        let (monitor, server) = pair().unwrap();
+        send_order(&monitor, &order(40_000, 9), &[monitor.as_fd(), monitor.as_fd(), monitor.as_fd()])
+            .unwrap();
+        send_order(&monitor, &order(0, 10), &[]).unwrap();
+        let Ok(Received::Message((first, three))) = receive_order(&server) else { panic!() };
+        assert!(matches!(first, Order::Switch { view: got, epoch: 9 } if got == view(40_000)));
+        assert_eq!(three.len(), 3);
+        let Ok(Received::Message((second, none))) = receive_order(&server) else { panic!() };
+        assert!(matches!(second, Order::Switch { view: got, epoch: 10 } if got.is_empty()));
+        assert!(none.is_empty());
+        drop((three, monitor));
+        assert!(matches!(receive_order(&server), Ok(Received::Closed)));
+    }
+
+    #[test]
+    fn a_server_that_takes_no_orders_does_not_stop_the_monitor() {
+        let (monitor, _server) = pair().unwrap();
+        let full = (0..100_000).find_map(|n| send_order(&monitor, &order(1, n), &[]).err()).unwrap();
+        // Descriptors under way are limited as well: ETOOMANYREFS of unix(7).
+        let expected = [Errno::AGAIN, Errno::TOOMANYREFS];
+        assert!(expected.contains(&Errno::from_io_error(&full).unwrap()), "{full}");
+    }
+
+    #[test]
+    fn reports_arrive_one_by_one_and_the_monitor_never_waits() {
+        let (monitor, server) = pair().unwrap();
+        assert_eq!(receive_report(&monitor).unwrap(), Received::Nothing);
+        let reports = [
+            Report::Serving { epoch: 3, restored: 7 },
+            Report::Answered,
+            Report::Switched { epoch: u32::MAX },
+            Report::failed(Cause::Leftovers, "short"),
+        ];
+        for report in &reports {
+            send_report(&server, report).unwrap();
+        }
+        for report in reports {
+            assert_eq!(receive_report(&monitor).unwrap(), Received::Message(report));
+        }
+        send_order(&monitor, &order(1, 1), &[]).unwrap();
+        drop(server);
+        assert_eq!(receive_report(&monitor).unwrap(), Received::Closed);
+        assert_eq!(receive_report(&monitor).unwrap(), Received::Closed);
+        let gone = send_order(&monitor, &order(1, 1), &[]).unwrap_err();
+        assert_eq!(gone.kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    /// Whatever the reason consists of, its report fits into a packet.
+    #[test]
+    fn a_reason_of_any_length_is_told() {
+        let (monitor, server) = pair().unwrap();
+        for text in ["x", "\u{1}", "\u{1f600}", "\"", "ü"] {
+            let why = text.repeat(10_000);
+            send_report(&server, &Report::failed(Cause::Passing, &why)).unwrap();
+            let Received::Message(Report::Failed { why: told, .. }) = receive_report(&monitor).unwrap()
+            else {
+                panic!("{text:?}")
+            };
+            assert!(why.starts_with(&told) && told.len() > REASON_MAX - 4, "{text:?}: {}", told.len());
+        }
+        assert_eq!(
+            Report::failed(Cause::Passing, ""),
+            Report::Failed { cause: Cause::Passing, why: String::new() }
+        );
+    }
+
+    /// A hostile server: garbage, packets that are too long, descriptors. Each is an error, and what follows is read.
+    #[test]
+    fn what_is_no_message_is_an_error_and_nothing_is_kept_of_it() {
+        let (monitor, server) = pair().unwrap();
+        let kind = |received: io::Result<Received<Report>>| received.unwrap_err().kind();
+        for garbage in [&b"\xff\xfe"[..], b"{}", b"\"Nothing\"", &[b' '; REPORT_MAX + 1]] {
+            rustix::net::send(&server, garbage, SendFlags::empty()).unwrap();
+            assert_eq!(kind(receive_report(&monitor)), io::ErrorKind::InvalidData);
+        }
+        let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+        let before = open();
+        for _ in 0..100 {
+            // An order, to the wrong side: its descriptor is closed by the kernel.
+            send_order(&server, &order(1, 1), &[]).unwrap();
+            assert_eq!(kind(receive_report(&monitor)), io::ErrorKind::InvalidData);
+        }
+        assert!(open() < before + 50, "descriptors of a hostile server stay open");
+        send_report(&server, &Report::Answered).unwrap();
+        assert_eq!(receive_report(&monitor).unwrap(), Received::Message(Report::Answered));
+    }
+
+    #[test]
+    fn a_server_does_not_take_what_is_no_order() {
+        let (monitor, server) = pair().unwrap();
+        for garbage in [&b"1234567"[..], b"12345678", b"123456789", &[0; 8]] {
+            rustix::net::send(&monitor, garbage, SendFlags::empty()).unwrap();
+            let error = receive_order(&server).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{garbage:?}");
+        }
+        // A body that is shorter than its length, and one that is no JSON.
+        for (length, body) in [(100u64, &b"{}"[..]), (2, b"{}")] {
+            let file = memory_file(body).unwrap();
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            let fds = [file.as_fd()];
+            assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+            let length = length.to_ne_bytes();
+            let flags = SendFlags::empty();
+            rustix::net::sendmsg(&monitor, &[IoSlice::new(&length)], &mut control, flags).unwrap();
+            assert!(receive_order(&server).is_err());
+        }
     }
 }

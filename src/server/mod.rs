@@ -26,19 +26,18 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread;
 
 use fuser::{INodeNo, Notifier, Session, SessionACL};
-use parking_lot::Mutex;
 use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::Resource;
 
 use crate::protocol::handshake::{self, Io};
-use crate::protocol::wire::{self, Order, Report, Start};
+use crate::protocol::wire::{self, Cause, Order, Received, Report, Start};
 use crate::sys;
 use crate::values::{StorePath, View};
 use crate::view::backing::{Backing, Identity};
@@ -86,6 +85,31 @@ pub enum ServeError {
     },
 }
 
+impl ServeError {
+    /// Whether the same start may succeed later.
+    #[must_use]
+    pub fn cause(&self) -> Cause {
+        match self {
+            Self::Journal(JournalError::Foreign(_) | JournalError::Version { .. }) => Cause::Leftovers,
+            Self::Journal(JournalError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Cause::Leftovers
+            }
+            Self::Store(error) if is_refusal(error) => Cause::Unsupported,
+            Self::Journal(_)
+            | Self::Store(_)
+            | Self::NoOrder(_)
+            | Self::Lock { .. }
+            | Self::Orphaned
+            | Self::Session { .. } => Cause::Passing,
+        }
+    }
+}
+
+/// Whether a system call is unknown, or refused by a filter.
+fn is_refusal(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::NOSYS | Errno::PERM))
+}
+
 fn session(doing: &'static str) -> impl Fn(io::Error) -> ServeError {
     move |source| ServeError::Session { doing, source }
 }
@@ -105,9 +129,9 @@ pub struct Descriptors {
 ///
 /// # Errors
 /// [`ServeError::NoOrder`].
-pub fn receive_start(monitor: &UnixStream) -> Result<(Start, Descriptors), ServeError> {
-    match wire::receive::<Order>(monitor) {
-        Ok(Some((Order::Start(start), descriptors))) => {
+pub fn receive_start(monitor: impl AsFd) -> Result<(Start, Descriptors), ServeError> {
+    match wire::receive_order(monitor) {
+        Ok(Received::Message((Order::Start(start), descriptors))) => {
             let mut descriptors = descriptors.into_iter();
             match (descriptors.next(), descriptors.next()) {
                 (Some(device), Some(store)) => {
@@ -125,7 +149,7 @@ pub fn receive_start(monitor: &UnixStream) -> Result<(Start, Descriptors), Serve
 ///
 /// # Errors
 /// [`ServeError`]; the mount is still there, and another server may take over.
-pub fn serve(start: Start, descriptors: Descriptors, monitor: UnixStream) -> Result<(), ServeError> {
+pub fn serve(start: Start, descriptors: Descriptors, monitor: OwnedFd) -> Result<(), ServeError> {
     let Descriptors { device, store, idle } = descriptors;
     if let Some(monitor) = start.end_with {
         end_with(monitor)?;
@@ -146,7 +170,7 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: UnixStream) -> Res
         // The kernel may know nodes that nobody knows: it has to ask again for all names, and gets others.
         unsettled.extend(start.view.names().cloned());
     }
-    let serving = Report::Serving { epoch: start.epoch, restored: trie.len(), journal: journal.is_some() };
+    let serving = Report::Serving { epoch: start.epoch, restored: trie.len() };
     let (stale, stale_nodes) = mpsc::channel();
     let view = ServedView::new(trie.clone(), backing, journal, registrations).invalidating(stale);
     let view = Arc::new(view);
@@ -192,7 +216,7 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: UnixStream) -> Res
         let (view, invalidator) = (view.clone(), invalidator.clone());
         move || follow_stale(&view, &stale_nodes, &dirtied, &invalidator)
     })?;
-    let reporter = Arc::new(Reporter(Mutex::new(monitor.try_clone().map_err(session("reporting"))?)));
+    let reporter = Arc::new(Reporter(monitor.try_clone().map_err(session("reporting"))?));
     spawn("answered", {
         let reporter = reporter.clone();
         move || {
@@ -206,7 +230,10 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: UnixStream) -> Res
         move || {
             invalidator.names(unsettled);
             reporter.report(&serving);
-            follow_orders(&monitor, &reporter, &view, &invalidator);
+            if let Err(error) = follow_orders(monitor, &reporter, &view, &invalidator) {
+                tracing::error!(%error, "cannot follow the monitor; ending, so that it starts another server");
+                std::process::exit(1);
+            }
         }
     })?;
     let room = descriptors_left();
@@ -218,13 +245,13 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: UnixStream) -> Res
     answer
 }
 
-/// The monitor's ear. Several threads report, each a whole message at a time.
-struct Reporter(Mutex<UnixStream>);
+/// The monitor's ear.
+struct Reporter(OwnedFd);
 
 impl Reporter {
     fn report(&self, report: &Report) {
         // A monitor that has died needs no report.
-        let _ = wire::send(&self.0.lock(), report, &[]);
+        let _ = wire::send_report(&self.0, report);
     }
 }
 
@@ -353,29 +380,17 @@ fn open_journal(
     members: &mut Vec<(NodeId, Identity)>,
 ) -> Result<Option<Arc<Journal>>, ServeError> {
     let Some(path) = &start.journal else { return Ok(None) };
-    if start.resume {
-        let journal = Journal::resume(path, |record| match record {
-            Record::Node(node) => trie.restore(&node),
-            Record::Next(id) => trie.restore_next(id),
-            Record::Member(member, identity) => members.push((member, identity)),
-            Record::Replaced(member) => drop(trie.detach(member)),
-            record => {
-                registrations.inspect(|all| all.restore(&record));
-            }
-        })?;
-        trie.skip(journal.lost_ids());
-        return Ok(Some(Arc::new(journal)));
-    }
-    match Journal::create(path) {
-        Ok(journal) => Ok(Some(Arc::new(journal))),
-        Err(error) => {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "the view would not survive a crash of its server"
-            );
-            Ok(None)
+    let journal = Journal::resume(path, |record| match record {
+        Record::Node(node) => trie.restore(&node),
+        Record::Next(id) => trie.restore_next(id),
+        Record::Member(member, identity) => members.push((member, identity)),
+        Record::Replaced(member) => drop(trie.detach(member)),
+        record => {
+            registrations.inspect(|all| all.restore(&record));
         }
-    }
+    })?;
+    trie.skip(journal.lost_ids());
+    Ok(Some(Arc::new(journal)))
 }
 
 /// A session over the device, though the INIT exchange is long over.
@@ -410,19 +425,32 @@ fn drop_pages(notifier: &Notifier, nodes: &mpsc::Receiver<NodeId>) {
     }
 }
 
-/// Does what the monitor says until it says no more.
-fn follow_orders(monitor: &UnixStream, reporter: &Reporter, view: &ServedView, invalidator: &Invalidator) {
+/// Does what the monitor orders until it orders no more.
+///
+/// # Errors
+/// What cannot be understood: another server has to serve what is ordered.
+fn follow_orders(
+    monitor: impl AsFd,
+    reporter: &Reporter,
+    view: &ServedView,
+    invalidator: &Invalidator,
+) -> io::Result<()> {
     loop {
-        match wire::receive::<Order>(monitor) {
-            Ok(Some((Order::Switch { view: next, epoch }, _))) => {
+        match wire::receive_order(&monitor)? {
+            Received::Message((Order::Switch { view: next, epoch }, _)) => {
                 switch(view, invalidator, &next, epoch);
                 reporter.report(&Report::Switched { epoch });
             }
-            Ok(Some((Order::Start(_), _))) => tracing::error!("the monitor said twice what to start with"),
-            Ok(None) | Err(_) => break,
+            Received::Message((Order::Start(_), _)) => {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "received a second order to start"));
+            }
+            Received::Nothing => {}
+            Received::Closed => {
+                tracing::debug!("the monitor is gone; the view stays as it is");
+                return Ok(());
+            }
         }
     }
-    tracing::debug!("the monitor is gone; the view stays as it is");
 }
 
 fn switch(view: &ServedView, invalidator: &Invalidator, next: &View, epoch: u32) {

@@ -146,7 +146,11 @@ impl Journal {
         let fail = |doing| move |source| JournalError::Io { doing, path: path.to_owned(), source };
         let _ = std::fs::remove_file(path);
         let mut file = File::options().append(true).create_new(true).open(path).map_err(fail("create"))?;
-        file.write_all(&header(0)).map_err(fail("write"))?;
+        file.write_all(&header(0)).map_err(|source| {
+            // What is no whole journal is none: nobody is to resume from it.
+            let _ = std::fs::remove_file(path);
+            fail("write")(source)
+        })?;
         Ok(Self::over(path, file, HEADER as u64, 0))
     }
 

@@ -152,7 +152,7 @@ fn unknown_versions_are_refused() {
         fs::write(&file, &changed).unwrap();
         let before = service.logged(said);
         service.start();
-        assert_eq!(service.ended().code(), Some(1), "{}", service.log());
+        assert_eq!(service.ended().code(), Some(10), "{}", service.log());
         assert_eq!(service.logged(said) - before, 1, "{said}: {}", service.log());
         assert!(mounts::at(service.path()).is_some(), "the mount was not left alone");
         assert_eq!(service.stored(), ["fuse"], "the descriptor was not left alone");

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
@@ -122,6 +123,16 @@ pub fn view_at(at: &Path) -> Result<Option<String>, MountError> {
     let at = std::path::absolute(at).unwrap_or_else(|_| at.to_owned());
     let found = mounts()?.into_iter().rfind(|mount| mount.at == at && mount.kind == TYPE);
     Ok(found.and_then(|mount| mount.source.strip_prefix("nix-store-fs:").map(str::to_owned)))
+}
+
+/// Whether the connection of `device` has ended: it was unmounted everywhere, or aborted. The kernel reports an error
+/// for such a device at once (`fuse_dev_poll` of Linux `fs/fuse/dev.c`).
+#[must_use]
+pub fn has_ended(device: impl AsFd) -> bool {
+    let mut polled = [PollFd::new(&device, PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    rustix::event::poll(&mut polled, Some(&now)).is_ok()
+        && polled.iter().any(|polled| polled.revents().contains(PollFlags::ERR))
 }
 
 /// A mount point that is fit for use.
@@ -311,11 +322,16 @@ impl Mounted {
             in_use(&self.at);
             detach(&self.at)?;
         }
+        self.remove_place();
+        Ok(())
+    }
+
+    /// Removes a mount point that was made for the view, which is not mounted there any more.
+    pub fn remove_place(&self) {
         if self.created {
             // Somebody may have mounted or put something there since: that stays.
             let _ = std::fs::remove_dir(&self.at);
         }
-        Ok(())
     }
 
     /// Whether it could be unmounted; not while somebody uses it.

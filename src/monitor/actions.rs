@@ -1,0 +1,303 @@
+//! Actions become calls.
+
+use std::io;
+use std::path::Path;
+
+use super::child::Server;
+use super::error::{MonitorError, system};
+use super::mounting::{self, MountThread, New};
+use super::probe::Probe;
+use super::state::{self, State, StateDir};
+use super::supervisor::{Action, Content, Event, Note, Notice, Seen, Slow, Supervisor};
+use super::{Ending, Runtime, systemd};
+use crate::protocol::wire::{Order, Start};
+use crate::server::idle::IdlePolling;
+
+/// What came of an action.
+#[derive(Debug)]
+pub(super) enum Performed {
+    Done,
+    /// The supervisor has to know.
+    Event(Event),
+    /// The monitor ends.
+    Ended(Result<Ending, MonitorError>),
+}
+
+impl Runtime {
+    /// Performs `action`, decided by `supervisor`.
+    pub(super) fn perform(&mut self, action: Action, supervisor: &Supervisor) -> Performed {
+        let event = match action {
+            Action::Resolve => {
+                self.resolver.ask();
+                None
+            }
+            Action::Settle { number, only } => {
+                self.settle(number, only);
+                None
+            }
+            Action::Mount => self.mount(),
+            Action::StoreDevice => {
+                self.device.iter().for_each(systemd::store_device);
+                None
+            }
+            Action::WriteState => {
+                supervisor.content().into_iter().for_each(|content| self.write_state(content));
+                None
+            }
+            Action::StartServer { resume } => {
+                self.start_server(supervisor, resume).err().map(Event::NotStarted)
+            }
+            Action::Switch => self.switch(supervisor.content()),
+            Action::KillServer => {
+                if let Some(server) = &mut self.server
+                    && let Err(error) = server.kill()
+                {
+                    tracing::warn!(%error, "cannot kill the server");
+                }
+                None
+            }
+            Action::ReapLater => {
+                self.server.take().into_iter().for_each(Server::reap_later);
+                None
+            }
+            Action::LookAtMount => Some(Event::MountIs(self.look_at_mount())),
+            Action::Probe => self.start_probe(),
+            Action::Answer(client, outcome) => {
+                self.clients.answer(client, &outcome);
+                None
+            }
+            Action::Notify(notice) => {
+                match notice {
+                    Notice::Reloading => systemd::reloading(),
+                    Notice::Ready(status) => systemd::ready(&status),
+                    Notice::Status(status) => systemd::status(&status),
+                    Notice::Starting(slow) => systemd::starting(waits_for(slow)),
+                }
+                None
+            }
+            Action::Note(note) => {
+                self.log(note, supervisor);
+                None
+            }
+            Action::End(plan) => return Performed::Ended(self.end(plan)),
+        };
+        event.map_or(Performed::Done, Performed::Event)
+    }
+
+    fn settle(&mut self, number: u64, only: bool) {
+        // What a successor would serve stays held as well.
+        self.resolver.settle(number, only && self.written);
+        // The thread empties the other directories now. A state that still lists them does no harm.
+        self.link_dirs = self.settings.gc_root.iter().cloned().collect();
+    }
+
+    fn mount(&mut self) -> Option<Event> {
+        let store = self.store.as_ref().map(std::os::fd::OwnedFd::try_clone);
+        let begun = match store {
+            Some(Ok(store)) => MountThread::start(mounting::Task {
+                name: self.settings.name.clone(),
+                mountpoint: self.settings.mountpoint.clone(),
+                io: self.settings.io,
+                store,
+                journal: self.state.as_ref().map(StateDir::journal),
+            }),
+            Some(Err(error)) => Err(system("share a descriptor")(error)),
+            None => Err(system("mount")(std::io::Error::other("internal error: no store is open"))),
+        };
+        match begun {
+            Ok(thread) => {
+                self.mounting = Some(thread);
+                None
+            }
+            Err(error) => Some(Event::Mounted(Err(Box::new(error)))),
+        }
+    }
+
+    /// Keeps a new mount; returns whether there is a node journal.
+    pub(super) fn keep_mount(&mut self, new: Result<New, MonitorError>) -> Result<bool, MonitorError> {
+        let New { mounted, device, agreement, journal } = new?;
+        self.mounted = Some(mounted);
+        self.device = Some(device);
+        self.agreement = Some(agreement);
+        Ok(journal)
+    }
+
+    fn write_state(&mut self, content: &Content) {
+        let (Some(dir), Some(mounted), Some(agreement)) = (&self.state, &self.mounted, &self.agreement)
+        else {
+            return;
+        };
+        let state = State {
+            version: state::VERSION,
+            mountpoint: mounted.at().to_owned(),
+            created: mounted.created(),
+            agreement: agreement.clone(),
+            view: content.view.clone(),
+            roots: content.roots.clone(),
+            link_dirs: self.link_dirs.clone(),
+            epoch: content.epoch,
+            unsettled: content.unsettled.iter().cloned().collect(),
+            store: self.store_path.clone(),
+        };
+        let written = dir.write(&state);
+        self.written = written.is_ok();
+        if let Err(error) = written {
+            let error = &error as &dyn std::error::Error;
+            tracing::error!(error, "the view is served, but would not survive a crash of its monitor");
+        }
+    }
+
+    fn start_server(&mut self, supervisor: &Supervisor, resume: bool) -> Result<(), String> {
+        let (Some(content), Some(device), Some(agreement)) =
+            (supervisor.content(), &self.device, &self.agreement)
+        else {
+            return Err("internal error: there is no mount to serve".to_owned());
+        };
+        let Some(store) = &self.store else {
+            return Err("the store directory cannot be opened".to_owned());
+        };
+        let journal = self.state.as_ref().map(StateDir::journal).filter(|_| supervisor.has_journal());
+        let start = Start {
+            view: content.view.clone(),
+            epoch: content.epoch,
+            agreement: agreement.clone(),
+            threads: self.settings.threads,
+            journal,
+            resume,
+            invalidate: content.unsettled.iter().cloned().collect(),
+            lock: self.state.as_ref().map(StateDir::server_lock),
+            end_with: systemd::is_there().then(std::process::id),
+            report: self.settings.report,
+            log: self.settings.log,
+        };
+        // Opened anew for each server, and kept by none but it: what one has asked for ends with it.
+        let idle = open_idle(self.settings.idle_polling);
+        let order = Order::Start(Box::new(start));
+        // One that was started early may have ended since.
+        let early =
+            self.spare.take().filter(|server| server.begin(&order, device, store, idle.as_ref()).is_ok());
+        let server = match early {
+            Some(server) => server,
+            None => {
+                let mut server =
+                    Server::spawn().map_err(|error| format!("cannot start the server: {error}"))?;
+                match server.begin(&order, device, store, idle.as_ref()) {
+                    // Its end is an event, as that of any other.
+                    Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                        let _ = server.kill();
+                        server.reap_later();
+                        return Err(format!("cannot tell the server what to serve: {error}"));
+                    }
+                    _ => server,
+                }
+            }
+        };
+        tracing::debug!(pid = server.id(), "started a server");
+        self.server = Some(server);
+        Ok(())
+    }
+
+    fn switch(&self, content: Option<&Content>) -> Option<Event> {
+        let (Some(server), Some(content)) = (&self.server, content) else { return None };
+        let order = Order::Switch { view: content.view.clone(), epoch: content.epoch };
+        server.order(&order).err().map(|error| Event::HungUp(Some(format!("takes no orders: {error}"))))
+    }
+
+    /// Asks the device first: a view that somebody unmounted is served as long as a container has it.
+    pub(super) fn look_at_mount(&self) -> Seen {
+        if !self.device.as_ref().is_some_and(super::mount::has_ended) {
+            return Seen::Alive;
+        }
+        match self.mounted.as_ref().map(super::Mounted::is_there) {
+            Some(Ok(true)) => Seen::Dead,
+            Some(Ok(false)) | None => Seen::Gone,
+            Some(Err(error)) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "cannot look the view up");
+                Seen::Dead
+            }
+        }
+    }
+
+    fn start_probe(&mut self) -> Option<Event> {
+        let at = self.mounted.as_ref()?.at();
+        match Probe::start(at) {
+            Ok(probe) => {
+                self.probe = Some(probe);
+                None
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot check whether the view answers; trying again");
+                Some(Event::NotProbed)
+            }
+        }
+    }
+
+    fn log(&self, note: Note, supervisor: &Supervisor) {
+        match note {
+            Note::Answers => {
+                let mountpoint = self.mounted.as_ref().map_or(Path::new(""), super::Mounted::at);
+                let paths = supervisor.content().map_or(0, |content| content.view.len());
+                tracing::info!(mountpoint = %mountpoint.display(), paths, "the view answers");
+            }
+            Note::TakenOver { restored } => tracing::info!(restored, "a new server has taken over"),
+            Note::Switching(change) => {
+                tracing::info!(added = change.added, removed = change.removed, "switching the view");
+            }
+            Note::LinkChanged => tracing::info!("a link of the roots has changed"),
+            Note::Unresolved { why, first: true, .. } => {
+                tracing::error!("keeping the closure of the earlier monitor until a reload succeeds: {why}");
+            }
+            Note::Unresolved { why, first: false, retry: None } => {
+                tracing::error!("the reload failed and nothing has changed: {why}");
+            }
+            Note::Unresolved { why, first: false, retry: Some(pause) } => {
+                tracing::error!(
+                    "the reload failed and nothing has changed; trying again in {pause:?}: {why}"
+                );
+            }
+            Note::Died { how, pause } if pause.is_zero() => {
+                tracing::warn!("the server exited ({how}); restarting it");
+            }
+            Note::Died { how, pause } => {
+                tracing::error!(
+                    "the server keeps exiting before it answers ({how}); restarting in {pause:?}"
+                );
+            }
+            Note::Misunderstood(why) => tracing::error!("killing the server: {why}"),
+            Note::Unmounted => tracing::info!("the view was unmounted"),
+            Note::NoSuccessor => tracing::error!(
+                "cannot hand over: there is no service manager to keep the device, or no state directory"
+            ),
+            Note::NoJournal => {
+                tracing::error!("cannot hand over: there is no node journal for a successor to resume from");
+            }
+            Note::Slow(slow) => tracing::warn!("still waiting: {}", waits_for(slow)),
+        }
+    }
+}
+
+/// What a wait is for, in words.
+fn waits_for(slow: Slow) -> &'static str {
+    match slow {
+        Slow::Store => "the Nix store has not resolved the roots yet; a garbage collection may hold its lock",
+        Slow::Mount => "the mount point does not answer yet; its file system may hang",
+        Slow::Server => {
+            "the server has not begun to serve; an earlier server of this view may still end, or the store directory may hang"
+        }
+        Slow::Switch => {
+            "the server does not show the new closure yet; a process that hangs while it lists the view may keep it from that"
+        }
+        Slow::Answer => "the view has not answered yet",
+    }
+}
+
+fn open_idle(polling: IdlePolling) -> Option<std::os::fd::OwnedFd> {
+    const WHAT: &str = "cannot keep idle CPUs polling; requests may have to wake a CPU";
+    polling.open().unwrap_or_else(|error| {
+        match polling {
+            IdlePolling::Always => tracing::warn!(%error, "{WHAT}"),
+            IdlePolling::Auto | IdlePolling::Never => tracing::debug!(%error, "{WHAT}"),
+        }
+        None
+    })
+}

@@ -1,0 +1,169 @@
+//! Clients of the control socket, from their connection to their answer. Nothing here waits.
+//!
+//! Invariants: a client that does not say what it wants is dropped after [`PATIENCE`]; no more than [`MOST`] are connected;
+//! a connection that cannot be accepted is left for [`PAUSE`], as the socket stays readable meanwhile.
+
+use std::collections::BTreeMap;
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::supervisor::ClientId;
+use crate::protocol::control::{Asked, Client, Connection, Control, Outcome};
+
+/// A client says its line at once; one that does not is dropped.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How long nobody is accepted after that has failed.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Clients at most.
+const MOST: usize = 256;
+
+/// All clients.
+#[derive(Debug, Default)]
+pub(super) struct Clients {
+    control: Option<Control>,
+    paused: Option<Instant>,
+    asking: Vec<(Connection, Instant)>,
+    waiting: BTreeMap<ClientId, Client>,
+    next: u64,
+}
+
+impl Clients {
+    /// Listens at `path`. If that fails it is logged, and nobody comes.
+    pub(super) fn listen(path: Option<&Path>) -> Self {
+        let control = path.and_then(|path| {
+            Control::listen(path)
+                .inspect_err(|error| {
+                    tracing::warn!(%error, path = %path.display(), "cannot listen on the control socket; --reload will not work");
+                })
+                .ok()
+        });
+        Self { control, ..Self::default() }
+    }
+
+    /// Readable when [`Self::take`] has something to do.
+    pub(super) fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let listener = self.control.as_ref().filter(|_| self.paused.is_none());
+        listener.map(Control::socket).into_iter().chain(self.asking.iter().map(|(asking, _)| asking.socket()))
+    }
+
+    /// When [`Self::take`] has something to do though no socket is readable.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.asking.iter().map(|(_, until)| *until).chain(self.paused).min()
+    }
+
+    /// Accepts and reads what has come; returns who asks for a reload.
+    pub(super) fn take(&mut self, now: Instant) -> Vec<ClientId> {
+        self.paused.take_if(|until| *until <= now);
+        self.accept(now);
+        let mut reloads = Vec::new();
+        for (connection, until) in std::mem::take(&mut self.asking) {
+            match connection.read() {
+                Asked::Reload(client) => {
+                    let id = ClientId(self.next);
+                    self.next += 1;
+                    self.waiting.insert(id, client);
+                    reloads.push(id);
+                }
+                Asked::Nothing(connection) if now < until => self.asking.push((connection, until)),
+                Asked::Nothing(_) | Asked::Unknown => tracing::warn!("ignoring a malformed control request"),
+            }
+        }
+        reloads
+    }
+
+    fn accept(&mut self, now: Instant) {
+        while self.paused.is_none()
+            && let Some(control) = &self.control
+        {
+            match control.accept() {
+                Ok(Some(_)) if self.asking.len() + self.waiting.len() >= MOST => {
+                    tracing::warn!("refusing a control request: {MOST} are under way");
+                }
+                Ok(Some(connection)) => self.asking.push((connection, now + PATIENCE)),
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a control request");
+                    self.paused = Some(now + PAUSE);
+                }
+            }
+        }
+    }
+
+    /// Tells a client what became of its reload.
+    pub(super) fn answer(&mut self, client: ClientId, outcome: &Outcome) {
+        if let Some(client) = self.waiting.remove(&client) {
+            client.tell(outcome);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    fn connect(path: &Path, says: &str) -> UnixStream {
+        let mut stream = UnixStream::connect(path).unwrap();
+        stream.write_all(says.as_bytes()).unwrap();
+        stream
+    }
+
+    fn closed(mut stream: UnixStream) -> bool {
+        stream.set_nonblocking(true).unwrap();
+        matches!(stream.read(&mut [0]), Ok(0)) || stream.write_all(b"x").is_err()
+    }
+
+    #[test]
+    fn who_says_nothing_is_dropped_after_a_while_and_stops_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control");
+        let mut clients = Clients::listen(Some(&path));
+        let now = Instant::now();
+        assert_eq!(clients.due(), None);
+        let (silent, half) = (connect(&path, ""), connect(&path, "rel"));
+        let mut asks = connect(&path, "reload\n");
+        assert_eq!(clients.take(now), [ClientId(0)]);
+        assert_eq!(clients.due(), Some(now + PATIENCE));
+        assert!(clients.take(now + PATIENCE - Duration::from_millis(1)).is_empty());
+        assert!(clients.due().is_some());
+        assert!(clients.take(now + PATIENCE).is_empty());
+        assert_eq!(clients.due(), None);
+        assert!(closed(silent) && closed(half));
+        clients.answer(ClientId(0), &Outcome::Ok("shown".into()));
+        let mut line = String::new();
+        asks.read_to_string(&mut line).unwrap();
+        assert_eq!(line, "{\"ok\":\"shown\"}\n");
+        clients.answer(ClientId(0), &Outcome::Ok("again".into()));
+    }
+
+    #[test]
+    fn there_is_a_most() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control");
+        let mut clients = Clients::listen(Some(&path));
+        let now = Instant::now();
+        let mut kept = Vec::new();
+        let mut asked = 0;
+        for _ in 0..MOST + 2 {
+            kept.push(connect(&path, "reload\n"));
+            asked += clients.take(now).len();
+        }
+        assert_eq!(asked, MOST);
+        assert!(closed(kept.pop().unwrap()) && closed(kept.pop().unwrap()));
+        clients.answer(ClientId(7), &Outcome::Error("why".into()));
+        let _one_more = connect(&path, "reload\n");
+        assert_eq!(clients.take(now), [ClientId(MOST as u64)]);
+    }
+
+    #[test]
+    fn without_a_socket_nobody_comes() {
+        let mut clients = Clients::listen(None);
+        assert_eq!(clients.sockets().count(), 0);
+        assert!(clients.take(Instant::now()).is_empty());
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(Clients::listen(Some(&dir.path().join("absent/control"))).sockets().count(), 0);
+    }
+}

@@ -1,0 +1,67 @@
+//! Why a view cannot be served.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::mount::MountError;
+use super::state::StateError;
+use crate::closure::resolve::ResolveError;
+use crate::protocol::handshake::HandshakeError;
+
+/// Why a view could not be served, or can be no longer.
+#[derive(Debug, thiserror::Error)]
+pub enum MonitorError {
+    /// The roots do not give a closure.
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    /// The mount point, or FUSE, cannot be used.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// The kernel did not agree.
+    #[error(transparent)]
+    Handshake(#[from] HandshakeError),
+    /// The state directory cannot be used.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The store directory cannot be opened.
+    #[error("cannot open the store directory '{}'", path.display())]
+    Store {
+        /// The physical directory.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// No server could begin, for reasons that may pass.
+    #[error("the server failed to start: {0}")]
+    Server(String),
+    /// What an earlier server left cannot be read. The mount is left as it is.
+    #[error("the server failed to start: {0}")]
+    Leftovers(String),
+    /// The kernel does not offer what a server needs.
+    #[error("the server failed to start: {0}")]
+    Unsupported(String),
+    /// A server died and left nothing to resume from.
+    #[error(
+        "the server exited ({0}); no journal to resume from, so the view was unmounted. Free space in the state directory and start again"
+    )]
+    Lost(String),
+    /// Its connection to the kernel was ended, though it was mounted.
+    #[error(
+        "the FUSE connection was aborted (by umount -f, or through /sys/fs/fuse/connections), so the view was unmounted; start it again"
+    )]
+    Aborted,
+    /// The operating system refused something that always works.
+    #[error("cannot {doing}")]
+    System {
+        /// What was tried.
+        doing: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+pub(super) fn system<E: Into<io::Error>>(doing: &'static str) -> impl Fn(E) -> MonitorError {
+    move |error| MonitorError::System { doing, source: error.into() }
+}

@@ -1,0 +1,206 @@
+//! Descriptors become events.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use super::error::MonitorError;
+use super::supervisor::{Event, Found, Refusal, Unresolved};
+use super::{Runtime, inherit, poll};
+use crate::closure::resolve::ResolveError;
+use crate::protocol::wire::{Cause, Received, Report};
+use crate::store::StoreError;
+
+/// How long the loop rests when the kernel cannot wait for it (ENOMEM of poll(2)).
+const REST: Duration = Duration::from_millis(100);
+
+/// Where events come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Signals,
+    Store,
+    Mounting,
+    /// Its socket, or its end.
+    Server,
+    Clients,
+    Links,
+    Probe,
+}
+
+impl Runtime {
+    /// Waits until something has happened or `until` has come.
+    pub(super) fn wait(&mut self, until: Option<Instant>) -> Vec<Event> {
+        let until = until.into_iter().chain(self.clients.due()).min();
+        let sources = self.sources();
+        let descriptors: Vec<_> = sources.iter().map(|(_, fd)| *fd).collect();
+        let readable = poll::readable(&descriptors, until).unwrap_or_else(|error| {
+            tracing::error!(%error, "cannot wait for events");
+            std::thread::sleep(REST);
+            Vec::new()
+        });
+        let mut happened: Vec<Source> =
+            sources.iter().zip(readable).filter(|(_, is)| *is).map(|((source, _), _)| *source).collect();
+        happened.dedup();
+        if self.clients.due().is_some_and(|due| due <= Instant::now()) && !happened.contains(&Source::Clients)
+        {
+            happened.push(Source::Clients);
+        }
+        let mut events = Vec::new();
+        for source in happened {
+            self.take(source, &mut events);
+        }
+        events
+    }
+
+    fn sources(&self) -> Vec<(Source, BorrowedFd<'_>)> {
+        let mut sources =
+            vec![(Source::Signals, self.signals.as_fd()), (Source::Store, self.resolver.ready())];
+        sources.extend(self.mounting.as_ref().map(|thread| (Source::Mounting, thread.ready())));
+        if let Some(server) = &self.server {
+            sources.extend(server.socket().into_iter().chain([server.end()]).map(|fd| (Source::Server, fd)));
+        }
+        sources.extend(self.clients.sockets().map(|socket| (Source::Clients, socket)));
+        sources.extend(self.watch.as_ref().map(|watch| (Source::Links, watch.events())));
+        sources.extend(self.probe.as_ref().map(|probe| (Source::Probe, probe.done())));
+        sources
+    }
+
+    fn take(&mut self, source: Source, events: &mut Vec<Event>) {
+        match source {
+            Source::Signals => events.extend(self.take_signals()),
+            Source::Store => self.take_resolution(events),
+            Source::Mounting => events.extend(self.take_mount()),
+            Source::Server => self.take_server(events),
+            Source::Clients => {
+                let clients = self.clients.take(Instant::now());
+                events.extend(clients.into_iter().map(|client| Event::Reload(Some(client))));
+            }
+            Source::Links => {
+                if self.watch.as_mut().is_some_and(super::watch::Watch::take) {
+                    events.push(Event::Changed);
+                }
+            }
+            Source::Probe => events.extend(self.take_probe()),
+        }
+    }
+
+    fn take_signals(&mut self) -> Vec<Event> {
+        let mut events = Vec::new();
+        while let Ok(Some(info)) = self.signals.read_signal() {
+            let signal = i32::try_from(info.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok());
+            events.extend(match signal {
+                Some(Signal::SIGTERM | Signal::SIGINT) => Some(Event::Stop),
+                Some(Signal::SIGHUP) => Some(Event::Reload(None)),
+                Some(Signal::SIGUSR2) => Some(Event::HandOver),
+                _ => None,
+            });
+        }
+        events
+    }
+
+    fn take_resolution(&mut self, events: &mut Vec<Event>) {
+        let Some(answer) = self.resolver.answer() else { return };
+        let unresolved = |error: MonitorError, may_pass| {
+            Event::Resolved(Err(Unresolved { error: Box::new(error), may_pass }))
+        };
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(error) => {
+                let may_pass = may_pass(&error);
+                return events.push(unresolved(error.into(), may_pass));
+            }
+        };
+        if let Some(watch) = &mut self.watch {
+            watch.set(&answer.resolution.depends_on);
+        }
+        if self.store.is_none() || self.store_path != answer.store {
+            match inherit::open_store(&answer.store) {
+                Ok(store) => {
+                    self.store_path = answer.store;
+                    if self.store.replace(store).is_some() {
+                        events.push(Event::Moved);
+                    }
+                }
+                Err(error) => return events.push(unresolved(error, true)),
+            }
+        }
+        let closure = answer.resolution.closure;
+        let found = Found {
+            number: answer.number,
+            view: closure.view(),
+            roots: closure.roots().iter().cloned().collect(),
+        };
+        events.push(Event::Resolved(Ok(found)));
+    }
+
+    fn take_mount(&mut self) -> Option<Event> {
+        let result = self.mounting.as_ref()?.result()?;
+        self.mounting = None;
+        Some(Event::Mounted(self.keep_mount(result).map_err(Box::new)))
+    }
+
+    /// Reports first, and its end last: what it had to say is taken in though it has ended.
+    fn take_server(&mut self, events: &mut Vec<Event>) {
+        let Some(server) = &mut self.server else { return };
+        let hung_up = loop {
+            match server.report() {
+                Ok(Received::Message(report)) => events.push(event(report)),
+                Ok(Received::Nothing) => break None,
+                Ok(Received::Closed) => break Some(Event::HungUp(None)),
+                Err(error) => break Some(Event::HungUp(Some(error.to_string()))),
+            }
+        };
+        if hung_up.is_some() {
+            // Otherwise it would stay readable.
+            server.hang_up();
+        }
+        match server.ended() {
+            Ok(None) => events.extend(hung_up),
+            Ok(Some(status)) => {
+                events.push(Event::Exited(status.to_string()));
+                self.server = None;
+            }
+            Err(error) => {
+                events.push(Event::Exited(format!("cannot be waited for: {error}")));
+                self.server = None;
+            }
+        }
+    }
+
+    fn take_probe(&mut self) -> Option<Event> {
+        let answer = self.probe.as_ref()?.answer()?;
+        self.probe = None;
+        Some(match answer {
+            Ok(()) => Event::Answers,
+            Err(error) => {
+                tracing::debug!(%error, "the view does not answer");
+                Event::NotProbed
+            }
+        })
+    }
+}
+
+fn event(report: Report) -> Event {
+    match report {
+        Report::Serving { epoch, restored } => Event::Serving { epoch, restored },
+        Report::Answered => Event::Answered,
+        Report::Switched { epoch } => Event::Switched { epoch },
+        Report::Failed { cause, why } => Event::Refused(match cause {
+            Cause::Leftovers => Refusal::Leftovers(why),
+            Cause::Unsupported => Refusal::Unsupported(why),
+            Cause::Passing => Refusal::Passing(why),
+        }),
+    }
+}
+
+/// Whether the same resolution may succeed later, though nothing that it depends on has changed.
+fn may_pass(error: &ResolveError) -> bool {
+    match error {
+        ResolveError::Store(StoreError::Invalid { .. })
+        | ResolveError::Profile(_)
+        | ResolveError::File { .. }
+        | ResolveError::NotAClosure(_) => false,
+        ResolveError::Store(_) | ResolveError::Roots(_) => true,
+    }
+}

@@ -1,0 +1,215 @@
+//! How a monitor begins: what it opens, and what earlier monitors of the same name left to it.
+
+use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use nix::sys::signalfd::SignalFd;
+use rustix::fs::{Mode, OFlags};
+
+use super::child::Server;
+use super::clients::Clients;
+use super::error::{MonitorError, system};
+use super::mount::{self, Mounted};
+use super::resolver::{Resolver, Task};
+use super::state::{State, StateDir, StateError};
+use super::supervisor::Content;
+use super::watch::{self, Watch};
+use super::{Runtime, Settings, systemd};
+use crate::closure::roots::RootLinks;
+use crate::values::View;
+
+/// What a monitor begins with.
+#[derive(Debug)]
+pub(super) struct Begin {
+    pub(super) runtime: Runtime,
+    /// What an earlier monitor's view shows, if it is taken over.
+    pub(super) inherited: Option<Content>,
+}
+
+/// A view that can be taken over: the device, and what an earlier monitor wrote of the mount.
+#[derive(Debug)]
+struct Inherited {
+    device: OwnedFd,
+    mounted: Mounted,
+    state: State,
+}
+
+/// What earlier monitors of this name left.
+#[derive(Debug)]
+enum Earlier {
+    Nothing,
+    /// A view that nobody can take over any more. Links of it may be in these directories.
+    Dead(BTreeSet<PathBuf>),
+    View(Box<Inherited>),
+}
+
+/// Opens what a monitor needs, and finds out what there is to take over. Nothing is mounted yet.
+pub(super) fn begin(settings: Settings, signals: SignalFd) -> Result<Begin, MonitorError> {
+    let state = open_state(&settings)?;
+    let (inherited, link_dirs) = match inherit(state.as_ref(), &settings)? {
+        Earlier::Nothing => (None, BTreeSet::new()),
+        Earlier::Dead(link_dirs) => (None, link_dirs),
+        Earlier::View(inherited) => {
+            let link_dirs = inherited.state.link_dirs.clone();
+            (Some(*inherited), link_dirs)
+        }
+    };
+    let former = link_dirs.iter().filter(|dir| settings.gc_root.as_ref() != Some(*dir));
+    let former = former.map(|dir| RootLinks::new(dir, &settings.name, BTreeSet::new())).collect();
+    let of_earlier = inherited.as_ref().map(|inherited| &inherited.state);
+    let roots = of_earlier.map(|state| state.roots.clone()).unwrap_or_default();
+    let held = of_earlier.map_or_else(View::default, |state| state.view.clone());
+    let links = settings.gc_root.as_ref().map(|dir| RootLinks::new(dir, &settings.name, roots));
+    let task = Task { uri: settings.store.clone(), roots: settings.roots.clone(), held, links, former };
+    let resolver = Resolver::start(task).map_err(system("start a thread"))?;
+    // Loading the program takes longer than resolving. If it cannot be started, that is found out when it is needed.
+    let spare = Server::spawn().ok();
+    let watch = if settings.watch { watch() } else { None };
+    let clients = Clients::listen(state.as_ref().map(StateDir::control).as_deref());
+    let mut runtime = Runtime {
+        signals,
+        resolver,
+        written: false,
+        clients,
+        watch,
+        mounting: None,
+        mounted: None,
+        device: None,
+        agreement: None,
+        store_path: PathBuf::new(),
+        store: None,
+        link_dirs: link_dirs.into_iter().chain(settings.gc_root.clone()).collect(),
+        server: None,
+        spare,
+        probe: None,
+        state,
+        settings,
+    };
+    let inherited = inherited.map(|inherited| take_over(&mut runtime, inherited));
+    Ok(Begin { runtime, inherited })
+}
+
+fn take_over(runtime: &mut Runtime, inherited: Inherited) -> Content {
+    let Inherited { device, mounted, state } = inherited;
+    let State { view, roots, epoch, unsettled, agreement, store, .. } = state;
+    tracing::info!(mountpoint = %mounted.at().display(), "taking over the view of an earlier monitor");
+    if mounted.at() != runtime.settings.mountpoint {
+        tracing::debug!(asked = %runtime.settings.mountpoint.display(), "the view stays where it is mounted");
+    }
+    systemd::store_device(&device);
+    runtime.store = open_store(&store)
+        .inspect_err(|error| tracing::warn!(error = error as &dyn std::error::Error, "readers wait"))
+        .ok();
+    runtime.store_path = store;
+    runtime.mounted = Some(mounted);
+    runtime.device = Some(device);
+    runtime.agreement = Some(agreement);
+    Content { view, roots, epoch, unsettled: unsettled.into_iter().collect(), since: SystemTime::now() }
+}
+
+/// A view without it does not follow changes, and says so.
+fn watch() -> Option<Watch> {
+    Watch::new()
+        .inspect_err(|error| {
+            tracing::warn!(
+                "cannot watch links{}: {error}; reload by hand after a change",
+                watch::limit(error)
+            );
+        })
+        .ok()
+}
+
+/// A view can do without a state directory, but not with somebody else's.
+fn open_state(settings: &Settings) -> Result<Option<StateDir>, MonitorError> {
+    match StateDir::open(&settings.state, &settings.name) {
+        Ok(state) => Ok(Some(state)),
+        Err(error @ StateError::Taken { .. }) => Err(error.into()),
+        Err(error) => {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(
+                error,
+                "no state directory: --reload does not work, and the view would not survive a crash"
+            );
+            Ok(None)
+        }
+    }
+}
+
+fn inherit(state: Option<&StateDir>, settings: &Settings) -> Result<Earlier, MonitorError> {
+    let device = systemd::stored_device();
+    let Some(dir) = state else { return Ok(Earlier::Nothing) };
+    let Some(device) = device else { return Ok(dead(dir)) };
+    if mount::has_ended(&device) {
+        // Somebody has unmounted or aborted it meanwhile. What is in the mount table has no server.
+        systemd::forget_device();
+        drop(device);
+        let earlier = dead(dir);
+        unmount_earlier(settings, dir, "its connection to the kernel has ended")?;
+        return Ok(earlier);
+    }
+    let Some(state) = dir.read()? else {
+        // A mount of which nothing is known can never be taken over. It has no server: the name is ours.
+        systemd::forget_device();
+        unmount_earlier(settings, dir, "there is no state of it")?;
+        return Ok(Earlier::Nothing);
+    };
+    if !dir.journal().exists() {
+        // It was mounted without a journal: nobody knows what the kernel knows of it.
+        systemd::forget_device();
+        unmount_earlier(settings, dir, "there is no node journal of it")?;
+        return Ok(Earlier::Dead(state.link_dirs));
+    }
+    let mounted = Mounted::found(&state.mountpoint, &settings.name, state.created)?;
+    let Some(mounted) = mounted else {
+        tracing::warn!(
+            mountpoint = %state.mountpoint.display(),
+            "the view of an earlier monitor is not mounted any more; mounting it again, and whoever still has the old one gets errors"
+        );
+        systemd::forget_device();
+        return Ok(Earlier::Dead(state.link_dirs));
+    };
+    Ok(Earlier::View(Box::new(Inherited { device, mounted, state })))
+}
+
+/// Unmounts what an earlier monitor left and nobody can take over, where it was and where the view is to be.
+fn unmount_earlier(settings: &Settings, dir: &StateDir, why: &str) -> Result<(), MonitorError> {
+    let state = dir.read().ok().flatten();
+    let was = state.map(|state| (state.mountpoint, state.created));
+    for (at, created) in was.into_iter().chain([(settings.mountpoint.clone(), false)]) {
+        if let Some(mounted) = Mounted::found(&at, &settings.name, created)? {
+            tracing::warn!(
+                "an earlier monitor left a mount that cannot be taken over: {why}; unmounting it and mounting the view again"
+            );
+            mounted.unmount(|_| ())?;
+        }
+    }
+    Ok(())
+}
+
+/// What is left of a view whose device nobody kept. The new view needs nothing of it, so a state that cannot be read
+/// does not prevent the start.
+fn dead(dir: &StateDir) -> Earlier {
+    match dir.read() {
+        Ok(None) => Earlier::Nothing,
+        Ok(Some(state)) => Earlier::Dead(state.link_dirs),
+        Err(error) => {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "cannot read the state of the earlier view; if it had another --gc-root directory, its links there remain: remove them by hand"
+            );
+            Earlier::Nothing
+        }
+    }
+}
+
+/// Opens a store directory.
+///
+/// # Errors
+/// [`MonitorError::Store`].
+pub(super) fn open_store(path: &Path) -> Result<OwnedFd, MonitorError> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty())
+        .map_err(|error| MonitorError::Store { path: PathBuf::from(path), source: error.into() })
+}

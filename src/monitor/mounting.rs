@@ -1,0 +1,138 @@
+//! The mount thread: checks the place, mounts, and answers the kernel's first request.
+//!
+//! It has a thread of its own because a path may lead into a file system that does not answer. The monitor does not wait
+//! for it but at the end, and then not for long.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::error::{MonitorError, system};
+use super::mount::{Mounted, Point};
+use super::poll;
+use crate::protocol::handshake::{self, Agreement, Io, Wishes};
+use crate::view::journal::Journal;
+
+/// `OVERLAYFS_SUPER_MAGIC` of `linux/magic.h`.
+const OVERLAYFS: u32 = 0x794c_7630;
+
+/// What is to be mounted.
+#[derive(Debug)]
+pub(super) struct Task {
+    /// What the view is called.
+    pub(super) name: String,
+    /// Where it is to be mounted.
+    pub(super) mountpoint: PathBuf,
+    /// How files are to be read.
+    pub(super) io: Io,
+    /// The store directory.
+    pub(super) store: OwnedFd,
+    /// Where the node journal is to be, if there is a place for it.
+    pub(super) journal: Option<PathBuf>,
+}
+
+/// A new mount.
+#[derive(Debug)]
+pub(super) struct New {
+    pub(super) mounted: Mounted,
+    pub(super) device: OwnedFd,
+    pub(super) agreement: Agreement,
+    /// Whether there is a node journal.
+    pub(super) journal: bool,
+}
+
+/// The thread.
+#[derive(Debug)]
+pub(super) struct MountThread {
+    result: Receiver<Result<New, MonitorError>>,
+    ready: OwnedFd,
+}
+
+impl MountThread {
+    /// Begins with `task`.
+    ///
+    /// # Errors
+    /// When the thread cannot be made.
+    pub(super) fn start(task: Task) -> Result<Self, MonitorError> {
+        let ready = poll::event().map_err(system("make an event"))?;
+        let signal = ready.try_clone().map_err(system("make an event"))?;
+        let (tell, result) = channel();
+        let work = move || {
+            let _ = tell.send(mount(&task));
+            poll::raise(&signal);
+        };
+        thread::Builder::new().name("mount".to_owned()).spawn(work).map_err(system("start a thread"))?;
+        Ok(Self { result, ready })
+    }
+
+    /// Readable when it is done.
+    pub(super) fn ready(&self) -> BorrowedFd<'_> {
+        self.ready.as_fd()
+    }
+
+    /// What came of it, once it is done.
+    pub(super) fn result(&self) -> Option<Result<New, MonitorError>> {
+        self.result.try_recv().ok()
+    }
+
+    /// What came of it, if it is done by `deadline`.
+    pub(super) fn result_before(&self, deadline: Instant) -> Option<Result<New, MonitorError>> {
+        let left: Duration = deadline.saturating_duration_since(Instant::now());
+        self.result.recv_timeout(left).ok()
+    }
+}
+
+/// A failure leaves nothing mounted.
+fn mount(task: &Task) -> Result<New, MonitorError> {
+    let (mounted, device) = Point::prepare(&task.mountpoint, &task.name)?.mount(&task.name)?;
+    let agreement = match agree(task, &mounted, &device) {
+        Ok(agreement) => agreement,
+        Err(error) => {
+            if let Err(error) = mounted.unmount(|_| ()) {
+                tracing::error!(error = &error as &dyn std::error::Error, "cannot unmount the view again");
+            }
+            return Err(error);
+        }
+    };
+    Ok(New { mounted, device, agreement, journal: task.journal.as_deref().is_some_and(begin_journal) })
+}
+
+/// The journal exists before anything can be known by the kernel: so a mount without one was served without one.
+fn begin_journal(path: &std::path::Path) -> bool {
+    Journal::create(path)
+        .inspect_err(|error| {
+            tracing::warn!(
+                error = error as &dyn std::error::Error,
+                "the view would not survive a crash of its server"
+            );
+        })
+        .is_ok()
+}
+
+fn agree(task: &Task, mounted: &Mounted, device: &OwnedFd) -> Result<Agreement, MonitorError> {
+    let root = rustix::process::geteuid().is_root();
+    let stacked = rustix::fs::fstatfs(&task.store).is_ok_and(|fs| u32::try_from(fs.f_type) == Ok(OVERLAYFS));
+    let io = if root { task.io } else { Io::Cached };
+    let wishes = Wishes { io, idmap: root, store_depth: u32::from(stacked) };
+    let agreement = handshake::answer(device, wishes)?;
+    if root && let Err(error) = mounted.set_read_ahead(handshake::READ_MAX) {
+        tracing::debug!(
+            error = &error as &dyn std::error::Error,
+            "cannot raise the read-ahead; files are read in smaller requests"
+        );
+    }
+    if agreement.io != task.io {
+        tracing::warn!(
+            "falling back to --io cached: passthrough needs CAP_SYS_ADMIN, Linux 6.9 or newer, and a store that is not on a \
+             nested overlayfs"
+        );
+    }
+    if !root {
+        tracing::warn!(
+            "mounted as an ordinary user: only you can see the view, not root and no container of another user"
+        );
+    }
+    Ok(agreement)
+}
