@@ -42,6 +42,7 @@ mod repair;
 mod roots;
 mod sharing;
 mod stores;
+mod stuck;
 mod survival;
 mod systemd;
 mod user;

@@ -1,0 +1,342 @@
+//! A monitor that cannot get stuck: whatever hangs, dies or is damaged around it, it serves or ends with a reason, and
+//! SIGTERM ends it.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Instant;
+
+use rustix::fs::FlockOperation;
+use rustix::mount::UnmountFlags;
+use rustix::process::{Signal, kill_process};
+
+use crate::util::fixture::Fixture;
+use crate::util::program::{Finished, Program};
+use crate::util::service::{Service, Victim};
+use crate::util::{DEADLINE, mounts, tree};
+
+fn service(fixture: &Fixture) -> Service {
+    Service::new(&fixture.store).with(["--system", &fixture.system.path])
+}
+
+/// The lock that the collector holds while it works: nobody gets a root meanwhile.
+struct Collecting(File);
+
+impl Collecting {
+    fn begin(fixture: &Fixture) -> Self {
+        let lock = fixture.store.root().join("nix/var/nix/gc.lock");
+        let lock = File::options().create(true).truncate(false).write(true).open(lock).unwrap();
+        rustix::fs::flock(&lock, FlockOperation::LockExclusive).unwrap();
+        Self(lock)
+    }
+
+    fn end(self) {
+        rustix::fs::flock(&self.0, FlockOperation::Unlock).unwrap();
+    }
+}
+
+/// Reads a file on a thread of its own, as it may hang.
+fn read(file: PathBuf) -> Receiver<Result<Vec<u8>, String>> {
+    let (tell, told) = channel();
+    std::thread::spawn(move || tell.send(fs::read(file).map_err(|error| error.to_string())));
+    told
+}
+
+/// `--reload` on a thread of its own.
+fn reload(service: &Service) -> Receiver<Finished> {
+    let (tell, told) = channel();
+    let name = service.name.clone();
+    std::thread::spawn(move || tell.send(Program::new().args(["--reload", &name]).run()));
+    told
+}
+
+fn wait_for(service: &Service, what: &str) {
+    let until = Instant::now() + DEADLINE;
+    while service.logged(what) == 0 {
+        assert!(Instant::now() < until, "'{what}' is not logged: {}", service.log());
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+}
+
+/// A successor serves what it inherits at once, though the Nix store answers only later; the service manager is told to
+/// wait, and READY=1 comes with the closure.
+#[test]
+fn a_successor_serves_while_the_store_is_locked() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let mut service = service(&fixture);
+    service.start_ready();
+    let text = service.path().join(&fixture.data.base).join("text");
+    service.kill(Victim::Both);
+    let collecting = Collecting::begin(&fixture);
+    let from = service.heard();
+    service.start();
+    let seen = read(text).recv_timeout(DEADLINE / 2);
+    assert_eq!(seen, Ok(Ok(b"hello\n".to_vec())), "nobody answers: {}", service.log());
+    assert!(service.messages()[from..].iter().all(|message| !message.contains_key("READY")));
+    collecting.end();
+    service.wait_ready(from);
+    service.stop();
+}
+
+/// A monitor that was killed before any server had begun leaves a view that the next one serves.
+#[test]
+fn a_view_that_no_server_had_begun_is_taken_over() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let mut service = service(&fixture);
+    // Nobody else's server may read the device while this is held: the first one waits.
+    fs::create_dir_all(service.state()).unwrap();
+    fs::set_permissions(service.state(), std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    service.start();
+    let until = Instant::now() + DEADLINE;
+    while !service.state().join("state").exists() {
+        assert!(Instant::now() < until, "{}", service.log());
+        std::thread::yield_now();
+    }
+    service.kill(Victim::Both);
+    service.start_ready();
+    let real = tree::walk(&fixture.store.physical(), &fixture.data.base);
+    tree::assert_same(&real, &tree::walk(service.path(), &fixture.data.base));
+    service.stop();
+}
+
+/// What cannot be taken over is unmounted, and the view mounted again: a mount without a journal or without a state.
+#[test]
+fn a_mount_of_which_too_little_is_known_is_mounted_again() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let mut service = service(&fixture);
+    for missing in ["nodes", "state"] {
+        service.start_ready();
+        service.kill(Victim::Both);
+        fs::remove_file(service.state().join(missing)).unwrap();
+        service.start_ready();
+        assert_eq!(mounts::all().iter().filter(|mount| mount.at == service.path()).count(), 1, "{missing}");
+        let real = tree::walk(&fixture.store.physical(), &fixture.data.base);
+        tree::assert_same(&real, &tree::walk(service.path(), &fixture.data.base));
+        assert_eq!(service.logged("cannot be taken over"), 1, "{missing}: {}", service.log());
+        service.stop();
+        fs::remove_file(service.path().with_file_name("stderr")).unwrap();
+    }
+}
+
+/// `umount -f` of a view in use, and an abort through fusectl, end the connection and not the mount: it is unmounted, the
+/// program fails and says why, and the next start serves. `umount -f` of an idle view is an unmount like any other.
+#[test]
+fn an_aborted_connection_leaves_no_dead_mount() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let mut service = service(&fixture);
+    service.start_ready();
+    rustix::mount::unmount(service.path(), UnmountFlags::FORCE).unwrap();
+    assert_eq!(service.ended().code(), Some(0), "{}", service.log());
+    for how in ["umount -f", "fusectl"] {
+        service.start_ready();
+        let open = File::open(service.path().join(&fixture.data.base).join("text")).unwrap();
+        match how {
+            "fusectl" => abort(service.path()),
+            _ => {
+                assert!(rustix::mount::unmount(service.path(), UnmountFlags::FORCE).is_err(), "it is in use")
+            }
+        }
+        assert_eq!(service.ended().code(), Some(1), "{how}: {}", service.log());
+        assert!(service.log().contains("the FUSE connection was aborted"), "{how}: {}", service.log());
+        assert!(mounts::at(service.path()).is_none(), "{how}: a dead mount is left");
+        assert!(service.stored().is_empty(), "{how}: the descriptor is not given back");
+        drop(open);
+    }
+    service.start_ready();
+    assert_eq!(tree::list(service.path()).unwrap().len(), fixture.members().len());
+    service.stop();
+}
+
+/// Aborts the connection of what is mounted at `at`, as `/sys/fs/fuse/connections/N/abort` does.
+fn abort(at: &Path) {
+    let dir = crate::util::scratch();
+    let _control = mounts::Own::mount("fusectl", dir.path(), "");
+    let device =
+        rustix::fs::minor(fs::metadata(at).map(|m| std::os::unix::fs::MetadataExt::dev(&m)).unwrap());
+    fs::write(dir.path().join(device.to_string()).join("abort"), "1").unwrap();
+}
+
+/// A view that was unmounted in one place and is mounted in another is served there, also by the next server.
+#[test]
+fn a_view_that_only_a_container_still_has_is_served_on() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let mut service = service(&fixture);
+    service.start_ready();
+    let elsewhere = crate::util::scratch();
+    rustix::mount::mount_bind(service.path(), elsewhere.path()).unwrap();
+    let copy = mounts::Own::adopt(elsewhere.path());
+    rustix::mount::mount_change(elsewhere.path(), rustix::mount::MountPropagationFlags::PRIVATE).unwrap();
+    rustix::mount::unmount(service.path(), UnmountFlags::empty()).unwrap();
+    let text = elsewhere.path().join(&fixture.data.base).join("text");
+    assert_eq!(fs::read(&text).unwrap(), b"hello\n");
+    for _ in 0..3 {
+        service.kill(Victim::Server);
+        let fresh = elsewhere.path().join(&fixture.data.base).join("names/a space");
+        let seen = read(fresh).recv_timeout(DEADLINE / 2);
+        assert_eq!(seen, Ok(Ok(b"a space".to_vec())), "{}", service.log());
+    }
+    drop(copy);
+    assert_eq!(service.ended().code(), Some(0), "unmounted everywhere: {}", service.log());
+}
+
+/// A journal that is damaged under a running monitor: nobody can resume, and nobody waits for ever.
+#[test]
+fn a_journal_that_is_damaged_ends_the_view_with_the_reason() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let mut service = service(&fixture);
+    service.start_ready();
+    let text = service.path().join(&fixture.data.base).join("text");
+    assert_eq!(fs::read(&text).unwrap(), b"hello\n");
+    fs::write(service.state().join("nodes"), "something else altogether").unwrap();
+    service.kill(Victim::Server);
+    let seen = read(service.path().join(&fixture.data.base).join("names/a space")).recv_timeout(DEADLINE / 2);
+    assert!(matches!(seen, Ok(Err(_))), "a reader waits: {seen:?}\n{}", service.log());
+    assert_eq!(service.ended().code(), Some(1), "{}", service.log());
+    assert!(service.log().contains("is not a node journal"), "{}", service.log());
+    assert!(mounts::at(service.path()).is_none());
+    service.start_ready();
+    assert_eq!(fs::read(&text).unwrap(), b"hello\n");
+    service.stop();
+}
+
+/// Who waits for a reload is told when the view is handed over or ends; each gets one answer.
+#[test]
+fn clients_are_told_of_the_end() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let mut service = service(&fixture);
+    for (signal, code, said) in
+        [(Signal::USR2, 75, "handed over to another process"), (Signal::TERM, 0, "was unmounted before")]
+    {
+        service.start_ready();
+        let collecting = Collecting::begin(&fixture);
+        let from = service.heard();
+        let clients = [reload(&service), reload(&service)];
+        service.wait(from, "RELOADING");
+        let until = Instant::now() + DEADLINE;
+        while connections(&service) < 2 {
+            assert!(Instant::now() < until, "{}", service.log());
+            std::thread::yield_now();
+        }
+        service.signal(signal);
+        assert_eq!(service.ended().code(), Some(code), "{}", service.log());
+        for client in clients {
+            let finished = client.recv_timeout(DEADLINE).expect("an answer");
+            assert_eq!(finished.status.code(), Some(8), "{finished:?}");
+            assert!(finished.stderr.contains(said), "{finished:?}");
+        }
+        collecting.end();
+    }
+}
+
+/// Connections that the monitor has accepted.
+fn connections(service: &Service) -> usize {
+    let control = service.state().join("control");
+    let table = fs::read_to_string("/proc/net/unix").unwrap();
+    let connected = table.lines().filter(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        // Type SOCK_STREAM, state SS_CONNECTED: an accepted socket has the name of its listener.
+        fields.len() == 8 && fields[4] == "0001" && fields[5] == "03" && Path::new(fields[7]) == control
+    });
+    connected.count()
+}
+
+/// Clients that say nothing delay nobody.
+#[test]
+fn silent_clients_delay_nobody() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let mut service = service(&fixture);
+    service.start_ready();
+    let control = service.state().join("control");
+    let mut silent: Vec<UnixStream> = (0..100).map(|_| UnixStream::connect(&control).unwrap()).collect();
+    for client in silent.iter_mut().step_by(2) {
+        client.write_all(b"rel").unwrap();
+    }
+    service.reload_well();
+    // They are dropped after a while.
+    for mut client in silent {
+        client.set_read_timeout(Some(DEADLINE)).unwrap();
+        assert!(matches!(client.read(&mut [0]), Ok(0)), "a silent client is kept");
+    }
+    service.stop();
+}
+
+/// A server that does nothing any more: a reload waits for it and says so, and SIGTERM ends both.
+#[test]
+fn a_server_that_is_stopped_stops_nobody() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let mut service = service(&fixture);
+    service.start_ready();
+    let server = service.server();
+    kill_process(server, Signal::STOP).unwrap();
+    let client = reload(&service);
+    wait_for(&service, "still waiting");
+    service.signal(Signal::TERM);
+    assert_eq!(service.ended().code(), Some(0), "{}", service.log());
+    assert_eq!(client.recv_timeout(DEADLINE).expect("an answer").status.code(), Some(8));
+    assert!(mounts::at(service.path()).is_none());
+}
+
+/// SIGTERM ends a start that hangs: in the Nix store, at a mount point that does not answer, before a server serves.
+#[test]
+fn sigterm_ends_a_start_that_hangs() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    // In the store.
+    let collecting = Collecting::begin(&fixture);
+    let mut locked = service(&fixture);
+    locked.start();
+    locked.wait_locked();
+    locked.signal(Signal::TERM);
+    assert_eq!(locked.ended().code(), Some(0), "{}", locked.log());
+    collecting.end();
+
+    // At the mount point: it is below a file system whose server does nothing.
+    let hanging = fixture.mount();
+    let children = format!("/proc/{0}/task/{0}/children", hanging.pid().as_raw_nonzero());
+    let children = fs::read_to_string(children).unwrap();
+    let server = children.split_whitespace().next_back().unwrap().parse().unwrap();
+    let server = rustix::process::Pid::from_raw(server).unwrap();
+    kill_process(server, Signal::STOP).unwrap();
+    let mut at_the_place = service(&fixture);
+    let place = hanging.path().join("nobody/asked/for/this");
+    at_the_place.replace(&at_the_place.path().to_owned(), &place);
+    at_the_place.start();
+    wait_for(&at_the_place, "the mount point does not answer yet");
+    at_the_place.signal(Signal::TERM);
+    assert_eq!(at_the_place.ended().code(), Some(0), "{}", at_the_place.log());
+    kill_process(server, Signal::CONT).unwrap();
+    drop(hanging);
+}
+
+/// A server that cannot start at all: the new view ends with the reason, and nothing is left.
+#[test]
+fn a_new_view_that_no_server_can_serve_ends() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let mut service = service(&fixture);
+    fs::create_dir_all(service.state()).unwrap();
+    fs::set_permissions(service.state(), std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    // The file that a server locks is none.
+    fs::create_dir(service.state().join("server")).unwrap();
+    service.start();
+    assert_eq!(service.ended().code(), Some(1), "{}", service.log());
+    assert!(service.log().contains("cannot take the lock"), "{}", service.log());
+    assert!(service.logged("the server keeps exiting before it answers") > 2, "{}", service.log());
+    assert!(mounts::at(service.path()).is_none());
+    assert!(service.stored().is_empty());
+    assert!(service.messages().iter().all(|message| !message.contains_key("READY")));
+    fs::remove_dir(service.state().join("server")).unwrap();
+    service.start_ready();
+    service.stop();
+}
