@@ -4,12 +4,15 @@ use std::io;
 use std::path::Path;
 
 use super::child::Server;
+use super::ending::Ending;
 use super::error::{MonitorError, system};
+use super::mount::{self, Mounted};
 use super::mounting::{self, MountThread, New};
 use super::probe::Probe;
+use super::runtime::Runtime;
 use super::state::{self, State, StateDir};
 use super::supervisor::{Action, Content, Event, Note, Notice, Seen, Slow, Supervisor};
-use super::{Ending, Runtime, systemd};
+use super::systemd;
 use crate::protocol::wire::{Order, Start};
 use crate::server::idle::IdlePolling;
 
@@ -205,10 +208,10 @@ impl Runtime {
 
     /// Asks the device first: a view that somebody unmounted is served as long as a container has it.
     pub(super) fn look_at_mount(&self) -> Seen {
-        if !self.device.as_ref().is_some_and(super::mount::has_ended) {
+        if !self.device.as_ref().is_some_and(mount::has_ended) {
             return Seen::Alive;
         }
-        match self.mounted.as_ref().map(super::Mounted::is_there) {
+        match self.mounted.as_ref().map(Mounted::is_there) {
             Some(Ok(true)) => Seen::Dead,
             Some(Ok(false)) | None => Seen::Gone,
             Some(Err(error)) => {
@@ -235,7 +238,7 @@ impl Runtime {
     fn log(&self, note: Note, supervisor: &Supervisor) {
         match note {
             Note::Answers => {
-                let mountpoint = self.mounted.as_ref().map_or(Path::new(""), super::Mounted::at);
+                let mountpoint = self.mounted.as_ref().map_or(Path::new(""), Mounted::at);
                 let paths = supervisor.content().map_or(0, |content| content.view.len());
                 tracing::info!(mountpoint = %mountpoint.display(), paths, "the view answers");
             }

@@ -3,10 +3,12 @@
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
+use super::error::MonitorError;
 use super::mount::{self, MountError, Mounted};
 use super::resolver::Left;
+use super::runtime::Runtime;
 use super::supervisor::{Links, MountEnd, Plan, Verdict};
-use super::{Ending, MonitorError, Runtime, systemd};
+use super::systemd;
 
 /// How long the mount thread may take to finish what it does, so that it can be undone.
 const MOUNT_GRACE: Duration = Duration::from_millis(500);
@@ -16,6 +18,15 @@ const USERS_GRACE: Duration = Duration::from_millis(700);
 const UNMOUNT_GRACE: Duration = Duration::from_millis(1500);
 /// How long a server has to notice that its mount is gone.
 const SERVER_GRACE: Duration = Duration::from_millis(500);
+
+/// How a view ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// Somebody unmounted it, or a signal asked for its end.
+    Unmounted,
+    /// It is still there, and a successor is to take it over.
+    HandedOver,
+}
 
 impl Runtime {
     /// Ends the view as planned.

@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use super::error::MonitorError;
+use super::runtime::Runtime;
 use super::supervisor::{Event, Found, Refusal, Unresolved};
-use super::{Runtime, inherit, poll};
+use super::watch::Watch;
+use super::{inherit, poll};
 use crate::closure::resolve::ResolveError;
 use crate::protocol::wire::{Cause, Received, Report};
 use crate::store::StoreError;
@@ -77,7 +79,7 @@ impl Runtime {
                 events.extend(clients.into_iter().map(|client| Event::Reload(Some(client))));
             }
             Source::Links => {
-                if self.watch.as_mut().is_some_and(super::watch::Watch::take) {
+                if self.watch.as_mut().is_some_and(Watch::take) {
                     events.push(Event::Changed);
                 }
             }

@@ -13,10 +13,12 @@ use super::clients::Clients;
 use super::error::{MonitorError, system};
 use super::mount::{self, Mounted};
 use super::resolver::{Resolver, Task};
+use super::runtime::Runtime;
+use super::settings::Settings;
 use super::state::{State, StateDir, StateError};
 use super::supervisor::Content;
+use super::systemd;
 use super::watch::{self, Watch};
-use super::{Runtime, Settings, systemd};
 use crate::closure::roots::RootLinks;
 use crate::values::View;
 

@@ -29,104 +29,27 @@ mod mounting;
 mod poll;
 mod probe;
 mod resolver;
+mod runtime;
+mod settings;
 pub mod state;
 mod supervisor;
 mod systemd;
 mod watch;
 
-use std::collections::{BTreeSet, VecDeque};
-use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::collections::VecDeque;
 use std::time::{Instant, SystemTime};
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use crate::closure::resolve::Roots;
-use crate::protocol::handshake::{Agreement, Io};
-use crate::protocol::wire::LogSettings;
-use crate::server::idle::IdlePolling;
 use actions::Performed;
-use child::Server;
-use clients::Clients;
 use error::system;
 use inherit::Begin;
-use mount::Mounted;
-use mounting::MountThread;
-use probe::Probe;
-use resolver::Resolver;
-use state::StateDir;
 use supervisor::{Event, Now, Policy, Supervisor};
-use watch::Watch;
 
+pub use ending::Ending;
 pub use error::MonitorError;
-
-/// Everything that a view is made from.
-#[derive(Debug)]
-pub struct Settings {
-    /// What the view is called.
-    pub name: String,
-    /// Where it is mounted.
-    pub mountpoint: PathBuf,
-    /// What it shows.
-    pub roots: Roots,
-    /// The store's address; without one, the store that Nix's commands open.
-    pub store: Option<String>,
-    /// Threads that answer requests.
-    pub threads: usize,
-    /// How files are read.
-    pub io: Io,
-    /// Whether processors are kept awake while requests flow.
-    pub idle_polling: IdlePolling,
-    /// Whether changed links are followed without being asked to.
-    pub watch: bool,
-    /// Whether what is no longer reachable goes.
-    pub prune: bool,
-    /// Whether the log tells what was asked for, and is on the host alone.
-    pub report: bool,
-    /// Where links that hold the roots beyond this process are made.
-    pub gc_root: Option<PathBuf>,
-    /// The state directory.
-    pub state: PathBuf,
-    /// How to log.
-    pub log: LogSettings,
-}
-
-/// How a view ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ending {
-    /// Somebody unmounted it, or a signal asked for its end.
-    Unmounted,
-    /// It is still there, and a successor is to take it over.
-    HandedOver,
-}
-
-/// What the monitor has in its hands. The [`Supervisor`] decides what becomes of it.
-#[derive(Debug)]
-struct Runtime {
-    settings: Settings,
-    signals: SignalFd,
-    resolver: Resolver,
-    state: Option<StateDir>,
-    /// Whether what a successor would find is what is shown.
-    written: bool,
-    clients: Clients,
-    watch: Option<Watch>,
-    mounting: Option<MountThread>,
-    mounted: Option<Mounted>,
-    device: Option<OwnedFd>,
-    agreement: Option<Agreement>,
-    /// The physical store directory.
-    store_path: PathBuf,
-    /// The same, opened.
-    store: Option<OwnedFd>,
-    /// Directories in which links of this view may be.
-    link_dirs: BTreeSet<PathBuf>,
-    server: Option<Server>,
-    /// Started while the roots are being resolved: loading the program takes longer than that.
-    spare: Option<Server>,
-    probe: Option<Probe>,
-}
+pub use settings::Settings;
 
 /// Mounts a view, or takes over one that is mounted, and serves it to its end.
 ///

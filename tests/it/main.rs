@@ -39,6 +39,7 @@ mod readers;
 mod readonly;
 mod reload;
 mod repair;
+mod rooms;
 mod roots;
 mod sharing;
 mod stores;

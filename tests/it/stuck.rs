@@ -310,7 +310,8 @@ fn sigterm_ends_a_start_that_hangs() {
     kill_process(server, Signal::STOP).unwrap();
     let mut at_the_place = service(&fixture);
     let place = hanging.path().join("nobody/asked/for/this");
-    at_the_place.replace(&at_the_place.path().to_owned(), &place);
+    let usual = at_the_place.path().to_owned();
+    at_the_place.replace(&usual, &place);
     at_the_place.start();
     wait_for(&at_the_place, "the mount point does not answer yet");
     at_the_place.signal(Signal::TERM);

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use super::{Change, Found};
+use super::content::{Change, Found};
 use crate::monitor::error::MonitorError;
 use crate::protocol::control::Outcome;
 

@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 use super::error::MonitorError;
 use crate::protocol::control::Outcome;
 
-pub(super) use content::{Change, Content, Found};
+pub(super) use content::{Content, Found};
 pub(super) use events::{
     Action, ClientId, Event, Links, MountEnd, Note, Notice, Now, Plan, Refusal, Seen, Slow, Unresolved,
     Verdict,

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::ClientId;
+use super::events::ClientId;
 use crate::monitor::debounce::Debounce;
 
 /// First and longest pause before a resolution that nobody waits for, and that may succeed by itself, is tried again.

@@ -5,6 +5,7 @@
 
 use std::fmt::Write as _;
 
+use super::content::Change;
 use super::world::{World, found};
 use super::*;
 

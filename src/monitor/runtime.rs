@@ -1,0 +1,46 @@
+//! What a monitor holds: descriptors, processes and threads. [`events`](super::events), [`actions`](super::actions) and
+//! [`ending`](super::ending) work on it.
+
+use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use nix::sys::signalfd::SignalFd;
+
+use super::child::Server;
+use super::clients::Clients;
+use super::mount::Mounted;
+use super::mounting::MountThread;
+use super::probe::Probe;
+use super::resolver::Resolver;
+use super::settings::Settings;
+use super::state::StateDir;
+use super::watch::Watch;
+use crate::protocol::handshake::Agreement;
+
+/// What the monitor has in its hands. The [`supervisor`](super::supervisor) decides what becomes of it.
+#[derive(Debug)]
+pub(super) struct Runtime {
+    pub(super) settings: Settings,
+    pub(super) signals: SignalFd,
+    pub(super) resolver: Resolver,
+    pub(super) state: Option<StateDir>,
+    /// Whether what a successor would find is what is shown.
+    pub(super) written: bool,
+    pub(super) clients: Clients,
+    pub(super) watch: Option<Watch>,
+    pub(super) mounting: Option<MountThread>,
+    pub(super) mounted: Option<Mounted>,
+    pub(super) device: Option<OwnedFd>,
+    pub(super) agreement: Option<Agreement>,
+    /// The physical store directory.
+    pub(super) store_path: PathBuf,
+    /// The same, opened.
+    pub(super) store: Option<OwnedFd>,
+    /// Directories in which links of this view may be.
+    pub(super) link_dirs: BTreeSet<PathBuf>,
+    pub(super) server: Option<Server>,
+    /// Started while the roots are being resolved: loading the program takes longer than that.
+    pub(super) spare: Option<Server>,
+    pub(super) probe: Option<Probe>,
+}

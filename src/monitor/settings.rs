@@ -1,0 +1,39 @@
+//! What a view is made from, as plain values.
+
+use std::path::PathBuf;
+
+use crate::closure::resolve::Roots;
+use crate::protocol::handshake::Io;
+use crate::protocol::wire::LogSettings;
+use crate::server::idle::IdlePolling;
+
+/// Everything that a view is made from.
+#[derive(Debug)]
+pub struct Settings {
+    /// What the view is called.
+    pub name: String,
+    /// Where it is mounted.
+    pub mountpoint: PathBuf,
+    /// What it shows.
+    pub roots: Roots,
+    /// The store's address; without one, the store that Nix's commands open.
+    pub store: Option<String>,
+    /// Threads that answer requests.
+    pub threads: usize,
+    /// How files are read.
+    pub io: Io,
+    /// Whether processors are kept awake while requests flow.
+    pub idle_polling: IdlePolling,
+    /// Whether changed links are followed without being asked to.
+    pub watch: bool,
+    /// Whether what is no longer reachable goes.
+    pub prune: bool,
+    /// Whether the log tells what was asked for, and is on the host alone.
+    pub report: bool,
+    /// Where links that hold the roots beyond this process are made.
+    pub gc_root: Option<PathBuf>,
+    /// The state directory.
+    pub state: PathBuf,
+    /// How to log.
+    pub log: LogSettings,
+}
