@@ -94,7 +94,18 @@ impl Host {
 
     /// A property of the service.
     pub(super) fn property(&self, name: &str) -> String {
-        self.systemctl(&format!("show --value --property {name} {}", self.unit())).trim_end().to_owned()
+        let [value] = self.properties([name]);
+        value
+    }
+
+    /// Properties of the service at one moment.
+    pub(super) fn properties<const N: usize>(&self, names: [&str; N]) -> [String; N] {
+        // systemctl has an order of its own for them.
+        let shown = self.systemctl(&format!("show --property {} {}", names.join(","), self.unit()));
+        names.map(|name| {
+            let value = shown.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+            value.unwrap_or_else(|| panic!("no {name} in {shown}")).to_owned()
+        })
     }
 
     /// Tells the service's systemd to do something with it.
@@ -105,7 +116,7 @@ impl Host {
     /// The service has ended whatever it was at, and another main process than `before` says that the view answers.
     pub(super) fn wait_for_successor(&self, before: &str) {
         let succeeded = eventually(|| {
-            let [main, state, sub] = ["MainPID", "ActiveState", "SubState"].map(|name| self.property(name));
+            let [main, state, sub] = self.properties(["MainPID", "ActiveState", "SubState"]);
             main != before && main != "0" && state == "active" && sub == "running"
         });
         assert!(succeeded, "no successor: {}", self.log());
