@@ -9,6 +9,11 @@
 #    to them, also the automatic one after a crash, unless RestartMode=direct.
 # 3. A changed unit must not be restarted by a configuration switch, for the same reason. It is reloaded, and when the
 #    command line is no longer that of the running server, the server then hands its mount over to a successor.
+# 4. A killed or handed-over server has to be back at once, also after many hand-overs, and a program that cannot start
+#    must not be started in a hot loop. Growing pauses (RestartSteps=) do not give that: systemd counts automatic
+#    restarts since the last start by hand (NRestarts), and a start that becomes ready does not reset the count. So
+#    there is no pause, and the number of starts is limited. The limit leaves the mount and the stored descriptor as they
+#    are; readers wait until somebody starts the unit (docs/operation.md).
 {
   lib,
   pkgs,
@@ -67,8 +72,13 @@ in
 
   unitConfig = {
     RequiresMountsFor = "/nix/store /nix/var/nix";
-    # A server that is killed again and again is started again and again.
-    StartLimitIntervalSec = 0;
+    # Hard point 4. A hundred starts take a few seconds where each fails at once. A server that is killed or hands over
+    # every 3 s never reaches the limit.
+    StartLimitIntervalSec = "4min";
+    StartLimitBurst = 100;
+    # A start that fails later than 2.4 s after its beginning does not reach the limit, and is repeated. The job ends all
+    # the same, so that `systemctl start` returns. It has to be longer than TimeoutStartSec=, 90 s by default.
+    JobRunningTimeoutSec = "4min";
   }
   // lib.optionalAttrs onDemand {
     # Goes when its last user goes, and stays while that is restarted.
@@ -96,9 +106,11 @@ in
     Restart = "always";
     RestartMode = "direct";
     RestartSec = 0;
-    # 75: handed over. The others are refusals with a reason, which trying again at once would only repeat.
+    # 75: handed over. The others are refusals with a reason, which trying again at once would only repeat. Not 127 (the
+    # loader lacks a library) and 203 (the program cannot be executed): both are also the result of a lack of memory or
+    # of descriptors, which passes, and to a package that is being replaced. The start limit ends those that last.
     RestartForceExitStatus = 75;
-    RestartPreventExitStatus = "2 3 4 5 6 7 9";
+    RestartPreventExitStatus = "2 3 4 5 6 7 9 10";
     SuccessExitStatus = 75;
     # A restart by hand hands over as well; a stop unmounts.
     RestartKillSignal = "SIGUSR2";

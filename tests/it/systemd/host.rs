@@ -87,6 +87,30 @@ impl Host {
         fs::write(file, format!("{}\n", roots.join("\n"))).unwrap();
     }
 
+    /// Puts a file of this text and mode in the place of the program; whoever runs from the real one goes on.
+    pub(super) fn replace_program(&self, text: &str, mode: u32) {
+        let (program, real) = self.program();
+        if !real.exists() {
+            fs::rename(&program, &real).unwrap();
+        }
+        let new = program.with_extension("new");
+        fs::write(&new, text).unwrap();
+        fs::set_permissions(&new, fs::Permissions::from_mode(mode)).unwrap();
+        fs::rename(&new, &program).unwrap();
+    }
+
+    /// Puts the program back in its place.
+    pub(super) fn restore_program(&self) {
+        let (program, real) = self.program();
+        fs::rename(&real, &program).unwrap();
+    }
+
+    /// Where the program is, and where it is while another takes its place.
+    fn program(&self) -> (PathBuf, PathBuf) {
+        let package = self.store.physical().join(NixStore::name("nix-store-fs-0.1.0").base);
+        (package.join("bin/nix-store-fs"), package.join("bin/real"))
+    }
+
     /// `systemctl` inside, for what has to succeed.
     pub(super) fn systemctl(&self, arguments: &str) -> String {
         self.machine.run(&format!("systemctl {arguments} || {{ journalctl --no-pager -n 40 >&2; exit 1; }}"))

@@ -21,4 +21,5 @@ mod nixos;
 mod container;
 mod imperative;
 mod service;
+mod starts;
 mod survival;

@@ -147,7 +147,7 @@ fn a_crash_leaves_the_user_alone() {
 }
 
 /// The dependencies that the module gives a container.
-fn user_of(host: &Host) -> String {
+pub(super) fn user_of(host: &Host) -> String {
     let container =
         fs::read_to_string(super::nixos::file("tests/eval/expected/container@web.service")).unwrap();
     let unit = host.unit();
