@@ -10,79 +10,12 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::util::load::{self, Load, say};
+use crate::util::load::say;
 use crate::util::program::Program;
 use crate::util::service::Service;
-use crate::util::store::{Member, NixStore};
-use crate::util::{DEADLINE, tree};
-
-/// A store with systems that share something, and a profile that leads to one of them.
-struct Systems {
-    store: NixStore,
-    /// In every system.
-    shared: Vec<Member>,
-    busybox: Member,
-    /// A system, and what only it has.
-    systems: Vec<(Member, Member)>,
-    link: PathBuf,
-}
-
-impl Systems {
-    fn new(count: usize) -> Self {
-        let store = NixStore::new();
-        let busybox = load::add_busybox(&store);
-        let mut shared = vec![busybox.clone(), load::add_many(&store, 500)];
-        for number in 0..20 {
-            shared.push(store.add_in_place(&format!("shared-{number}"), &[], |path| {
-                fs::create_dir(path).unwrap();
-                fs::write(path.join("number"), number.to_string()).unwrap();
-            }));
-        }
-        let systems: Vec<_> = (0..count)
-            .map(|number| {
-                let own = store.add(&format!("own-{number}"), &[], |path| {
-                    fs::create_dir(path).unwrap();
-                    fs::write(path.join("number"), format!("{number}\n").repeat(5000)).unwrap();
-                });
-                let references: Vec<&Member> = shared.iter().chain([&own]).collect();
-                let system = store.add(&format!("system-{number}"), &references, |path| {
-                    fs::write(path, format!("{number}\n")).unwrap();
-                });
-                (system, own)
-            })
-            .collect();
-        let link = store.profile("web/system", &systems[0].0.path);
-        Self { store, shared, busybox, systems, link }
-    }
-
-    /// Lets the profile lead elsewhere, in one step as Nix does.
-    fn switch(&self, target: impl AsRef<Path>) {
-        let next = self.link.with_extension("next");
-        symlink(target, &next).unwrap();
-        fs::rename(&next, &self.link).unwrap();
-    }
-
-    fn select(&self, number: usize) {
-        self.switch(&self.systems[number].0.path);
-    }
-
-    fn service(&self) -> Service {
-        Service::new(&self.store).with([Path::new("--system"), &self.link])
-    }
-
-    fn names(&self, number: usize) -> BTreeSet<PathBuf> {
-        self.shared
-            .iter()
-            .chain([&self.systems[number].0, &self.systems[number].1])
-            .map(|member| PathBuf::from(&member.base))
-            .collect()
-    }
-
-    fn load(&self, service: &Service) -> Load {
-        let expected = load::expect(&self.store, self.shared.iter().map(|member| member.base.as_str()));
-        Load::start(service.path(), &Arc::new(expected), Some(&self.busybox), 3, true)
-    }
-}
+use crate::util::store::NixStore;
+use crate::util::systems::Systems;
+use crate::util::tree;
 
 /// How many reloads each of the two ways does; `scripts/stress` does more.
 fn reloads() -> usize {
@@ -398,9 +331,9 @@ fn a_roots_file_is_read_again() {
     let owns = [1, 2].map(|number| service.path().join(&systems.systems[number].1.base));
     assert!(owns.iter().all(|own| !own.exists()));
     symlink(&systems.systems[1].0.path, &awaited).unwrap();
-    wait_for(&owns[0], &service);
+    service.wait_for(&owns[0]);
     fs::write(&roots, format!("{}\n", systems.systems[2].0.path)).unwrap();
-    wait_for(&owns[1], &service);
+    service.wait_for(&owns[1]);
     service.stop();
 }
 
@@ -426,14 +359,6 @@ fn a_view_that_begins_with_nothing() {
     let seen: BTreeSet<_> = tree::list(service.path()).unwrap().into_iter().collect();
     assert_eq!(seen, [&needed, &unit].map(|member| PathBuf::from(&member.base)).into());
     service.stop();
-}
-
-fn wait_for(path: &Path, service: &Service) {
-    let until = Instant::now() + DEADLINE;
-    while !path.exists() {
-        assert!(Instant::now() < until, "{} does not come: {}", path.display(), service.log());
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 /// A server that is killed in the middle of a switch: its successor shows the new view.

@@ -14,6 +14,7 @@ pub(crate) mod service;
 #[macro_use]
 pub(crate) mod snapshot;
 pub(crate) mod store;
+pub(crate) mod systems;
 pub(crate) mod tree;
 pub(crate) mod user;
 

@@ -159,6 +159,15 @@ impl Service {
         }
     }
 
+    /// Waits until `path` exists in the view.
+    pub(crate) fn wait_for(&self, path: &Path) {
+        let until = Instant::now() + DEADLINE;
+        while !path.exists() {
+            assert!(Instant::now() < until, "{} does not come: {}", path.display(), self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Starts the program with what is stored, and goes on at once.
     pub(crate) fn start(&mut self) {
         self.launch(true);
