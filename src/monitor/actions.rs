@@ -31,7 +31,7 @@ impl Runtime {
     pub(super) fn perform(&mut self, action: Action, supervisor: &Supervisor) -> Performed {
         let event = match action {
             Action::Resolve => {
-                self.resolver.ask();
+                self.store_thread.ask();
                 None
             }
             Action::Settle { number, only } => {
@@ -89,7 +89,7 @@ impl Runtime {
 
     fn settle(&mut self, number: u64, only: bool) {
         // What a successor would serve stays held as well.
-        self.resolver.settle(number, only && self.written);
+        self.store_thread.settle(number, only && self.written);
         // The thread empties the other directories now. A state that still lists them does no harm.
         self.link_dirs = self.settings.gc_root.iter().cloned().collect();
     }

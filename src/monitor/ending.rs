@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use super::error::MonitorError;
 use super::mount::{self, MountError, Mounted};
-use super::resolver::Left;
 use super::runtime::Runtime;
+use super::store_thread::Left;
 use super::supervisor::{Links, MountEnd, Plan, Verdict};
 use super::systemd;
 
@@ -72,8 +72,8 @@ impl Runtime {
         }
         match links {
             // While the state directory is locked nobody else makes links for this name.
-            Links::None => self.resolver.end(Left::Nothing),
-            Links::Earlier => self.resolver.end(Left::Earlier),
+            Links::None => self.store_thread.end(Left::Nothing),
+            Links::Earlier => self.store_thread.end(Left::Earlier),
             Links::Keep => {}
         }
         if matches!(mount, MountEnd::Unmount | MountEnd::Gone)

@@ -57,7 +57,7 @@ impl Runtime {
 
     fn sources(&self) -> Vec<(Source, BorrowedFd<'_>)> {
         let mut sources =
-            vec![(Source::Signals, self.signals.as_fd()), (Source::Store, self.resolver.ready())];
+            vec![(Source::Signals, self.signals.as_fd()), (Source::Store, self.store_thread.ready())];
         sources.extend(self.mounting.as_ref().map(|thread| (Source::Mounting, thread.ready())));
         if let Some(server) = &self.server {
             sources.extend(server.socket().into_iter().chain([server.end()]).map(|fd| (Source::Server, fd)));
@@ -102,7 +102,7 @@ impl Runtime {
     }
 
     fn take_resolution(&mut self, events: &mut Vec<Event>) {
-        let Some(answer) = self.resolver.answer() else { return };
+        let Some(answer) = self.store_thread.answer() else { return };
         let unresolved = |error: MonitorError, may_pass| {
             Event::Resolved(Err(Unresolved { error: Box::new(error), may_pass }))
         };

@@ -12,10 +12,10 @@ use super::child::Server;
 use super::clients::Clients;
 use super::error::{MonitorError, system};
 use super::mount::{self, Mounted};
-use super::resolver::{Resolver, Task};
 use super::runtime::Runtime;
 use super::settings::Settings;
 use super::state::{State, StateDir, StateError};
+use super::store_thread::{StoreThread, Task};
 use super::supervisor::Content;
 use super::systemd;
 use super::watch::{self, Watch};
@@ -65,14 +65,14 @@ pub(super) fn begin(settings: Settings, signals: SignalFd) -> Result<Begin, Moni
     let held = of_earlier.map_or_else(View::default, |state| state.view.clone());
     let links = settings.gc_root.as_ref().map(|dir| RootLinks::new(dir, &settings.name, roots));
     let task = Task { uri: settings.store.clone(), roots: settings.roots.clone(), held, links, former };
-    let resolver = Resolver::start(task).map_err(system("start a thread"))?;
+    let store_thread = StoreThread::start(task).map_err(system("start a thread"))?;
     // Loading the program takes longer than resolving. If it cannot be started, that is found out when it is needed.
     let spare = Server::spawn().ok();
     let watch = if settings.watch { watch() } else { None };
     let clients = Clients::listen(state.as_ref().map(StateDir::control).as_deref());
     let mut runtime = Runtime {
         signals,
-        resolver,
+        store_thread,
         written: false,
         clients,
         watch,

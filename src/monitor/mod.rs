@@ -6,7 +6,7 @@
 //! Invariants:
 //! - Nothing is mounted before the roots have led to a closure.
 //! - The loop's thread waits for its descriptors and for nothing else. What can take long has a thread or a process of
-//!   its own: the Nix store ([`resolver`]), mounting ([`mounting`]), asking the view ([`probe`]).
+//!   its own: the Nix store ([`store_thread`]), mounting ([`mounting`]), asking the view ([`probe`]).
 //! - The monitor never looks into its own mount but from a process that may hang: it is the one who would have to
 //!   start the server that answers.
 //!
@@ -28,10 +28,10 @@ pub mod mount;
 mod mounting;
 mod poll;
 mod probe;
-mod resolver;
 mod runtime;
 mod settings;
 pub mod state;
+mod store_thread;
 mod supervisor;
 mod systemd;
 mod watch;

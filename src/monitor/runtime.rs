@@ -12,9 +12,9 @@ use super::clients::Clients;
 use super::mount::Mounted;
 use super::mounting::MountThread;
 use super::probe::Probe;
-use super::resolver::Resolver;
 use super::settings::Settings;
 use super::state::StateDir;
+use super::store_thread::StoreThread;
 use super::watch::Watch;
 use crate::protocol::handshake::Agreement;
 
@@ -23,7 +23,7 @@ use crate::protocol::handshake::Agreement;
 pub(super) struct Runtime {
     pub(super) settings: Settings,
     pub(super) signals: SignalFd,
-    pub(super) resolver: Resolver,
+    pub(super) store_thread: StoreThread,
     pub(super) state: Option<StateDir>,
     /// Whether what a successor would find is what is shown.
     pub(super) written: bool,

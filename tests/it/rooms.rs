@@ -29,7 +29,7 @@ const MONITOR: [&str; 20] = [
     "watch",
     "probe",
     "mounting",
-    "resolver",
+    "store_thread",
     "supervisor",
     "clients",
     "runtime",

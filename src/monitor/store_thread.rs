@@ -1,4 +1,4 @@
-//! The resolver: the one thread that owns the Nix store and all garbage collector roots.
+//! The store thread: the one thread that owns the Nix store and all garbage collector roots.
 //!
 //! Opening a store may put the thread into a mount namespace of its own ([`Store::open`]), and Nix's calls may
 //! take long: so the store lives on a thread that does nothing else, and temporary roots last as long as it.
@@ -7,7 +7,7 @@
 //! - A resolution is answered when it is held: by temporary roots, and by links if links were asked for.
 //! - Links are made and removed by this thread alone, unless it does not answer at the end.
 //! - The end waits for this thread for a limited time: it may hang in a call of Nix. Then the ending thread forbids
-//!   further links and removes the existing ones itself ([`Resolver::end`]).
+//!   further links and removes the existing ones itself ([`StoreThread::end`]).
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -73,9 +73,9 @@ pub(super) struct Task {
     pub(super) former: Vec<RootLinks>,
 }
 
-/// The resolver thread.
+/// The store thread, as the monitor has it.
 #[derive(Debug)]
-pub(super) struct Resolver {
+pub(super) struct StoreThread {
     questions: Sender<Question>,
     answers: Receiver<Result<Answer, ResolveError>>,
     ready: OwnedFd,
@@ -85,7 +85,7 @@ pub(super) struct Resolver {
     former: Vec<Ledger>,
 }
 
-impl Resolver {
+impl StoreThread {
     /// Starts the thread; it opens the store with the first question.
     ///
     /// # Errors
