@@ -64,8 +64,8 @@ fn run(config: Config) -> Result<Exit, Failure> {
             // of its own is the rule.
             let work = move || {
                 let store = Store::open_given(store.as_deref())?;
-                let found = resolve(&store, &roots)?;
-                Ok::<_, ResolveError>((found.closure, store.dir().to_owned()))
+                let closure = resolve(&store, &roots)?;
+                Ok::<_, ResolveError>((closure, store.dir().to_owned()))
             };
             let (closure, dir) = std::thread::spawn(work).join().map_err(|_| Failure::Panicked)??;
             print(|out| dump::write(&closure, &dir, format, out))?;

@@ -1,9 +1,11 @@
-//! From a path that a person types to a closure: [`profile`] follows links, [`resolve`] asks the store and holds what it
-//! answers, [`roots`] are the links that hold it beyond this process, [`dump`] prints it.
+//! From a path that a person types to a closure: [`profile`] follows links and returns what that depended on
+//! ([`dependency`]), [`resolve`] asks the store and holds what it answers, [`roots`] are the links that hold it beyond
+//! this process, [`dump`] prints it.
 //!
 //! [`Closure`] itself is a plain value: roots, everything they refer to, and what that weighs. Its members are sorted and
 //! unique, and every root is a member.
 
+pub mod dependency;
 pub mod dump;
 pub mod profile;
 pub mod resolve;

@@ -1,13 +1,14 @@
 //! What `--system` and `--root` mean: from a path that a person types to the store path it leads to.
 //!
 //! Responsibility: follow links until they enter the store, component by component, inside a chroot store
-//! (`local?root=DIR`) as well, and tell which links were followed so that they can be watched.
+//! (`local?root=DIR`) as well, and return everything that was examined, so that it can be watched.
 //!
 //! Hard points:
 //! 1. Nix's own resolution follows only the last component, and an absolute link inside a chroot leads it out
 //!    of the chroot; here every component is followed, and such a link is taken to mean the chroot.
 //! 2. A chain of links has an end: [`LINKS_MAX`].
 //! 3. What the store path itself is does not matter: one that is a link is that link, not its target.
+//! 4. A path that leads nowhere depends on what is absent: that is returned with the error.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -15,6 +16,8 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
+use crate::closure::dependency::{Dependency, Seen};
+use crate::store::Store;
 use crate::values::{InvalidStorePath, StorePath};
 
 /// The kernel's own limit is 40 (path_resolution(7)).
@@ -94,9 +97,15 @@ pub struct StoreDirs<'a> {
     pub real: &'a Path,
 }
 
-impl StoreDirs<'_> {
+impl<'a> StoreDirs<'a> {
+    /// Those of `store`.
+    #[must_use]
+    pub fn of(store: &'a Store) -> Self {
+        Self { logical: store.dir(), real: store.real_dir() }
+    }
+
     /// The chroot: what stands before the logical directory in the physical one.
-    fn chroot(&self) -> Option<&Path> {
+    fn chroot(&self) -> Option<&'a Path> {
         let bare = self.logical.strip_prefix("/").ok()?;
         self.real
             .ends_with(bare)
@@ -115,39 +124,33 @@ impl StoreDirs<'_> {
     }
 }
 
-/// A path followed to its store path.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Resolved {
+/// A path that was followed.
+#[derive(Debug)]
+pub struct Followed {
     /// Where it led.
-    pub path: StorePath,
-    /// The links followed, in order; a change of one of them may change where the path leads.
-    pub links: Vec<PathBuf>,
+    pub result: Result<StorePath, ProfileError>,
+    /// Everything that was examined, in order, also of a path that leads nowhere.
+    pub depends_on: Vec<Dependency>,
 }
 
-/// Follows `typed` to the store path that it means.
-///
-/// # Errors
-/// [`ProfileError`] names what is missing and what to do.
-pub fn resolve(typed: &Path, dirs: StoreDirs<'_>) -> Result<Resolved, ProfileError> {
-    if let Some(path) = base_name(typed) {
-        return Ok(Resolved { path, links: Vec::new() });
+/// Follows `typed` to the store path that it means. A [`ProfileError`] names what is missing and what to do.
+#[must_use]
+pub fn follow(typed: &Path, dirs: StoreDirs<'_>) -> Followed {
+    let mut walk = Walk { typed, dirs, chroot: dirs.chroot(), depends_on: Vec::new() };
+    let result = walk.store_path_of(typed);
+    Followed { result, depends_on: walk.depends_on }
+}
+
+/// What the contents of `file` depend on: the links that the kernel follows to it, and itself. They have to be taken
+/// before the file is read.
+#[must_use]
+pub fn depends_on_file(file: &Path, dirs: StoreDirs<'_>) -> Vec<Dependency> {
+    let mut walk = Walk { typed: file, dirs, chroot: None, depends_on: Vec::new() };
+    // What is in the store does not change.
+    if let Ok(End::Other(file)) = walk.follow(file) {
+        walk.depends_on.push(Dependency::examine_file(&file));
     }
-    let absolute =
-        std::path::absolute(typed).map_err(|source| ProfileError::Io { path: typed.to_owned(), source })?;
-    let mut walk = Walk { typed, dirs, links: Vec::new() };
-    match walk.follow(&absolute)? {
-        End::Store(path) => Ok(Resolved { path, links: walk.links }),
-        End::Directory(dir) if dir == dirs.real || dir == dirs.logical => Err(ProfileError::TheStore(dir)),
-        End::Directory(dir) => match walk.follow(&dir.join(SYSTEM)) {
-            Ok(End::Store(path)) => Ok(Resolved { path, links: walk.links }),
-            Ok(End::Directory(path) | End::Other(path)) => Err(walk.not_in_store(path)),
-            Err(ProfileError::Absent(_)) => {
-                Err(if is_profiles(&dir) { ProfileError::NoSystem(dir) } else { walk.not_in_store(dir) })
-            }
-            Err(error) => Err(error),
-        },
-        End::Other(path) => Err(walk.not_in_store(path)),
-    }
+    walk.depends_on
 }
 
 /// The name of the view of `typed`: its last component, or the name of the store path.
@@ -176,10 +179,41 @@ enum End {
 struct Walk<'a> {
     typed: &'a Path,
     dirs: StoreDirs<'a>,
-    links: Vec<PathBuf>,
+    /// Where absolute links in it are taken to lead.
+    chroot: Option<&'a Path>,
+    depends_on: Vec<Dependency>,
 }
 
 impl Walk<'_> {
+    fn store_path_of(&mut self, typed: &Path) -> Result<StorePath, ProfileError> {
+        if let Some(path) = base_name(typed) {
+            return Ok(path);
+        }
+        let absolute = std::path::absolute(typed)
+            .map_err(|source| ProfileError::Io { path: typed.to_owned(), source })?;
+        match self.follow(&absolute)? {
+            End::Store(path) => Ok(path),
+            End::Directory(dir) if dir == self.dirs.real || dir == self.dirs.logical => {
+                Err(ProfileError::TheStore(dir))
+            }
+            End::Directory(dir) => match self.follow(&dir.join(SYSTEM)) {
+                Ok(End::Store(path)) => Ok(path),
+                Ok(End::Directory(path) | End::Other(path)) => Err(self.not_in_store(path)),
+                Err(ProfileError::Absent(_)) => {
+                    Err(if is_profiles(&dir) { ProfileError::NoSystem(dir) } else { self.not_in_store(dir) })
+                }
+                Err(error) => Err(error),
+            },
+            End::Other(path) => Err(self.not_in_store(path)),
+        }
+    }
+
+    /// The links followed so far.
+    fn links(&self) -> impl DoubleEndedIterator<Item = &Path> {
+        let links = self.depends_on.iter().filter(|one| matches!(one.seen(), Seen::Link(_)));
+        links.map(Dependency::path)
+    }
+
     fn not_in_store(&self, path: PathBuf) -> ProfileError {
         ProfileError::NotInStore { path, store: self.dirs.logical.to_owned() }
     }
@@ -207,22 +241,27 @@ impl Walk<'_> {
             if whole == self.dirs.logical {
                 return Ok(End::Directory(whole));
             }
-            let meta = here.symlink_metadata().map_err(|source| self.absent(start, &here, source))?;
-            directory = meta.is_dir();
-            if !meta.is_symlink() {
-                done = here;
-                continue;
-            }
-            if self.links.len() >= LINKS_MAX {
+            let (dependency, error) = Dependency::examine(&here);
+            let seen = dependency.seen().clone();
+            self.depends_on.push(dependency);
+            let target = match (seen, error) {
+                (Seen::Link(target), _) => target,
+                (Seen::Absent, _) => return Err(self.absent(start, &here)),
+                (_, Some(source)) => return Err(ProfileError::Io { path: here, source }),
+                (seen, None) => {
+                    directory = seen == Seen::Directory;
+                    done = here;
+                    continue;
+                }
+            };
+            if self.links().count() > LINKS_MAX {
                 return Err(ProfileError::TooManyLinks(self.typed.to_owned()));
             }
-            let target = std::fs::read_link(&here)
-                .map_err(|source| ProfileError::Io { path: here.clone(), source })?;
             let mut next: VecDeque<OsString> = parts(&target).collect();
             if target.is_absolute() {
                 done = PathBuf::from("/");
                 // Inside a chroot store an absolute link means a path of the chroot.
-                if let Some(root) = self.dirs.chroot()
+                if let Some(root) = self.chroot
                     && here.starts_with(root)
                     && !target.starts_with(root)
                     && self.dirs.name(&target).is_none()
@@ -230,22 +269,18 @@ impl Walk<'_> {
                     done = root.to_owned();
                 }
             }
-            self.links.push(here);
             next.append(&mut todo);
             todo = next;
         }
         Ok(if directory { End::Directory(done) } else { End::Other(done) })
     }
 
-    fn absent(&self, start: &Path, here: &Path, source: io::Error) -> ProfileError {
-        match (source.kind(), self.links.last()) {
-            (io::ErrorKind::NotFound | io::ErrorKind::NotADirectory, None) => {
+    fn absent(&self, start: &Path, here: &Path) -> ProfileError {
+        match self.links().next_back() {
+            None => {
                 ProfileError::Absent(if here == start { self.typed.to_owned() } else { start.to_owned() })
             }
-            (io::ErrorKind::NotFound | io::ErrorKind::NotADirectory, Some(link)) => {
-                ProfileError::Dangling { link: link.clone(), target: here.to_owned() }
-            }
-            _ => ProfileError::Io { path: here.to_owned(), source },
+            Some(link) => ProfileError::Dangling { link: link.to_owned(), target: here.to_owned() },
         }
     }
 

@@ -50,7 +50,7 @@ impl Chroot {
 
     fn resolve(&self, typed: &Path) -> Result<String, ProfileError> {
         let dirs = StoreDirs { logical: Path::new("/nix/store"), real: &self.real };
-        resolve(typed, dirs).map(|resolved| resolved.path.to_string())
+        follow(typed, dirs).result.map(|path| path.to_string())
     }
 }
 
@@ -75,15 +75,76 @@ fn every_way_to_name_a_system_leads_to_it() {
     assert_eq!(chroot.resolve(&chroot.path("inside")).unwrap(), OTHER_PATH);
 }
 
+/// The links among what `typed` depends on, whether it leads to a store path or not.
+fn links(chroot: &Chroot, typed: &Path) -> Vec<PathBuf> {
+    let dirs = StoreDirs { logical: Path::new("/nix/store"), real: &chroot.real };
+    let depends_on = follow(typed, dirs).depends_on;
+    let is_link = |one: &&Dependency| matches!(one.seen(), Seen::Link(_));
+    depends_on.iter().filter(is_link).map(|one| one.path().to_owned()).collect()
+}
+
 #[test]
 fn the_links_followed_are_told_in_order() {
     let chroot = Chroot::new();
-    let dirs = StoreDirs { logical: Path::new("/nix/store"), real: &chroot.real };
-    let links = resolve(&chroot.path("absolute"), dirs).unwrap().links;
     let web = "nix/var/nix/profiles/per-container/web";
     let expected =
         ["absolute", &format!("{web}/system"), &format!("{web}/system-1-link")].map(|l| chroot.path(l));
-    assert_eq!(links, expected);
+    assert_eq!(links(&chroot, &chroot.path("absolute")), expected);
+}
+
+/// Every directory on the way is examined, and a path that leads nowhere depends on the end that is absent.
+#[test]
+fn a_failure_says_what_it_depended_on() {
+    let chroot = Chroot::new();
+    let dirs = StoreDirs { logical: Path::new("/nix/store"), real: &chroot.real };
+    let profiles = "nix/var/nix/profiles";
+    chroot.link("first", &format!("/{profiles}/second"));
+    chroot.link(&format!("{profiles}/second"), "per-container/web/absent/too");
+    for (typed, last) in [
+        ("absent/system", "absent"),
+        ("first", &*format!("{profiles}/per-container/web/absent")),
+        ("file/below", "file/below"),
+        (&*format!("{profiles}/per-container/empty"), &*format!("{profiles}/per-container/empty/system")),
+    ] {
+        let Followed { result, depends_on } = follow(&chroot.path(typed), dirs);
+        result.unwrap_err();
+        let end = depends_on.last().unwrap();
+        assert_eq!((end.path(), end.seen()), (&*chroot.path(last), &Seen::Absent), "{typed}");
+        for one in &depends_on {
+            let parent = one.path().parent().unwrap();
+            let known = |other: &Dependency| other.path() == parent;
+            assert!(
+                parent == Path::new("/") || depends_on.iter().any(known),
+                "{typed}: {}",
+                one.path().display()
+            );
+        }
+    }
+    assert_eq!(
+        links(&chroot, &chroot.path("first")),
+        ["first", "nix/var/nix/profiles/second"].map(|l| chroot.path(l))
+    );
+    assert_eq!(links(&chroot, &chroot.path("round")).len(), LINKS_MAX + 1);
+}
+
+/// Links to a file of roots are followed as the kernel does, whatever the store's chroot.
+#[test]
+fn a_file_depends_on_the_links_to_it_and_on_itself() {
+    let chroot = Chroot::new();
+    let dirs = StoreDirs { logical: Path::new("/nix/store"), real: &chroot.real };
+    let file = chroot.path("file");
+    chroot.link("to-file", "plain/../by-name");
+    chroot.link("by-name", file.to_str().unwrap());
+    chroot.link("in-store", &format!("/nix/store/{SYSTEM_PATH}/file"));
+    let names = |typed: &str| {
+        let depends_on = depends_on_file(&chroot.path(typed), dirs);
+        let wanted =
+            |one: &&Dependency| matches!(one.seen(), Seen::Link(_) | Seen::File { .. } | Seen::Absent);
+        depends_on.iter().filter(wanted).map(|one| one.path().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(names("to-file"), ["to-file", "by-name", "file"].map(|name| chroot.path(name)));
+    assert_eq!(names("in-store"), [chroot.path("in-store")]);
+    assert_eq!(names("absent"), [chroot.path("absent")]);
 }
 
 #[test]
@@ -127,11 +188,11 @@ fn a_store_path_needs_no_directory_of_its_name_on_the_machine() {
     let chroot = Chroot::new();
     let dirs = StoreDirs { logical: Path::new("/on/no/machine/store"), real: &chroot.real };
     let typed = format!("/on/no/machine/store/{SYSTEM_PATH}/bin");
-    assert_eq!(resolve(Path::new(&typed), dirs).unwrap().path.to_string(), SYSTEM_PATH);
+    assert_eq!(follow(Path::new(&typed), dirs).result.unwrap().to_string(), SYSTEM_PATH);
     chroot.link("elsewhere", &typed);
-    assert_eq!(resolve(&chroot.path("elsewhere"), dirs).unwrap().path.to_string(), SYSTEM_PATH);
-    let outside = resolve(Path::new("/on/no/machine/store/../elsewhere"), dirs);
+    assert_eq!(follow(&chroot.path("elsewhere"), dirs).result.unwrap().to_string(), SYSTEM_PATH);
+    let outside = follow(Path::new("/on/no/machine/store/../elsewhere"), dirs).result;
     assert!(matches!(outside, Err(ProfileError::Absent(_))), "{outside:?}");
-    let itself = resolve(Path::new("/on/no/machine/store/"), dirs);
+    let itself = follow(Path::new("/on/no/machine/store/"), dirs).result;
     assert!(matches!(itself, Err(ProfileError::TheStore(_))), "{itself:?}");
 }

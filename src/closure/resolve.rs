@@ -1,4 +1,5 @@
-//! From what a user asked for to a closure that the collector cannot take away.
+//! From what a user asked for to a closure that the collector cannot take away, in two steps: [`follow`] reads links and
+//! files, [`closure`] asks the store. What is to be watched is known after the first, whether it succeeds or not.
 //!
 //! Invariant: every root has a temporary root in the store before its closure is asked for, and the collector
 //! keeps what a root refers to: so nothing of a resolved closure can vanish while the [`Store`] is open.
@@ -6,11 +7,12 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::closure::dependency::Dependency;
 use crate::closure::profile::{self, ProfileError, StoreDirs};
 use crate::closure::roots::RootsError;
 use crate::closure::{Closure, NotAClosure};
 use crate::store::{Store, StoreError};
-use crate::values::View;
+use crate::values::{StorePath, View};
 
 /// What is to be served, as the user names it; any of it may be a link and lead elsewhere the next time.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -49,13 +51,13 @@ pub enum ResolveError {
     Roots(#[from] RootsError),
 }
 
-/// Roots followed to a closure.
+/// Roots that were followed.
 #[derive(Debug)]
-pub struct Resolution {
-    /// The closure.
-    pub closure: Closure,
-    /// Everything whose change may change the closure: links, and the file of roots.
-    pub depends_on: Vec<PathBuf>,
+pub struct Followed {
+    /// The store paths that they lead to.
+    pub result: Result<Vec<StorePath>, ResolveError>,
+    /// Everything whose change may change that: whatever was at the paths that were examined.
+    pub depends_on: Vec<Dependency>,
 }
 
 /// One line of a file of roots.
@@ -78,40 +80,60 @@ fn parse(text: &str) -> Vec<Line> {
         .collect()
 }
 
-/// Follows `roots` in `store` and holds what they lead to.
-///
-/// # Errors
-/// [`ResolveError`]; roots already held stay held, which harms nobody.
-pub fn resolve(store: &Store, roots: &Roots) -> Result<Resolution, ResolveError> {
-    let mut lines: Vec<Line> = roots.system.iter().chain(&roots.paths).cloned().map(certain).collect();
+/// Follows `roots` to store paths; asks no store.
+#[must_use]
+pub fn follow(roots: &Roots, dirs: StoreDirs<'_>) -> Followed {
     let mut depends_on = Vec::new();
+    let result = follow_all(roots, dirs, &mut depends_on);
+    Followed { result, depends_on }
+}
+
+fn follow_all(
+    roots: &Roots,
+    dirs: StoreDirs<'_>,
+    depends_on: &mut Vec<Dependency>,
+) -> Result<Vec<StorePath>, ResolveError> {
+    let mut lines: Vec<Line> = roots.system.iter().chain(&roots.paths).cloned().map(certain).collect();
     if let Some(path) = &roots.file {
+        depends_on.extend(profile::depends_on_file(path, dirs));
         let text = std::fs::read_to_string(path)
             .map_err(|source| ResolveError::File { path: path.clone(), source })?;
         lines.extend(parse(&text));
-        depends_on.push(path.clone());
     }
-    let dirs = StoreDirs { logical: store.dir(), real: store.real_dir() };
     let mut found = Vec::with_capacity(lines.len());
     for line in lines {
-        match profile::resolve(&line.path, dirs) {
-            Ok(resolved) => {
-                depends_on.extend(resolved.links);
-                found.push(resolved.path);
-            }
+        let followed = profile::follow(&line.path, dirs);
+        depends_on.extend(followed.depends_on);
+        match followed.result {
+            Ok(path) => found.push(path),
             Err(error) if line.awaited && error.is_absence() => {
                 tracing::warn!(root = %line.path.display(), "not there yet, and left out until the next reload: {error}");
-                depends_on.push(line.path);
             }
             Err(error) => return Err(error.into()),
         }
     }
+    Ok(found)
+}
+
+/// Holds the store paths `found` and asks for their closure.
+///
+/// # Errors
+/// [`ResolveError`]; roots already held stay held, which harms nobody.
+pub fn closure(store: &Store, found: Vec<StorePath>) -> Result<Closure, ResolveError> {
     store.forget();
     for root in &found {
         store.add_temp_root(root)?;
     }
-    let closure = store.closure(&found)?;
-    Ok(Resolution { closure: Closure::new(found, closure)?, depends_on })
+    let infos = store.closure(&found)?;
+    Ok(Closure::new(found, infos)?)
+}
+
+/// Both steps, for one who does not watch.
+///
+/// # Errors
+/// [`ResolveError`].
+pub fn resolve(store: &Store, roots: &Roots) -> Result<Closure, ResolveError> {
+    closure(store, follow(roots, StoreDirs::of(store)).result?)
 }
 
 fn certain(path: PathBuf) -> Line {
@@ -133,7 +155,10 @@ pub fn hold(store: &Store, view: &View) -> Result<(), StoreError> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::closure::dependency::Seen;
 
     #[test]
     fn a_file_of_roots_has_comments_and_awaited_lines() {
@@ -146,5 +171,36 @@ mod tests {
         ];
         assert_eq!(parse(text), expected);
         assert_eq!(parse(""), vec![]);
+    }
+
+    /// Whatever ends the following, everything examined before it is among the dependencies, and the end as well.
+    #[test]
+    fn what_failed_depends_on_what_was_examined() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let dirs = StoreDirs { logical: Path::new("/nix/store"), real: Path::new("/nix/store") };
+        let roots =
+            |system: &str| Roots { system: Some(at(system)), paths: Vec::new(), file: Some(at("roots")) };
+        let seen = |followed: &Followed, name: &str| {
+            let found = followed.depends_on.iter().rfind(|one| one.path() == at(name));
+            found.map(|one| one.seen().clone())
+        };
+
+        let no_file = follow(&roots("system"), dirs);
+        assert!(matches!(no_file.result, Err(ResolveError::File { .. })));
+        assert_eq!(seen(&no_file, "roots"), Some(Seen::Absent));
+
+        std::fs::write(at("roots"), format!("?{}\n", at("awaited").display())).unwrap();
+        let no_system = follow(&roots("system"), dirs);
+        assert!(matches!(no_system.result, Err(ResolveError::Profile(ProfileError::Absent(_)))));
+        assert!(matches!(seen(&no_system, "roots"), Some(Seen::File { .. })));
+        assert_eq!(seen(&no_system, "system"), Some(Seen::Absent));
+
+        let system = format!("/nix/store/{}-system", "0".repeat(32));
+        std::os::unix::fs::symlink(&system, at("system")).unwrap();
+        let awaiting = follow(&roots("system"), dirs);
+        assert_eq!(awaiting.result.as_ref().unwrap().len(), 1);
+        assert_eq!(seen(&awaiting, "system"), Some(Seen::Link(system.into())));
+        assert_eq!(seen(&awaiting, "awaited"), Some(Seen::Absent));
     }
 }

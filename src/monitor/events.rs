@@ -8,11 +8,9 @@ use nix::sys::signal::Signal;
 use super::error::MonitorError;
 use super::runtime::Runtime;
 use super::supervisor::{Event, Found, Refusal, Unresolved};
-use super::watch::Watch;
+use super::watch::Changes;
 use super::{inherit, poll};
-use crate::closure::resolve::ResolveError;
 use crate::protocol::wire::{Cause, Received, Report};
-use crate::store::StoreError;
 
 /// How long the loop rests when the kernel cannot wait for it (ENOMEM of poll(2)).
 const REST: Duration = Duration::from_millis(100);
@@ -79,7 +77,7 @@ impl Runtime {
                 events.extend(clients.into_iter().map(|client| Event::Reload(Some(client))));
             }
             Source::Links => {
-                if self.watch.as_mut().is_some_and(Watch::take) {
+                if self.watch.as_mut().is_some_and(Changes::take) {
                     events.push(Event::Changed);
                 }
             }
@@ -109,13 +107,10 @@ impl Runtime {
         let answer = match answer {
             Ok(answer) => answer,
             Err(error) => {
-                let may_pass = may_pass(&error);
+                let may_pass = matches!(error, crate::closure::resolve::ResolveError::Store(_));
                 return events.push(unresolved(error.into(), may_pass));
             }
         };
-        if let Some(watch) = &mut self.watch {
-            watch.set(&answer.resolution.depends_on);
-        }
         if self.store.is_none() || self.store_path != answer.store {
             match inherit::open_store(&answer.store) {
                 Ok(store) => {
@@ -127,7 +122,7 @@ impl Runtime {
                 Err(error) => return events.push(unresolved(error, true)),
             }
         }
-        let closure = answer.resolution.closure;
+        let closure = answer.closure;
         let found = Found {
             number: answer.number,
             view: closure.view(),
@@ -193,16 +188,5 @@ fn event(report: Report) -> Event {
             Cause::Unsupported => Refusal::Unsupported(why),
             Cause::Passing => Refusal::Passing(why),
         }),
-    }
-}
-
-/// Whether the same resolution may succeed later, though nothing that it depends on has changed.
-fn may_pass(error: &ResolveError) -> bool {
-    match error {
-        ResolveError::Store(StoreError::Invalid { .. })
-        | ResolveError::Profile(_)
-        | ResolveError::File { .. }
-        | ResolveError::NotAClosure(_) => false,
-        ResolveError::Store(_) | ResolveError::Roots(_) => true,
     }
 }

@@ -18,7 +18,7 @@ use super::state::{State, StateDir, StateError};
 use super::store_thread::{StoreThread, Task};
 use super::supervisor::Content;
 use super::systemd;
-use super::watch::{self, Watch};
+use super::watch;
 use crate::closure::roots::RootLinks;
 use crate::values::View;
 
@@ -64,11 +64,18 @@ pub(super) fn begin(settings: Settings, signals: SignalFd) -> Result<Begin, Moni
     let roots = of_earlier.map(|state| state.roots.clone()).unwrap_or_default();
     let held = of_earlier.map_or_else(View::default, |state| state.view.clone());
     let links = settings.gc_root.as_ref().map(|dir| RootLinks::new(dir, &settings.name, roots));
-    let task = Task { uri: settings.store.clone(), roots: settings.roots.clone(), held, links, former };
+    let (arming, watch) = settings.watch.then(watch::start).flatten().unzip();
+    let task = Task {
+        uri: settings.store.clone(),
+        roots: settings.roots.clone(),
+        held,
+        links,
+        former,
+        watch: arming,
+    };
     let store_thread = StoreThread::start(task).map_err(system("start a thread"))?;
     // Loading the program takes longer than resolving. If it cannot be started, that is found out when it is needed.
     let spare = Server::spawn().ok();
-    let watch = if settings.watch { watch() } else { None };
     let clients = Clients::listen(state.as_ref().map(StateDir::control).as_deref());
     let mut runtime = Runtime {
         signals,
@@ -109,18 +116,6 @@ fn take_over(runtime: &mut Runtime, inherited: Inherited) -> Content {
     runtime.device = Some(device);
     runtime.agreement = Some(agreement);
     Content { view, roots, epoch, unsettled: unsettled.into_iter().collect(), since: SystemTime::now() }
-}
-
-/// A view without it does not follow changes, and says so.
-fn watch() -> Option<Watch> {
-    Watch::new()
-        .inspect_err(|error| {
-            tracing::warn!(
-                "cannot watch links{}: {error}; reload by hand after a change",
-                watch::limit(error)
-            );
-        })
-        .ok()
 }
 
 /// A view can do without a state directory, but not with somebody else's.

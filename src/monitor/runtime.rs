@@ -15,7 +15,7 @@ use super::probe::Probe;
 use super::settings::Settings;
 use super::state::StateDir;
 use super::store_thread::StoreThread;
-use super::watch::Watch;
+use super::watch::Changes;
 use crate::protocol::handshake::Agreement;
 
 /// What the monitor has in its hands. The [`supervisor`](super::supervisor) decides what becomes of it.
@@ -28,7 +28,7 @@ pub(super) struct Runtime {
     /// Whether what a successor would find is what is shown.
     pub(super) written: bool,
     pub(super) clients: Clients,
-    pub(super) watch: Option<Watch>,
+    pub(super) watch: Option<Changes>,
     pub(super) mounting: Option<MountThread>,
     pub(super) mounted: Option<Mounted>,
     pub(super) device: Option<OwnedFd>,

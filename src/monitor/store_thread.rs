@@ -1,9 +1,12 @@
 //! The store thread: the one thread that owns the Nix store and all garbage collector roots.
 //!
 //! Opening a store may put the thread into a mount namespace of its own ([`Store::open`]), and Nix's calls may
-//! take long: so the store lives on a thread that does nothing else, and temporary roots last as long as it.
+//! take long: so the store lives on a thread that does nothing else, and temporary roots last as long as it. Links of the
+//! roots are followed in the same mount namespace, so this thread adds the watches for them as well.
 //!
 //! Invariants:
+//! - What a resolution depended on is watched before it is answered, whether it succeeded or not. If the store cannot be
+//!   opened, nothing is followed and the watches stay as they are.
 //! - A resolution is answered when it is held: by temporary roots, and by links if links were asked for.
 //! - Links are made and removed by this thread alone, unless it does not answer at the end.
 //! - The end waits for this thread for a limited time: it may hang in a call of Nix. Then the ending thread forbids
@@ -17,10 +20,14 @@ use std::time::Duration;
 
 use rustix::event::EventfdFlags;
 
-use crate::closure::resolve::{self, Resolution, ResolveError, Roots};
+use crate::closure::Closure;
+use crate::closure::profile::StoreDirs;
+use crate::closure::resolve::{self, ResolveError, Roots};
 use crate::closure::roots::{Ledger, RootLinks};
 use crate::store::Store;
 use crate::values::{StorePath, View};
+
+use super::watch::Arming;
 
 /// How long the end waits for a thread that may hang in a call of Nix.
 const END_GRACE: Duration = Duration::from_secs(2);
@@ -47,13 +54,13 @@ pub(super) enum Left {
     Earlier,
 }
 
-/// A resolution, and where the store's files are.
+/// What a resolution led to, and where the store's files are.
 #[derive(Debug)]
 pub(super) struct Answer {
     /// Later resolutions have greater numbers.
     pub(super) number: u64,
-    /// The closure and what it depends on.
-    pub(super) resolution: Resolution,
+    /// The closure.
+    pub(super) closure: Closure,
     /// The physical store directory.
     pub(super) store: PathBuf,
 }
@@ -71,6 +78,8 @@ pub(super) struct Task {
     pub(super) links: Option<RootLinks>,
     /// Those of an earlier process in other directories: to be removed when something newer is served.
     pub(super) former: Vec<RootLinks>,
+    /// Watches what the roots depend on.
+    pub(super) watch: Option<Arming>,
 }
 
 /// The store thread, as the monitor has it.
@@ -213,6 +222,13 @@ impl Worker {
             None => kept.insert(Store::open_given(task.uri.as_deref())?),
         };
         store.forget();
+        // First, so that it is watched even if what comes next fails.
+        let dirs = StoreDirs::of(store);
+        let follow = || resolve::follow(&task.roots, dirs);
+        let found = match &mut task.watch {
+            Some(watch) => watch.follow(follow),
+            None => follow(),
+        };
         if !*inherited {
             resolve::hold(store, &task.held)?;
             *inherited = true;
@@ -228,11 +244,11 @@ impl Worker {
             links.examine()?;
             links.complete(make)?;
         }
-        let resolution = resolve::resolve(store, &task.roots)?;
+        let closure = resolve::closure(store, found.result?)?;
         *number += 1;
         if let Some(links) = &mut task.links {
-            links.announce(*number, resolution.closure.roots(), make)?;
+            links.announce(*number, closure.roots(), make)?;
         }
-        Ok(Answer { number: *number, resolution, store: store.real_dir().to_owned() })
+        Ok(Answer { number: *number, closure, store: store.real_dir().to_owned() })
     }
 }

@@ -47,3 +47,4 @@ mod stuck;
 mod survival;
 mod systemd;
 mod user;
+mod watch;

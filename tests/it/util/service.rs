@@ -168,6 +168,15 @@ impl Service {
         }
     }
 
+    /// Waits until this many lines of the log hold `what`.
+    pub(crate) fn wait_logged(&self, what: &str, times: usize) {
+        let until = Instant::now() + DEADLINE;
+        while self.logged(what) < times {
+            assert!(Instant::now() < until, "'{what}' is not logged {times} times: {}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Starts the program with what is stored, and goes on at once.
     pub(crate) fn start(&mut self) {
         self.launch(true);

@@ -1,4 +1,4 @@
-//! An ordinary user, played by root: nobody, with a runtime directory and a `/dev/fuse` of a mode of our choosing.
+//! An ordinary user, played by root: nobody, as a rule, with a runtime directory and a `/dev/fuse` of a mode of our choosing.
 
 use std::fs;
 use std::os::unix::fs::chown;
@@ -18,18 +18,24 @@ pub(crate) const NOBODY: u32 = 65534;
 #[derive(Debug)]
 pub(crate) struct User {
     dir: TempDir,
+    uid: u32,
 }
 
 impl User {
     pub(crate) fn new() -> Self {
+        Self::of(NOBODY)
+    }
+
+    /// A user of a number of one's own.
+    pub(crate) fn of(uid: u32) -> Self {
         let dir = super::scratch();
         fs::copy(Program::PATH, dir.path().join("program")).unwrap();
         fs::create_dir(dir.path().join("dev")).unwrap();
         copy_nix_libraries(dir.path());
         let runtime = dir.path().join("runtime");
         fs::create_dir(&runtime).unwrap();
-        chown(&runtime, Some(NOBODY), Some(NOBODY)).unwrap();
-        Self { dir }
+        chown(&runtime, Some(uid), Some(uid)).unwrap();
+        Self { dir, uid }
     }
 
     pub(crate) fn runtime(&self) -> PathBuf {
@@ -60,7 +66,7 @@ impl User {
     }
 
     fn wrapped(&self, program: Program, wrapper: &[&str]) -> Program {
-        let user = store::as_user(NOBODY);
+        let user = store::as_user(self.uid);
         program
             .inside(wrapper.iter().copied().chain(user.iter().map(String::as_str)))
             .binary(self.dir.path().join("program"))
