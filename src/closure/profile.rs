@@ -86,6 +86,13 @@ impl ProfileError {
     pub fn is_absence(&self) -> bool {
         matches!(self, Self::Absent(_) | Self::Dangling { .. } | Self::NoSystem(_))
     }
+
+    /// Whether the same path may be followed later although nothing that is watched has changed.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        // Permissions are not watched, and a disk may answer again.
+        matches!(self, Self::Io { .. })
+    }
 }
 
 /// Where the store is: what Nix calls it, and where it lies.

@@ -51,6 +51,25 @@ pub enum ResolveError {
     Roots(#[from] RootsError),
 }
 
+impl ResolveError {
+    /// Whether another resolution may succeed although no file or link that the roots depend on has changed. A watch
+    /// does not report that: it has to be tried.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Profile(error) => error.may_pass(),
+            Self::Store(error) => error.may_pass(),
+            // A new file, or other contents, are a change. Permissions are not watched.
+            Self::File { source, .. } => !matches!(
+                source.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::InvalidData
+            ),
+            Self::NotAClosure(_) => true,
+            Self::Roots(error) => error.may_pass(),
+        }
+    }
+}
+
 /// Roots that were followed.
 #[derive(Debug)]
 pub struct Followed {
@@ -202,5 +221,48 @@ mod tests {
         assert_eq!(awaiting.result.as_ref().unwrap().len(), 1);
         assert_eq!(seen(&awaiting, "system"), Some(Seen::Link(system.into())));
         assert_eq!(seen(&awaiting, "awaited"), Some(Seen::Absent));
+    }
+
+    #[test]
+    fn an_error_passes_by_itself_or_with_a_change_that_is_watched() {
+        let root = || StorePath::new(&format!("{}-system", "0".repeat(32))).unwrap();
+        let io = |kind: io::ErrorKind| io::Error::from(kind);
+        let file = |kind| ResolveError::File { path: "/roots".into(), source: io(kind) };
+        let profile = |error: ProfileError| ResolveError::Profile(error);
+        let daemon = || StoreError::Daemon { uri: "daemon".into(), cause: String::new() };
+        let bad = || StoreError::UnknownUri { uri: "ssh://".into() };
+        let cases = [
+            (profile(ProfileError::Absent("/a".into())), false),
+            (profile(ProfileError::Dangling { link: "/a".into(), target: "/b".into() }), false),
+            (profile(ProfileError::NotInStore { path: "/a".into(), store: "/nix/store".into() }), false),
+            (profile(ProfileError::TheStore("/nix/store".into())), false),
+            (profile(ProfileError::NoSystem("/a".into())), false),
+            (profile(ProfileError::TooManyLinks("/a".into())), false),
+            (
+                profile(ProfileError::Io { path: "/a".into(), source: io(io::ErrorKind::PermissionDenied) }),
+                true,
+            ),
+            (file(io::ErrorKind::NotFound), false),
+            (file(io::ErrorKind::InvalidData), false),
+            (file(io::ErrorKind::PermissionDenied), true),
+            (daemon().into(), true),
+            (StoreError::Open { uri: "local".into(), cause: String::new() }.into(), true),
+            (StoreError::NoSuchStore { uri: "local".into(), missing: "/nix".into() }.into(), true),
+            (StoreError::Configured(Box::new(daemon())).into(), true),
+            (StoreError::Invalid { path: root() }.into(), true),
+            (StoreError::Query { operation: "ask", path: root(), cause: String::new() }.into(), true),
+            (StoreError::TempRoot { path: root(), cause: String::new() }.into(), true),
+            (bad().into(), false),
+            (StoreError::Configured(Box::new(bad())).into(), false),
+            (StoreError::Initialise { cause: String::new() }.into(), false),
+            (StoreError::Version { built: "2.26", loaded: "2.27".into() }.into(), false),
+            (NotAClosure(root()).into(), true),
+            (RootsError::NotADirectory("/roots".into()).into(), true),
+            (RootsError::Make(StoreError::Invalid { path: root() }).into(), true),
+            (RootsError::Closed.into(), false),
+        ];
+        for (error, passes) in cases {
+            assert_eq!(error.may_pass(), passes, "{error}");
+        }
     }
 }

@@ -50,6 +50,18 @@ pub enum RootsError {
     Closed,
 }
 
+impl RootsError {
+    /// Whether the links may be made later.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::NotADirectory(_) | Self::List { .. } => true,
+            Self::Make(error) => error.may_pass(),
+            Self::Closed => false,
+        }
+    }
+}
+
 /// Which links must exist, which may stay, and which exist.
 #[derive(Debug, Default)]
 pub struct Targets {

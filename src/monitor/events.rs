@@ -107,7 +107,7 @@ impl Runtime {
         let answer = match answer {
             Ok(answer) => answer,
             Err(error) => {
-                let may_pass = matches!(error, crate::closure::resolve::ResolveError::Store(_));
+                let may_pass = error.may_pass();
                 return events.push(unresolved(error.into(), may_pass));
             }
         };

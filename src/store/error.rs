@@ -154,3 +154,30 @@ pub enum StoreError {
         cause: String,
     },
 }
+
+impl StoreError {
+    /// Whether the same question may be answered later in this process: a store that is not there yet, a daemon that
+    /// does not run, a path that is registered later.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::UnknownUri { .. }
+            | Self::BadUri { .. }
+            | Self::Unsupported { .. }
+            | Self::Version { .. }
+            // Nix's library is started once in a process.
+            | Self::Initialise { .. } => false,
+            Self::Configured(error) => error.may_pass(),
+            Self::NoSuchStore { .. }
+            | Self::Examine { .. }
+            | Self::Daemon { .. }
+            | Self::Open { .. }
+            | Self::ReadOnlyMount { .. }
+            | Self::Invalid { .. }
+            | Self::Query { .. }
+            | Self::Damaged(_)
+            | Self::TempRoot { .. }
+            | Self::IndirectRoot { .. } => true,
+        }
+    }
+}
