@@ -95,16 +95,14 @@ impl Runtime {
     }
 
     fn mount(&mut self) -> Option<Event> {
-        let store = self.store.as_ref().map(std::os::fd::OwnedFd::try_clone);
-        let begun = match store {
-            Some(Ok(store)) => MountThread::start(mounting::Task {
+        let begun = match self.store.clone() {
+            Some(store) => MountThread::start(mounting::Task {
                 name: self.settings.name.clone(),
                 mountpoint: self.settings.mountpoint.clone(),
                 io: self.settings.io,
                 store,
                 journal: self.state.as_ref().map(StateDir::journal),
             }),
-            Some(Err(error)) => Err(system("share a descriptor")(error)),
             None => Err(system("mount")(std::io::Error::other("internal error: no store is open"))),
         };
         match begun {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use nix::sys::signalfd::SignalFd;
@@ -205,8 +206,9 @@ fn dead(dir: &StateDir) -> Earlier {
 ///
 /// # Errors
 /// [`MonitorError::Store`].
-pub(super) fn open_store(path: &Path) -> Result<OwnedFd, MonitorError> {
+pub(super) fn open_store(path: &Path) -> Result<Arc<OwnedFd>, MonitorError> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open(path, flags, Mode::empty())
+        .map(Arc::new)
         .map_err(|error| MonitorError::Store { path: PathBuf::from(path), source: error.into() })
 }

@@ -5,6 +5,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -28,7 +29,7 @@ pub(super) struct Task {
     /// How files are to be read.
     pub(super) io: Io,
     /// The store directory.
-    pub(super) store: OwnedFd,
+    pub(super) store: Arc<OwnedFd>,
     /// Where the node journal is to be, if there is a place for it.
     pub(super) journal: Option<PathBuf>,
 }
@@ -47,7 +48,7 @@ pub(super) struct New {
 #[derive(Debug)]
 pub(super) struct MountThread {
     result: Receiver<Result<New, MonitorError>>,
-    ready: OwnedFd,
+    ready: Arc<OwnedFd>,
 }
 
 impl MountThread {
@@ -56,8 +57,8 @@ impl MountThread {
     /// # Errors
     /// When the thread cannot be made.
     pub(super) fn start(task: Task) -> Result<Self, MonitorError> {
-        let ready = poll::event().map_err(system("make an event"))?;
-        let signal = ready.try_clone().map_err(system("make an event"))?;
+        let ready = Arc::new(poll::event().map_err(system("make an event"))?);
+        let signal = ready.clone();
         let (tell, result) = channel();
         let work = move || {
             let _ = tell.send(mount(&task));

@@ -29,3 +29,8 @@ pub(super) fn event() -> io::Result<OwnedFd> {
 pub(super) fn raise(event: &OwnedFd) {
     let _ = rustix::io::write(event, &1u64.to_ne_bytes());
 }
+
+/// Makes an event descriptor unreadable.
+pub(super) fn lower(event: &OwnedFd) {
+    let _ = rustix::io::read(event, &mut [0; 8]);
+}

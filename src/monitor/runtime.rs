@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use nix::sys::signalfd::SignalFd;
 
@@ -36,7 +37,7 @@ pub(super) struct Runtime {
     /// The physical store directory.
     pub(super) store_path: PathBuf,
     /// The same, opened.
-    pub(super) store: Option<OwnedFd>,
+    pub(super) store: Option<Arc<OwnedFd>>,
     /// Directories in which links of this view may be.
     pub(super) link_dirs: BTreeSet<PathBuf>,
     pub(super) server: Option<Server>,

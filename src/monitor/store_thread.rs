@@ -14,12 +14,12 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-use rustix::event::EventfdFlags;
-
+use super::poll;
 use crate::closure::Closure;
 use crate::closure::profile::StoreDirs;
 use crate::closure::resolve::{self, ResolveError, Roots};
@@ -87,7 +87,7 @@ pub(super) struct Task {
 pub(super) struct StoreThread {
     questions: Sender<Question>,
     answers: Receiver<Result<Answer, ResolveError>>,
-    ready: OwnedFd,
+    ready: Arc<OwnedFd>,
     /// Of [`Task::links`].
     links: Option<Ledger>,
     /// Of [`Task::former`].
@@ -100,8 +100,8 @@ impl StoreThread {
     /// # Errors
     /// When the thread cannot be made.
     pub(super) fn start(task: Task) -> std::io::Result<Self> {
-        let ready = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let signal = ready.try_clone()?;
+        let ready = Arc::new(poll::event()?);
+        let signal = ready.clone();
         let (questions, asked) = channel();
         let (answer, answers) = channel();
         let links = task.links.as_ref().map(RootLinks::ledger);
@@ -159,7 +159,7 @@ impl StoreThread {
     pub(super) fn answer(&self) -> Option<Result<Answer, ResolveError>> {
         let answer = self.answers.try_recv().ok();
         if answer.is_some() {
-            let _ = rustix::io::read(&self.ready, &mut [0; 8]);
+            poll::lower(&self.ready);
         }
         answer
     }
@@ -193,7 +193,7 @@ impl Worker {
                     if answer.send(self.resolve()).is_err() {
                         break;
                     }
-                    let _ = rustix::io::write(signal, &1u64.to_ne_bytes());
+                    poll::raise(signal);
                 }
                 Question::Settle { number, only } => {
                     self.task.links.iter_mut().for_each(|links| links.settle(number, only));
