@@ -9,6 +9,7 @@ use super::runtime::Runtime;
 use super::store_thread::Left;
 use super::supervisor::{Links, MountEnd, Plan, Verdict};
 use super::systemd;
+use crate::protocol::control::Outcome;
 
 /// How long the mount thread may take to finish what it does, so that it can be undone.
 const MOUNT_GRACE: Duration = Duration::from_millis(500);
@@ -32,6 +33,10 @@ impl Runtime {
     /// Ends the view as planned.
     pub(super) fn end(&mut self, plan: Plan) -> Result<Ending, MonitorError> {
         let Plan { verdict, mount, links } = plan;
+        // Who has just come is told as well.
+        for client in self.clients.take(Instant::now()) {
+            self.clients.answer(client, &Outcome::Error(verdict.why().to_owned()));
+        }
         if !matches!(verdict, Verdict::HandedOver) {
             systemd::stopping();
         }

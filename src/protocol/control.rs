@@ -164,9 +164,14 @@ pub fn reload(name: &str, path: &Path) -> Result<String, ReloadError> {
         }
         _ => fail(error),
     })?;
-    stream.write_all(RELOAD.as_bytes()).map_err(fail)?;
+    // A monitor that ends closes the connection, whatever it has read of it.
+    let ended = |error: io::Error| match error.kind() {
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => ReloadError::Ended,
+        _ => fail(error),
+    };
+    stream.write_all(RELOAD.as_bytes()).map_err(ended)?;
     let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line).map_err(fail)?;
+    BufReader::new(stream).read_line(&mut line).map_err(ended)?;
     match serde_json::from_str(&line) {
         Ok(Outcome::Ok(said)) => Ok(said),
         Ok(Outcome::Error(why)) => Err(ReloadError::Refused(why)),

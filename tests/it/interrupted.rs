@@ -14,6 +14,7 @@ use rustix::process::{Pid, Signal};
 
 use crate::collector::Collector;
 use crate::util::load::{self, Load, say};
+use crate::util::random::{Random, seed};
 use crate::util::service::{Service, Victim};
 use crate::util::store::{Member, NixStore};
 use crate::util::{DEADLINE, tree};
@@ -181,7 +182,7 @@ fn killed_at_any_moment_of_a_reload() {
         let systems = systems.clone();
         move || systems.store.collect_garbage()
     });
-    let mut random = 0x9e37_79b9_7f4a_7c15_u64 ^ u64::from(std::process::id());
+    let mut random = Random::new(seed("reloads cut short"));
     let mut served = listed(&service);
     let mut shown = 0;
     for round in 1..=ROUNDS {
@@ -197,10 +198,7 @@ fn killed_at_any_moment_of_a_reload() {
             assert!(Instant::now() < until, "no switch: {}", service.log());
             std::thread::sleep(Duration::from_micros(100));
         }
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        std::thread::sleep(Duration::from_micros(random % 4000));
+        std::thread::sleep(Duration::from_micros(random.below(4000) as u64));
         service.kill_unwaited(victim);
         if moves_on {
             systems.select(0);

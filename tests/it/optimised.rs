@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Advice, Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -21,6 +21,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use crate::util::load::{drop_kernel_caches, evict_names, say};
 use crate::util::mapped::Mapping;
 use crate::util::memory::MemoryGroup;
+use crate::util::random::{Random, seed};
 use crate::util::service::{Service, Victim};
 use crate::util::store::{Member, NixStore};
 use crate::util::{DEADLINE, number, wait_readable};
@@ -40,32 +41,6 @@ const OWN_SIZE: usize = 384 << 10;
 /// What the readers' group may use beyond what they need without a view: less than half of what they read, and enough for
 /// their buffers and for the pages that are being read, which cannot be evicted.
 const ROOM: u64 = 12 << 20;
-
-/// The number that the environment gives, for a run that is to be repeated, or another one each time.
-fn seed() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    number("NSF_SEED", u64::from(now.subsec_nanos()))
-}
-
-/// Pseudo-random numbers (xorshift).
-struct Random(u64);
-
-impl Random {
-    fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 >> 1
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        usize::try_from(self.next() >> 8).unwrap() % end
-    }
-}
 
 /// The bytes of a file: no two pages alike, and not the same for two numbers.
 fn bytes(number: usize, size: usize) -> Vec<u8> {
@@ -207,7 +182,9 @@ fn the_readers() {
         let threads: Vec<_> = (0..READERS)
             .map(|number| {
                 let (view, expected, enough) = (&view, &expected, &enough);
-                scope.spawn(move || Reader::new(view, expected, seed() + number).run(enough))
+                scope.spawn(move || {
+                    Reader::new(view, expected, seed("an optimised store") + number).run(enough)
+                })
             })
             .collect();
         // Until the other end is closed.
@@ -470,7 +447,7 @@ fn read_in(directory: &OwnedFd, name: &str) -> Result<Vec<u8>, String> {
 }
 
 fn load(io: &str, kills: bool) {
-    let seed = seed();
+    let seed = seed("an optimised store");
     let optimised = Optimised::new();
     let mut service = Service::new(&optimised.store)
         .with([Path::new("--system"), &optimised.link])

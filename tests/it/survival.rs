@@ -14,6 +14,7 @@ use crate::util::fixture::Fixture;
 use crate::util::load::{self, Held, Load, say};
 use crate::util::mounts;
 use crate::util::program::{Program, unique_name};
+use crate::util::random::{Random, seed};
 use crate::util::service::{Service, Victim};
 use crate::util::{DEADLINE, number, tree};
 
@@ -42,13 +43,11 @@ fn kill_again_and_again(io: &str) {
     let running = Load::start(service.path(), &expected, Some(&busybox), 4, true);
 
     let mut failed = Vec::new();
-    let mut random = 0x2545_f491_4f6c_dd1d_u64 ^ u64::from(std::process::id());
+    let mut random = Random::new(seed(&format!("survival, --io {io}")));
     let mut kills = [0_u64; 4];
     for round in 0..number("NSF_KILLS", KILLS) {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        std::thread::sleep(Duration::from_millis(100 + random % 300));
+        let (pause, begun) = (random.below(300) as u64, random.below(60) as u64);
+        std::thread::sleep(Duration::from_millis(100 + pause));
         let victim = [Victim::Server, Victim::Both, Victim::Monitor][usize::try_from(round % 3).unwrap()];
         service.kill(victim);
         kills[usize::try_from(round % 3).unwrap()] += 1;
@@ -56,7 +55,7 @@ fn kill_again_and_again(io: &str) {
             if round % 4 == 0 {
                 // One that has hardly begun is killed as well: whatever it was at must do no harm.
                 service.start();
-                std::thread::sleep(Duration::from_millis((random >> 32) % 60));
+                std::thread::sleep(Duration::from_millis(begun));
                 service.kill(Victim::Both);
                 kills[3] += 1;
             }

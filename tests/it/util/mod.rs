@@ -2,6 +2,7 @@
 
 #[macro_use]
 pub(crate) mod gate;
+pub(crate) mod collecting;
 pub(crate) mod faulty;
 pub(crate) mod fixture;
 pub(crate) mod image;
@@ -10,6 +11,7 @@ pub(crate) mod mapped;
 pub(crate) mod memory;
 pub(crate) mod mounts;
 pub(crate) mod program;
+pub(crate) mod random;
 pub(crate) mod service;
 #[macro_use]
 pub(crate) mod snapshot;
