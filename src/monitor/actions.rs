@@ -102,6 +102,7 @@ impl Runtime {
                 io: self.settings.io,
                 store,
                 journal: self.state.as_ref().map(StateDir::journal),
+                state: self.settings.state.clone(),
             }),
             None => Err(system("mount")(std::io::Error::other("internal error: no store is open"))),
         };
@@ -131,7 +132,8 @@ impl Runtime {
         let state = State {
             version: state::VERSION,
             mountpoint: mounted.at().to_owned(),
-            created: mounted.created(),
+            created: mounted.made().iter().any(|made| made == mounted.at()),
+            made: mounted.made().to_vec(),
             agreement: agreement.clone(),
             view: content.view.clone(),
             roots: content.roots.clone(),

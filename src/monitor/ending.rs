@@ -73,7 +73,7 @@ impl Runtime {
         if mount == MountEnd::Gone
             && let Some(mounted) = &self.mounted
         {
-            mounted.remove_place();
+            mounted.remove_made();
         }
         match links {
             // While the state directory is locked nobody else makes links for this name.

@@ -159,7 +159,7 @@ fn inherit(state: Option<&StateDir>, settings: &Settings) -> Result<Earlier, Mon
         unmount_earlier(settings, dir, "there is no node journal of it")?;
         return Ok(Earlier::Dead(state.link_dirs));
     }
-    let mounted = Mounted::found(&state.mountpoint, &settings.name, state.created)?;
+    let mounted = Mounted::found(&state.mountpoint, &settings.name, state.made.clone())?;
     let Some(mounted) = mounted else {
         tracing::warn!(
             mountpoint = %state.mountpoint.display(),
@@ -174,9 +174,9 @@ fn inherit(state: Option<&StateDir>, settings: &Settings) -> Result<Earlier, Mon
 /// Unmounts what an earlier monitor left and nobody can take over, where it was and where the view is to be.
 fn unmount_earlier(settings: &Settings, dir: &StateDir, why: &str) -> Result<(), MonitorError> {
     let state = dir.read().ok().flatten();
-    let was = state.map(|state| (state.mountpoint, state.created));
-    for (at, created) in was.into_iter().chain([(settings.mountpoint.clone(), false)]) {
-        if let Some(mounted) = Mounted::found(&at, &settings.name, created)? {
+    let was = state.map(|state| (state.mountpoint, state.made));
+    for (at, made) in was.into_iter().chain([(settings.mountpoint.clone(), Vec::new())]) {
+        if let Some(mounted) = Mounted::found(&at, &settings.name, made)? {
             tracing::warn!(
                 "an earlier monitor left a mount that cannot be taken over: {why}; unmounting it and mounting the view again"
             );

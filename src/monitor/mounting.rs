@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use super::error::{MonitorError, system};
 use super::mount::{Mounted, Point};
 use super::poll;
+use super::state;
 use crate::protocol::handshake::{self, Agreement, Io, Wishes};
 use crate::view::journal::Journal;
 
@@ -30,6 +31,8 @@ pub(super) struct Task {
     pub(super) io: Io,
     /// The store directory.
     pub(super) store: Arc<OwnedFd>,
+    /// The state directory of the name, which may be another view's no more.
+    pub(super) state: PathBuf,
     /// Where the node journal is to be, if there is a place for it.
     pub(super) journal: Option<PathBuf>,
 }
@@ -87,7 +90,8 @@ impl MountThread {
 
 /// A failure leaves nothing mounted.
 fn mount(task: &Task) -> Result<New, MonitorError> {
-    let (mounted, device) = Point::prepare(&task.mountpoint, &task.name)?.mount(&task.name)?;
+    let point = Point::prepare(&task.mountpoint, &task.name)?;
+    let (mounted, device) = point.inheriting(&state::made_before(&task.state)).mount(&task.name)?;
     let agreement = match agree(task, &mounted, &device) {
         Ok(agreement) => agreement,
         Err(error) => {

@@ -33,8 +33,11 @@ pub struct State {
     pub version: u32,
     /// Where the view is mounted.
     pub mountpoint: PathBuf,
-    /// Whether the mount point was made for it.
+    /// Whether the mount point was made for it: what earlier versions know of `made`.
     pub created: bool,
+    /// Directories that were made for it, outermost first. Absent in what earlier versions wrote.
+    #[serde(default)]
+    pub made: Vec<PathBuf>,
     /// What was agreed on with the kernel.
     pub agreement: Agreement,
     /// What is served.
@@ -135,7 +138,7 @@ impl StateDir {
     /// Where the server's lock is.
     #[must_use]
     pub fn server_lock(&self) -> PathBuf {
-        self.path.join("server")
+        server_lock(&self.path)
     }
 
     /// Where the control socket is.
@@ -164,34 +167,27 @@ impl StateDir {
     /// # Errors
     /// [`StateError::File`], [`StateError::Version`].
     pub fn read(&self) -> Result<Option<State>, StateError> {
-        #[derive(Deserialize)]
-        struct Versioned {
-            version: u32,
-        }
-        let path = self.path.join("state");
-        let fail = |source: io::Error| StateError::File { doing: "read", path: path.clone(), source };
-        let text = match std::fs::read(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(fail(error)),
-        };
-        let Versioned { version: found } =
-            serde_json::from_slice(&text).map_err(|error| fail(error.into()))?;
-        if found != VERSION {
-            return Err(StateError::Version { path, found });
-        }
-        serde_json::from_slice(&text).map(Some).map_err(|error| fail(error.into()))
+        read(&self.path)
     }
 
     /// Removes the directory and what belongs to it: the view has ended.
     pub fn remove(self) {
         let _ = std::fs::remove_file(self.path.join("state"));
+        // A server that is ending makes no difference any more.
+        let _ = std::fs::remove_file(self.server_lock());
+    }
+
+    /// Whether a server holds its lock.
+    fn is_served(&self) -> bool {
+        let lock = File::open(self.server_lock());
+        lock.is_ok_and(|lock| rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared).is_err())
     }
 }
 
 impl Drop for StateDir {
     fn drop(&mut self) {
-        if self.path.join("state").exists() {
+        // A state, or a server that reads a device, is for a successor.
+        if self.path.join("state").exists() || self.is_served() {
             return;
         }
         // The lock goes first: whoever opens the directory from now on makes it anew.
@@ -200,6 +196,42 @@ impl Drop for StateDir {
         }
         let _ = std::fs::remove_dir(&self.path);
     }
+}
+
+/// What an earlier monitor wrote. `None`: nothing.
+fn read(dir: &Path) -> Result<Option<State>, StateError> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        version: u32,
+    }
+    let path = dir.join("state");
+    let fail = |source: io::Error| StateError::File { doing: "read", path: path.clone(), source };
+    let text = match std::fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(fail(error)),
+    };
+    let Versioned { version: found } = serde_json::from_slice(&text).map_err(|error| fail(error.into()))?;
+    if found != VERSION {
+        return Err(StateError::Version { path, found });
+    }
+    let mut state: State = serde_json::from_slice(&text).map_err(|error| fail(error.into()))?;
+    if state.created && state.made.is_empty() {
+        state.made.push(state.mountpoint.clone());
+    }
+    Ok(Some(state))
+}
+
+/// Where the lock of the server of the view with this state directory is.
+#[must_use]
+pub fn server_lock(state: &Path) -> PathBuf {
+    state.join("server")
+}
+
+/// Directories that were made for the view of an earlier monitor with this state directory.
+#[must_use]
+pub fn made_before(state: &Path) -> Vec<PathBuf> {
+    read(state).ok().flatten().map_or_else(Vec::new, |state| state.made)
 }
 
 /// Where the control socket of the view with this state directory is.
@@ -216,8 +248,9 @@ mod tests {
     fn state() -> State {
         State {
             version: VERSION,
-            mountpoint: "/mnt".into(),
+            mountpoint: "/a/b".into(),
             created: true,
+            made: vec!["/a".into(), "/a/b".into()],
             agreement: Agreement { request: vec![1, 2], io: Io::Cached, idmap: true },
             view: View::default(),
             roots: BTreeSet::new(),
@@ -248,11 +281,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let open = StateDir::open(dir.path(), "b").unwrap();
         let mut value = serde_json::to_value(state()).unwrap();
-        for added_later in ["roots", "link_dirs"] {
+        for added_later in ["roots", "link_dirs", "made"] {
             value.as_object_mut().unwrap().remove(added_later).unwrap();
         }
         std::fs::write(dir.path().join("state"), value.to_string()).unwrap();
-        assert_eq!(open.read().unwrap(), Some(state()));
+        let made = vec!["/a/b".into()];
+        assert_eq!(open.read().unwrap(), Some(State { made, ..state() }));
     }
 
     #[test]

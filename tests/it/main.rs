@@ -35,6 +35,7 @@ mod missed;
 mod optimised;
 mod oracle;
 mod overlay;
+mod places;
 mod readers;
 mod readonly;
 mod reload;

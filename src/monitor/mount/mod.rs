@@ -3,31 +3,33 @@
 //! Responsibility: prepare a mount point, attach a FUSE file system there as root or through `fusermount3`, read
 //! the mount table, unmount.
 //!
-//! Invariants: nothing of somebody else is ever unmounted or mounted over; a mount point that was made here is
-//! removed here.
+//! Invariants: nothing of somebody else is ever unmounted or mounted over; a directory that was made here is removed
+//! here.
 
 mod fusermount;
+mod place;
+mod processes;
 mod table;
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
+pub use place::place;
+pub use processes::users;
 pub use table::{Mount, mounts};
 
 /// The file system type in the mount table.
 pub const TYPE: &str = "fuse.nix-store-fs";
 const DEVICE: &str = "/dev/fuse";
-/// Threads that look for users of a view: one more than processes that are likely to hang at once.
-const LOOKERS: usize = 8;
+/// How long a file system that is in the way may take to answer.
+const PULSE: Duration = Duration::from_secs(2);
 
 /// Why a view cannot be mounted or unmounted.
 #[derive(Debug, thiserror::Error)]
@@ -106,7 +108,8 @@ pub enum MountError {
 pub struct Mounted {
     at: PathBuf,
     source: String,
-    created: bool,
+    /// Directories that were made for it, outermost first.
+    made: Vec<PathBuf>,
 }
 
 /// The source of a view called `name` in the mount table.
@@ -120,8 +123,8 @@ pub fn source(name: &str) -> String {
 /// # Errors
 /// [`MountError::Table`].
 pub fn view_at(at: &Path) -> Result<Option<String>, MountError> {
-    let at = std::path::absolute(at).unwrap_or_else(|_| at.to_owned());
-    let found = mounts()?.into_iter().rfind(|mount| mount.at == at && mount.kind == TYPE);
+    let Ok(at) = place(at) else { return Ok(None) };
+    let found = top(&at)?.filter(|mount| mount.kind == TYPE);
     Ok(found.and_then(|mount| mount.source.strip_prefix("nix-store-fs:").map(str::to_owned)))
 }
 
@@ -139,46 +142,53 @@ pub fn has_ended(device: impl AsFd) -> bool {
 #[derive(Debug)]
 pub struct Point {
     at: PathBuf,
-    created: bool,
+    /// Directories that were made for it, outermost first.
+    made: Vec<PathBuf>,
 }
 
 impl Point {
-    /// Makes `at` ready: an existing empty directory, or one made now and removed again if it is not used. A
-    /// dead mount of a view called `name` is cleared away.
+    /// Makes `at` ready: an existing empty directory, or one made now and removed again if it is not used. Dead mounts
+    /// of a view called `name` are cleared away; the caller holds that name, and no server of it lives.
     ///
     /// # Errors
     /// [`MountError`] names what is in the way.
     pub fn prepare(at: &Path, name: &str) -> Result<Self, MountError> {
         let fail = |doing| move |source| MountError::Point { doing, at: at.to_owned(), source };
-        let parent = at.parent().filter(|parent| !parent.as_os_str().is_empty());
-        if let Some(parent) = parent {
-            if parent.exists() && !parent.is_dir() {
-                return Err(MountError::NotADirectory(parent.to_owned()));
+        // Removes what it has made if anything fails.
+        let mut point = Self { at: PathBuf::new(), made: Vec::new() };
+        point.at = place::make_above(at, &mut point.made).map_err(|source| match source.kind() {
+            // What is absent is made, but for what a link leads to.
+            io::ErrorKind::NotFound => MountError::Dangling(at.to_owned()),
+            io::ErrorKind::NotADirectory => {
+                let file = at.ancestors().skip(1).find(|above| above.exists() && !above.is_dir());
+                MountError::NotADirectory(file.unwrap_or(at).to_owned())
             }
-            std::fs::create_dir_all(parent).map_err(fail("create the directories above"))?;
-        }
-        if at.is_symlink() && !at.exists() && !is_dead(at) {
-            return Err(MountError::Dangling(at.to_owned()));
-        }
-        clear_dead(at, name)?;
-        let created = match std::fs::create_dir(at) {
-            Ok(()) => true,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+            _ => fail("resolve")(source),
+        })?;
+        clear_dead(&point.at, name)?;
+        match std::fs::create_dir(&point.at) {
+            Ok(()) => point.made.push(point.at.clone()),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(fail("create")(error)),
-        };
-        let point = Self { at: at.canonicalize().map_err(fail("resolve"))?, created };
+        }
         point.check()?;
         Ok(point)
+    }
+
+    /// Directories on the way that were made for an earlier view, and that are to go with this one.
+    #[must_use]
+    pub fn inheriting(mut self, earlier: &[PathBuf]) -> Self {
+        let on_the_way = earlier.iter().filter(|made| self.at.starts_with(made) && !self.made.contains(made));
+        let mut made: Vec<PathBuf> = on_the_way.cloned().collect();
+        made.append(&mut self.made);
+        self.made = made;
+        self
     }
 
     fn check(&self) -> Result<(), MountError> {
         let fail = |doing| move |source| MountError::Point { doing, at: self.at.clone(), source };
         if !self.at.metadata().map_err(fail("examine"))?.is_dir() {
             return Err(MountError::NotADirectory(self.at.clone()));
-        }
-        if let Some(mount) = mounts()?.into_iter().rfind(|mount| mount.at == self.at) {
-            let by = format!("'{}' ({})", mount.source, mount.kind);
-            return Err(MountError::Mounted { at: self.at.clone(), by });
         }
         match std::fs::read_dir(&self.at).map_err(fail("read"))?.next() {
             None => Ok(()),
@@ -197,40 +207,64 @@ impl Point {
         } else {
             fusermount::mount(&self.at, &source)?
         };
-        let created = std::mem::take(&mut self.created);
-        Ok((Mounted { at: std::mem::take(&mut self.at), source, created }, device))
+        let made = std::mem::take(&mut self.made);
+        Ok((Mounted { at: std::mem::take(&mut self.at), source, made }, device))
     }
 }
 
 impl Drop for Point {
     fn drop(&mut self) {
-        if self.created {
-            let _ = std::fs::remove_dir(&self.at);
-        }
+        place::remove_made(&self.made);
     }
 }
 
-/// Whether the server of what is mounted at `at` is gone.
-fn is_dead(at: &Path) -> bool {
-    matches!(rustix::fs::stat(at), Err(Errno::NOTCONN))
+/// What a file system says when it is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pulse {
+    Answers,
+    /// Its server is gone, and nothing will ever answer.
+    Dead,
+    /// It has not answered in time.
+    Silent,
 }
 
+/// Asks what is mounted at `at`, from a thread that may hang. statfs(2) always asks the server, while the kernel answers
+/// stat(2) of a dead mount from its cache.
+fn pulse(at: &Path) -> Pulse {
+    let at = at.to_owned();
+    let (tell, told) = std::sync::mpsc::channel();
+    let asked = std::thread::Builder::new().name("pulse".to_owned()).spawn(move || {
+        let dead = matches!(rustix::fs::statfs(&at), Err(Errno::NOTCONN));
+        let _ = tell.send(if dead { Pulse::Dead } else { Pulse::Answers });
+    });
+    asked.ok().and_then(|_| told.recv_timeout(PULSE).ok()).unwrap_or(Pulse::Silent)
+}
+
+/// What is mounted at `at`, the topmost if several are.
+fn top(at: &Path) -> Result<Option<Mount>, MountError> {
+    Ok(mounts()?.into_iter().rfind(|mount| mount.at == at))
+}
+
+/// Unmounts what is mounted at `at` if it is dead mounts of the view called `name`; whatever else is mounted there is in
+/// the way. That the server lives is known from its lock alone only if the view's state lies where this process looks:
+/// so the mount itself is asked as well.
 fn clear_dead(at: &Path, name: &str) -> Result<(), MountError> {
-    if !is_dead(at) {
-        return Ok(());
-    }
-    let top = mounts()?.into_iter().rfind(|mount| mount.at == at);
-    match top {
-        Some(mount) if mount.kind == TYPE && mount.source == source(name) => {
+    while let Some(mount) = top(at)? {
+        let pulse = if mount.kind.starts_with("fuse") { pulse(at) } else { Pulse::Answers };
+        if pulse == Pulse::Dead && mount.is(TYPE, &source(name)) {
             tracing::warn!(mountpoint = %at.display(), "clearing away the dead mount of an earlier run");
-            detach(at)
+            detach(at)?;
+            continue;
         }
-        Some(mount) => {
-            let by = format!("'{}' ({}), whose server is dead", mount.source, mount.kind);
-            Err(MountError::Mounted { at: at.to_owned(), by })
-        }
-        None => Ok(()),
+        let health = match pulse {
+            Pulse::Answers => "",
+            Pulse::Dead => ", whose server is dead",
+            Pulse::Silent => ", whose server does not answer",
+        };
+        let by = format!("'{}' ({}){health}", mount.source, mount.kind);
+        return Err(MountError::Mounted { at: at.to_owned(), by });
     }
+    Ok(())
 }
 
 fn mount_as_root(at: &Path, source: &str) -> Result<OwnedFd, MountError> {
@@ -273,8 +307,8 @@ impl Mounted {
     ///
     /// # Errors
     /// [`MountError::Table`].
-    pub fn found(at: &Path, name: &str, created: bool) -> Result<Option<Self>, MountError> {
-        let mounted = Self { at: at.to_owned(), source: source(name), created };
+    pub fn found(at: &Path, name: &str, made: Vec<PathBuf>) -> Result<Option<Self>, MountError> {
+        let mounted = Self { at: at.to_owned(), source: source(name), made };
         Ok(mounted.is_there()?.then_some(mounted))
     }
 
@@ -284,8 +318,7 @@ impl Mounted {
     /// # Errors
     /// [`MountError::Table`], [`MountError::ReadAhead`].
     pub fn set_read_ahead(&self, bytes: u32) -> Result<(), MountError> {
-        let found = mounts()?.into_iter().rfind(|mount| mount.at == self.at);
-        let Some(Mount { device, .. }) = found else { return Ok(()) };
+        let Some(Mount { device, .. }) = top(&self.at)? else { return Ok(()) };
         // The mount's own queue: Documentation/ABI/testing/sysfs-class-bdi.
         std::fs::write(format!("/sys/class/bdi/{device}/read_ahead_kb"), (bytes / 1024).to_string())
             .map_err(|source| MountError::ReadAhead { at: self.at.clone(), source })
@@ -297,10 +330,15 @@ impl Mounted {
         &self.at
     }
 
-    /// Whether the mount point was made for it, and goes with it.
+    /// Directories that were made for it and go with it, outermost first.
     #[must_use]
-    pub fn created(&self) -> bool {
-        self.created
+    pub fn made(&self) -> &[PathBuf] {
+        &self.made
+    }
+
+    /// Removes the directories that were made for it, as far as nobody uses them.
+    pub fn remove_made(&self) {
+        place::remove_made(&self.made);
     }
 
     /// Whether it is still in the mount table.
@@ -308,11 +346,10 @@ impl Mounted {
     /// # Errors
     /// [`MountError::Table`].
     pub fn is_there(&self) -> Result<bool, MountError> {
-        let top = mounts()?.into_iter().rfind(|mount| mount.at == self.at);
-        Ok(top.is_some_and(|mount| mount.kind == TYPE && mount.source == self.source))
+        Ok(top(&self.at)?.is_some_and(|mount| mount.is(TYPE, &self.source)))
     }
 
-    /// Unmounts, lazily if it is in use, and removes a mount point that was made for it. `in_use` is called before it
+    /// Unmounts, lazily if it is in use, and removes the directories that were made for it. `in_use` is called before it
     /// is detached, while one can still see who uses it.
     ///
     /// # Errors
@@ -322,16 +359,8 @@ impl Mounted {
             in_use(&self.at);
             detach(&self.at)?;
         }
-        self.remove_place();
+        self.remove_made();
         Ok(())
-    }
-
-    /// Removes a mount point that was made for the view, which is not mounted there any more.
-    pub fn remove_place(&self) {
-        if self.created {
-            // Somebody may have mounted or put something there since: that stays.
-            let _ = std::fs::remove_dir(&self.at);
-        }
     }
 
     /// Whether it could be unmounted; not while somebody uses it.
@@ -347,50 +376,4 @@ impl Mounted {
             }
         }
     }
-}
-
-/// Processes that have something below `at` open, run it or stand in it: `name (pid)`, a few at most. What could not
-/// be found out within `patience` is left out: looking at a process that hangs, hangs. So several look.
-#[must_use]
-pub fn users(at: &Path, patience: Duration) -> Vec<String> {
-    const MOST: usize = 8;
-    let deadline = Instant::now() + patience;
-    let processes: Vec<PathBuf> = std::fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter(|entry| entry.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit))
-        .map(|entry| entry.path())
-        .collect();
-    let processes = Arc::new(Mutex::new(processes));
-    let (tell, told) = std::sync::mpsc::channel();
-    for _ in 0..LOOKERS {
-        let (at, processes, tell) = (at.to_owned(), processes.clone(), tell.clone());
-        let look = move || {
-            loop {
-                let Some(dir) = processes.lock().pop() else { break };
-                if uses(&dir, &at) && tell.send(describe(&dir)).is_err() {
-                    break;
-                }
-            }
-        };
-        if std::thread::Builder::new().name("users".to_owned()).spawn(look).is_err() {
-            break;
-        }
-    }
-    drop(tell);
-    let left = || deadline.saturating_duration_since(Instant::now());
-    std::iter::from_fn(|| told.recv_timeout(left()).ok()).take(MOST).collect()
-}
-
-fn uses(process: &Path, at: &Path) -> bool {
-    let leads_there = |link: &Path| std::fs::read_link(link).is_ok_and(|target| target.starts_with(at));
-    ["cwd", "root", "exe"].iter().any(|link| leads_there(&process.join(link)))
-        || std::fs::read_dir(process.join("fd"))
-            .is_ok_and(|fds| fds.flatten().any(|fd| leads_there(&fd.path())))
-}
-
-fn describe(process: &Path) -> String {
-    let name = std::fs::read_to_string(process.join("comm")).unwrap_or_default();
-    format!("{} ({})", name.trim_end(), process.file_name().unwrap_or_default().display())
 }

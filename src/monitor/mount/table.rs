@@ -19,6 +19,13 @@ pub struct Mount {
     pub device: String,
 }
 
+impl Mount {
+    /// Whether it has this type and this source.
+    pub(super) fn is(&self, kind: &str, source: &str) -> bool {
+        self.kind == kind && self.source == source
+    }
+}
+
 /// The mounts of this process's mount namespace; later ones lie on top of earlier ones.
 ///
 /// # Errors

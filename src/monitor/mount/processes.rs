@@ -1,0 +1,65 @@
+//! Processes that use a view. Looking at a process that hangs, hangs: so several threads look, for a limited time.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+/// Threads that look: one more than processes that are likely to hang at once.
+const LOOKERS: usize = 8;
+/// Processes that are named.
+const MOST: usize = 8;
+
+/// Processes that have something below `at` open, run it or stand in it: `name (pid)`, a few at most. What could not
+/// be found out within `patience` is left out.
+#[must_use]
+pub fn users(at: &Path, patience: Duration) -> Vec<String> {
+    let at = at.to_owned();
+    look(patience, move |process| uses(process, &at).then(|| describe(process)))
+}
+
+/// What `ask` finds in `/proc/PID`, oldest processes first.
+fn look<T: Send + 'static>(
+    patience: Duration,
+    ask: impl Fn(&Path) -> Option<T> + Send + Sync + 'static,
+) -> Vec<T> {
+    let deadline = Instant::now() + patience;
+    let numbers = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let mut numbers: Vec<u32> =
+        numbers.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    // Taken from the end.
+    numbers.sort_unstable_by(|a, b| b.cmp(a));
+    let (processes, ask) = (Arc::new(Mutex::new(numbers)), Arc::new(ask));
+    let (tell, told) = std::sync::mpsc::channel();
+    for _ in 0..LOOKERS {
+        let (ask, processes, tell) = (ask.clone(), processes.clone(), tell.clone());
+        let look = move || {
+            loop {
+                let Some(process) = processes.lock().pop() else { break };
+                let found = ask(&Path::new("/proc").join(process.to_string()));
+                if found.is_some_and(|found| tell.send(found).is_err()) {
+                    break;
+                }
+            }
+        };
+        if std::thread::Builder::new().name("users".to_owned()).spawn(look).is_err() {
+            break;
+        }
+    }
+    drop(tell);
+    let left = || deadline.saturating_duration_since(Instant::now());
+    std::iter::from_fn(|| told.recv_timeout(left()).ok()).take(MOST).collect()
+}
+
+fn uses(process: &Path, at: &Path) -> bool {
+    let leads_there = |link: &Path| std::fs::read_link(link).is_ok_and(|target| target.starts_with(at));
+    ["cwd", "root", "exe"].iter().any(|link| leads_there(&process.join(link)))
+        || std::fs::read_dir(process.join("fd"))
+            .is_ok_and(|fds| fds.flatten().any(|fd| leads_there(&fd.path())))
+}
+
+fn describe(process: &Path) -> String {
+    let name = std::fs::read_to_string(process.join("comm")).unwrap_or_default();
+    format!("{} ({})", name.trim_end(), process.file_name().unwrap_or_default().display())
+}

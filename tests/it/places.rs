@@ -1,0 +1,208 @@
+//! Where a view is mounted: dead mounts in the way, places spelled in other ways, and what is left behind.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::time::Instant;
+
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+
+use crate::util::fixture::Fixture;
+use crate::util::program::{Mounted, Program, unique_name};
+use crate::util::service::{Service, Victim};
+use crate::util::{DEADLINE, mounts, tree, wait_readable};
+
+/// The kernel answers stat(2) of a dead mount from what it has cached. That does not make the mount alive.
+#[test]
+fn a_dead_mount_that_was_looked_at_is_cleared() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let mut service = Service::new(&fixture.store).with(["--system", &fixture.system.path]);
+    service.start_ready();
+    fs::metadata(service.path()).unwrap();
+    service.kill(Victim::Both);
+    service.lose_descriptors();
+    fs::metadata(service.path()).expect("the kernel has the attributes cached");
+    service.start_ready();
+    assert_eq!(mounts::all().iter().filter(|mount| mount.at == service.path()).count(), 1);
+    let real = tree::walk(&fixture.store.physical(), &fixture.data.base);
+    tree::assert_same(&real, &tree::walk(service.path(), &fixture.data.base));
+    service.stop();
+}
+
+/// A dead mount of the same view is cleared, however its place is spelled.
+#[test]
+fn a_dead_mount_is_cleared_however_its_place_is_spelled() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let dir = crate::util::scratch();
+    let at = dir.path().join("a/view");
+    fs::create_dir_all(&at).unwrap();
+    fs::create_dir(dir.path().join("b")).unwrap();
+    symlink("a/view", dir.path().join("link")).unwrap();
+    symlink("link", dir.path().join("link-to-link")).unwrap();
+    symlink("a", dir.path().join("parent")).unwrap();
+    let spelled = |text: &str| dir.path().join(text).into_os_string();
+    for place in [
+        OsString::from("a/view"),
+        "./a/view".into(),
+        "a/view/".into(),
+        "b/../a/view".into(),
+        "a/view/../view".into(),
+        spelled("a/view/"),
+        spelled("a/view/."),
+        spelled("b/../a/view"),
+        spelled("link"),
+        spelled("link/"),
+        spelled("link-to-link"),
+        spelled("parent/view"),
+    ] {
+        let name = unique_name();
+        let _dead = leave_dead(mount_named(&fixture, &name, &at));
+        let mut view =
+            in_dir(fixture.program(), dir.path()).args(["--name", &name]).arg(&place).mount_at(&at);
+        assert_eq!(mounts_at(&at), 1, "{place:?}");
+        assert_eq!(tree::list(&at).unwrap().len(), fixture.members().len(), "{place:?}");
+        view.signal(Signal::TERM);
+        assert_eq!(view.end().code(), Some(0), "{place:?}: {}", view.stderr());
+        assert_eq!(mounts_at(&at), 0, "{place:?}");
+    }
+}
+
+/// The same at the default mount point, which is removed at the end as if nobody had died.
+#[test]
+fn a_dead_mount_is_cleared_at_the_default_mount_point() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let name = unique_name();
+    let at = Path::new("/run/nix-store-fs").join(&name);
+    let program = || fixture.program().args(["--name", &name]);
+    let _dead = leave_dead(program().mount_at(&at));
+    let mut view = program().mount_at(&at);
+    assert_eq!(tree::list(&at).unwrap().len(), fixture.members().len());
+    view.signal(Signal::TERM);
+    assert_eq!(view.end().code(), Some(0), "{}", view.stderr());
+    assert!(!at.exists(), "the mount point is left behind");
+}
+
+/// Several dead mounts on top of each other.
+#[test]
+fn stacked_dead_mounts_are_cleared() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let dir = crate::util::scratch();
+    let name = unique_name();
+    let _dead = leave_dead(mount_named(&fixture, &name, dir.path()));
+    // Nobody but the program mounts on a dead mount. A bind of it is another mount of the same dead file system.
+    let other = crate::util::scratch();
+    rustix::mount::mount_bind(dir.path(), other.path()).unwrap();
+    let _other = mounts::Own::adopt(other.path());
+    for _ in 0..2 {
+        rustix::mount::mount_bind(other.path(), dir.path()).unwrap();
+    }
+    assert_eq!(mounts_at(dir.path()), 3);
+    let view = mount_named(&fixture, &name, dir.path());
+    assert_eq!(mounts_at(dir.path()), 1);
+    assert_eq!(tree::list(view.path()).unwrap().len(), fixture.members().len());
+}
+
+/// A view of the same name whose state lies elsewhere, as that of another user does, is not cleared: neither while its
+/// server answers, nor while that hangs.
+#[test]
+fn a_live_view_of_the_same_name_is_not_cleared() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let dir = crate::util::scratch();
+    let name = unique_name();
+    let mut view = mount_named(&fixture, &name, dir.path());
+    let server = server_of(view.pid());
+    // Another /run: another state.
+    let script =
+        "mkdir -p /run/nix-store-fs && mount -t tmpfs -o mode=755 none /run/nix-store-fs && exec \"$@\"";
+    let second = || {
+        let program = fixture.program().inside(["unshare", "-m", "sh", "-c", script, "sh"]);
+        program.args(["--name", &name]).arg(dir.path()).run()
+    };
+    let refused = second();
+    assert_eq!(refused.status.code(), Some(6), "{refused:?}");
+    assert!(refused.stderr.contains(&format!("nix-store-fs:{name}")), "{refused:?}");
+    kill_process(server, Signal::STOP).unwrap();
+    let refused = second();
+    kill_process(server, Signal::CONT).unwrap();
+    assert_eq!(refused.status.code(), Some(6), "{refused:?}");
+    assert!(refused.stderr.contains(&format!("nix-store-fs:{name}")), "{refused:?}");
+    assert!(refused.stderr.contains("does not answer"), "{refused:?}");
+    assert_eq!(tree::list(dir.path()).unwrap().len(), fixture.members().len());
+    view.signal(Signal::TERM);
+    assert_eq!(view.end().code(), Some(0), "{}", view.stderr());
+}
+
+fn mounts_at(at: &Path) -> usize {
+    mounts::all().iter().filter(|mount| mount.at == at).count()
+}
+
+fn mount_named(fixture: &Fixture, name: &str, at: &Path) -> Mounted {
+    fixture.program().args(["--name", name]).arg(at).mount_at(at)
+}
+
+/// The program with this working directory.
+fn in_dir(program: Program, dir: &Path) -> Program {
+    program.inside([OsString::from("env"), "-C".into(), dir.into()])
+}
+
+fn server_of(monitor: Pid) -> Pid {
+    let number = monitor.as_raw_nonzero();
+    let children = fs::read_to_string(format!("/proc/{number}/task/{number}/children")).unwrap();
+    Pid::from_raw(children.split_whitespace().next_back().unwrap().parse().unwrap()).unwrap()
+}
+
+/// Kills both processes of a view, and nobody keeps the device. The mount is there until what this returns is dropped.
+#[must_use]
+fn leave_dead(mut view: Mounted) -> Mounted {
+    let server = server_of(view.pid());
+    let process = pidfd_open(server, PidfdFlags::empty()).unwrap();
+    view.signal(Signal::KILL);
+    view.end();
+    let _gone = kill_process(server, Signal::KILL);
+    assert_eq!(wait_readable([&process], Instant::now() + DEADLINE), [true], "the server does not die");
+    let dead = fs::read_dir(view.path()).unwrap_err();
+    assert_eq!(rustix::io::Errno::from_io_error(&dead), Some(rustix::io::Errno::NOTCONN));
+    view
+}
+
+/// Every directory that was made for a view goes with it, and one that somebody uses stays.
+#[test]
+fn directories_made_for_a_view_go_with_it() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let dir = crate::util::scratch();
+    let (first, at) = (dir.path().join("a"), dir.path().join("a/b/view"));
+    let name = unique_name();
+    let end = |mut view: Mounted| {
+        view.signal(Signal::TERM);
+        assert_eq!(view.end().code(), Some(0), "{}", view.stderr());
+    };
+    end(mount_named(&fixture, &name, &at));
+    assert!(!first.exists(), "left behind after a signal");
+
+    let mut view = mount_named(&fixture, &name, &at);
+    rustix::mount::unmount(&at, rustix::mount::UnmountFlags::empty()).unwrap();
+    assert_eq!(view.end().code(), Some(0), "{}", view.stderr());
+    assert!(!first.exists(), "left behind after an unmount");
+
+    let _dead = leave_dead(mount_named(&fixture, &name, &at));
+    end(mount_named(&fixture, &name, &at));
+    assert!(!first.exists(), "left behind by a view that died");
+
+    let no_fuse =
+        "mount -t tmpfs none /dev && mknod /dev/null c 1 3 && mknod /dev/urandom c 1 9 && exec \"$@\"";
+    let program = fixture.program().inside(["unshare", "-m", "sh", "-c", no_fuse, "sh"]);
+    assert_eq!(program.args(["--name", &name]).arg(&at).run().status.code(), Some(7));
+    assert!(!first.exists(), "left behind by a start that failed");
+
+    let view = mount_named(&fixture, &name, &at);
+    fs::write(first.join("kept"), "").unwrap();
+    end(view);
+    assert!(first.join("kept").exists() && !first.join("b").exists());
+}
