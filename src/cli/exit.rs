@@ -126,6 +126,8 @@ fn mount(error: &MountError) -> Exit {
         | MountError::Dangling(_)
         | MountError::NotEmpty(_)
         | MountError::Mounted { .. }
+        | MountError::Served(_)
+        | MountError::ServerLock { .. }
         | MountError::Point { .. } => Exit::MountPoint,
         MountError::NoDevice
         | MountError::Device(_)

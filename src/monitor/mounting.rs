@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::error::{MonitorError, system};
-use super::mount::{Mounted, Point};
+use super::mount::{Mounted, Point, refuse_served};
 use super::poll;
 use super::state;
 use crate::protocol::handshake::{self, Agreement, Io, Wishes};
@@ -90,6 +90,7 @@ impl MountThread {
 
 /// A failure leaves nothing mounted.
 fn mount(task: &Task) -> Result<New, MonitorError> {
+    refuse_served(&state::server_lock(&task.state), &task.name)?;
     let point = Point::prepare(&task.mountpoint, &task.name)?;
     let (mounted, device) = point.inheriting(&state::made_before(&task.state)).mount(&task.name)?;
     let agreement = match agree(task, &mounted, &device) {

@@ -23,7 +23,7 @@ pub mod idle;
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -273,6 +273,12 @@ fn lock(path: &Path) -> Result<File, ServeError> {
     let fail = |source| ServeError::Lock { path: path.to_owned(), source };
     let file = File::options().create(true).truncate(false).write(true).open(path).map_err(fail)?;
     rustix::fs::flock(&file, FlockOperation::LockExclusive).map_err(|error| fail(error.into()))?;
+    // For whoever finds the lock taken. On a full disk it remains unsaid.
+    let said =
+        file.set_len(0).and_then(|()| (&file).write_all(format!("{}\n", std::process::id()).as_bytes()));
+    if let Err(error) = said {
+        tracing::debug!(%error, "cannot write the server's process id into its lock");
+    }
     Ok(file)
 }
 

@@ -3,8 +3,9 @@
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::Path;
-use std::time::Instant;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
@@ -171,6 +172,85 @@ fn leave_dead(mut view: Mounted) -> Mounted {
     view
 }
 
+/// A server that outlives its monitor serves on wherever the view is mounted. The next view of the name cannot be served
+/// before that one ends: the start is refused before anything is mounted, says who is in the way, and harms nothing.
+#[test]
+fn a_view_that_an_earlier_server_still_serves_is_refused() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let mut service = Service::new(&fixture.store).with(["--system", &fixture.system.path]);
+    service.start_alone();
+    let until = Instant::now() + DEADLINE;
+    while service.logged("the view answers") == 0 {
+        assert!(Instant::now() < until, "{}", service.log());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let server = service.server();
+    let holder = Holder::new();
+    service.kill_monitor_only();
+    let state = || {
+        let entry = |name: PathBuf| (name.clone(), fs::read(service.state().join(name)).ok());
+        tree::list(&service.state()).unwrap().into_iter().map(entry).collect::<Vec<_>>()
+    };
+    let before = state();
+    let other = crate::util::scratch();
+    let start = |at: &Path| {
+        let program = Program::on(&fixture.store).args(["--system", &fixture.system.path, "--name"]);
+        program.arg(&service.name).arg(at).run()
+    };
+    let server_pid = format!("(pid {})", server.as_raw_nonzero());
+    for at in [service.path(), other.path()] {
+        let refused = start(at);
+        assert_eq!(refused.status.code(), Some(6), "{refused:?}");
+        let place = format!("'{}'", service.path().display());
+        let holder = format!("sleep ({})", holder.0.id());
+        for part in [&server_pid, &place, "monitor that has died", &holder] {
+            assert!(refused.stderr.contains(part), "{part}: {refused:?}");
+        }
+        assert_eq!(state(), before);
+    }
+    assert_eq!(tree::list(service.path()).unwrap().len(), fixture.members().len());
+
+    rustix::mount::unmount(service.path(), rustix::mount::UnmountFlags::empty()).unwrap();
+    for at in [service.path(), other.path()] {
+        let refused = start(at);
+        assert_eq!(refused.status.code(), Some(6), "{refused:?}");
+        let holder = format!("sleep ({})", holder.0.id());
+        for part in [&server_pid, "monitor that has died", &holder] {
+            assert!(refused.stderr.contains(part), "{part}: {refused:?}");
+        }
+        assert_eq!(mounts_at(at), 0, "mounted where nobody would answer");
+        assert_eq!(state(), before);
+    }
+    let listed = holder.inside(&["ls", &service.path().display().to_string()]);
+    assert_eq!(listed.lines().collect::<Vec<_>>(), fixture.members());
+    // With the last mount the server ends, and then the name is free. Other tests make mount namespaces as well.
+    let process = pidfd_open(server, PidfdFlags::empty()).unwrap();
+    drop(holder);
+    assert_eq!(wait_readable([&process], Instant::now() + DEADLINE), [true], "the server goes on");
+    service.start_ready();
+    assert_eq!(tree::list(service.path()).unwrap().len(), fixture.members().len());
+    service.stop();
+}
+
+/// A start that follows an unmount at once waits for the server to end.
+#[test]
+fn a_view_may_start_right_after_an_unmount() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let (dir, name) = (crate::util::scratch(), unique_name());
+    for _ in 0..5 {
+        let mut view = mount_named(&fixture, &name, dir.path());
+        view.signal(Signal::KILL);
+        view.end();
+        while mounts_at(dir.path()) > 0 {
+            rustix::mount::unmount(dir.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
+        }
+    }
+    let view = mount_named(&fixture, &name, dir.path());
+    assert_eq!(tree::list(view.path()).unwrap().len(), fixture.members().len());
+}
+
 /// Every directory that was made for a view goes with it, and one that somebody uses stays.
 #[test]
 fn directories_made_for_a_view_go_with_it() {
@@ -205,4 +285,34 @@ fn directories_made_for_a_view_go_with_it() {
     fs::write(first.join("kept"), "").unwrap();
     end(view);
     assert!(first.join("kept").exists() && !first.join("b").exists());
+}
+
+/// A process with a mount namespace of its own, in which everything stays mounted that is mounted now.
+struct Holder(Child);
+
+impl Holder {
+    fn new() -> Self {
+        let holder = Self(Command::new("unshare").args(["-m", "sleep", "1000"]).spawn().unwrap());
+        let until = Instant::now() + DEADLINE;
+        while fs::read_to_string(format!("/proc/{}/comm", holder.0.id())).unwrap() != "sleep\n" {
+            assert!(Instant::now() < until, "no process with a mount namespace");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        holder
+    }
+
+    /// What a command prints in its mount namespace.
+    fn inside(&self, command: &[&str]) -> String {
+        let pid = self.0.id().to_string();
+        let output = Command::new("nsenter").args(["-t", &pid, "-m"]).args(command).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _gone = self.0.kill();
+        let _reaped = self.0.wait();
+    }
 }

@@ -6,6 +6,7 @@
 //! Invariants: nothing of somebody else is ever unmounted or mounted over; a directory that was made here is removed
 //! here.
 
+mod earlier;
 mod fusermount;
 mod place;
 mod processes;
@@ -21,6 +22,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
+pub use earlier::{Served, refuse_served};
 pub use place::place;
 pub use processes::users;
 pub use table::{Mount, mounts};
@@ -50,6 +52,18 @@ pub enum MountError {
         at: PathBuf,
         /// Source and type of what is mounted.
         by: String,
+    },
+    /// A server of this view is still alive.
+    #[error("{0}")]
+    Served(Box<Served>),
+    /// It cannot be found out whether one is.
+    #[error("cannot take the lock '{}' of the view's server", path.display())]
+    ServerLock {
+        /// The lock.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
     },
     /// The mount point cannot be used.
     #[error("cannot {doing} the mount point '{}'; give another one", at.display())]

@@ -1,10 +1,13 @@
 //! Processes that use a view. Looking at a process that hangs, hangs: so several threads look, for a limited time.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+
+use super::{TYPE, table};
 
 /// Threads that look: one more than processes that are likely to hang at once.
 const LOOKERS: usize = 8;
@@ -17,6 +20,31 @@ const MOST: usize = 8;
 pub fn users(at: &Path, patience: Duration) -> Vec<String> {
     let at = at.to_owned();
     look(patience, move |process| uses(process, &at).then(|| describe(process)))
+}
+
+/// A process in whose mount namespace something is mounted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Holder {
+    /// `name (pid)`.
+    pub(super) process: String,
+    /// Where the process has it mounted.
+    pub(super) at: PathBuf,
+}
+
+/// A process of each other mount namespace in which a view with this source is mounted, a few at most. What could not
+/// be found out within `patience` is left out.
+pub(super) fn holders(source: &str, patience: Duration) -> Vec<Holder> {
+    let namespace = |process: &Path| std::fs::read_link(process.join("ns/mnt")).ok();
+    let own = namespace(Path::new("/proc/self"));
+    let seen: Mutex<BTreeSet<PathBuf>> = Mutex::new(own.into_iter().collect());
+    let source = source.to_owned();
+    look(patience, move |process| {
+        if !seen.lock().insert(namespace(process)?) {
+            return None;
+        }
+        let found = table::of(process).ok()?.into_iter().rfind(|mount| mount.is(TYPE, &source))?;
+        Some(Holder { process: describe(process), at: found.at })
+    })
 }
 
 /// What `ask` finds in `/proc/PID`, oldest processes first.

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::MountError;
 
@@ -31,7 +31,15 @@ impl Mount {
 /// # Errors
 /// [`MountError::Table`].
 pub fn mounts() -> Result<Vec<Mount>, MountError> {
-    let table = std::fs::read("/proc/self/mountinfo").map_err(MountError::Table)?;
+    of(Path::new("/proc/self"))
+}
+
+/// The mounts that the process `/proc/PID` sees.
+///
+/// # Errors
+/// [`MountError::Table`].
+pub(super) fn of(process: &Path) -> Result<Vec<Mount>, MountError> {
+    let table = std::fs::read(process.join("mountinfo")).map_err(MountError::Table)?;
     Ok(table.split(|b| *b == b'\n').filter_map(parse).collect())
 }
 
