@@ -17,7 +17,7 @@ Exit codes:
   3   a system or root path cannot be used: absent, dangling, not in the store
   4   a store path is not valid: the store does not have it
   5   the store cannot be opened or asked
-  6   the mount point cannot be used, or the view's name is taken
+  6   the mount point or the state directory cannot be used, or the view's name is taken
   7   FUSE cannot be used: /dev/fuse, fusermount3
   8   the reload failed and nothing has changed
   9   a garbage collector root cannot be created in the directory of --gc-root

@@ -28,7 +28,7 @@ pub enum Exit {
     Invalid = 4,
     /// The store cannot be opened or asked.
     Store = 5,
-    /// The mount point cannot be used, or the view's name is taken.
+    /// The mount point or the state directory cannot be used, or the view's name is taken.
     MountPoint = 6,
     /// FUSE cannot be used.
     Fuse = 7,
@@ -63,6 +63,9 @@ pub enum Failure {
     /// The mount table could not be read.
     #[error(transparent)]
     Mount(#[from] MountError),
+    /// The state directory is not this user's own.
+    #[error(transparent)]
+    State(#[from] StateError),
     /// The reload failed.
     #[error(transparent)]
     Reload(#[from] ReloadError),
@@ -83,6 +86,7 @@ impl Failure {
             Self::Monitor(error) => monitor(error),
             Self::Resolve(error) => resolve(error),
             Self::Mount(error) => mount(error),
+            Self::State(error) => state(error),
             Self::Reload(_) => Exit::Reload,
             Self::Output(_) | Self::Panicked => Exit::Failure,
         }
@@ -94,20 +98,28 @@ fn monitor(error: &MonitorError) -> Exit {
         MonitorError::Resolve(error) => resolve(error),
         MonitorError::Mount(error) => mount(error),
         MonitorError::Handshake(_) => Exit::Fuse,
-        MonitorError::State(StateError::Taken { .. }) => Exit::MountPoint,
+        MonitorError::State(error) => state(error),
         MonitorError::Store { .. } => Exit::Store,
-        MonitorError::State(StateError::Version { .. }) | MonitorError::Leftovers(_) => Exit::Leftovers,
-        MonitorError::State(StateError::File { source, .. })
+        MonitorError::Leftovers(_) => Exit::Leftovers,
+        MonitorError::Unsupported(_) => Exit::Fuse,
+        MonitorError::Server(_)
+        | MonitorError::Lost(_)
+        | MonitorError::Aborted
+        | MonitorError::System { .. } => Exit::Failure,
+    }
+}
+
+fn state(error: &StateError) -> Exit {
+    match error {
+        StateError::Taken { .. } | StateError::NotOwn { .. } => Exit::MountPoint,
+        StateError::Version { .. } => Exit::Leftovers,
+        // Damaged: what is no state of any version.
+        StateError::File { source, .. }
             if matches!(source.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) =>
         {
             Exit::Leftovers
         }
-        MonitorError::Unsupported(_) => Exit::Fuse,
-        MonitorError::State(_)
-        | MonitorError::Server(_)
-        | MonitorError::Lost(_)
-        | MonitorError::Aborted
-        | MonitorError::System { .. } => Exit::Failure,
+        StateError::Directory { .. } | StateError::File { .. } => Exit::Failure,
     }
 }
 

@@ -73,7 +73,9 @@ fn run(config: Config) -> Result<Exit, Failure> {
         }
         Action::Reload { view, states } => {
             let name = config::view_of(&view, mount::view_at)?;
-            let said = control::reload(&name, &monitor::state::control(&states.join(&name)))?;
+            let state = states.join(&name);
+            monitor::state::examine(&state)?;
+            let said = control::reload(&name, &monitor::state::control(&state))?;
             print(|out| writeln!(out, "{said}"))?;
             Ok(Exit::Success)
         }

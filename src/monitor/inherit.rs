@@ -123,7 +123,7 @@ fn take_over(runtime: &mut Runtime, inherited: Inherited) -> Content {
 fn open_state(settings: &Settings) -> Result<Option<StateDir>, MonitorError> {
     match StateDir::open(&settings.state, &settings.name) {
         Ok(state) => Ok(Some(state)),
-        Err(error @ StateError::Taken { .. }) => Err(error.into()),
+        Err(error @ (StateError::Taken { .. } | StateError::NotOwn { .. })) => Err(error.into()),
         Err(error) => {
             let error = &error as &dyn std::error::Error;
             tracing::warn!(

@@ -9,15 +9,17 @@
 //! ```
 //!
 //! The directory is open to its owner only and goes with the view. Without a state nobody can take over: such a
-//! directory goes with the process that made it.
+//! directory goes with the process that made it. One that is not the owner's own is refused: see [`private`].
+
+mod private;
 
 use std::collections::BTreeSet;
-use std::fs::{DirBuilder, File};
-use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::protocol::handshake::Agreement;
@@ -70,6 +72,17 @@ pub enum StateError {
         #[source]
         source: io::Error,
     },
+    /// Somebody else may have put there what is there, or may change it.
+    #[error(
+        "'{}' {problem}: the state of a view must be its user's own and private; remove it, or correct its owner and mode",
+        path.display()
+    )]
+    NotOwn {
+        /// A part of the state directory, or a file in it.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// Another monitor runs a view of this name.
     #[error("a view called '{name}' is already being served; stop it, or choose another name with --name")]
     Taken {
@@ -101,29 +114,36 @@ pub enum StateError {
 #[derive(Debug)]
 pub struct StateDir {
     path: PathBuf,
+    dir: OwnedFd,
     _lock: File,
 }
+
+/// The files of a state directory. The lock is removed first: whoever opens the directory from then on makes it anew.
+const FILES: [(&str, FileType); 7] = [
+    ("lock", FileType::RegularFile),
+    ("state", FileType::RegularFile),
+    ("state.new", FileType::RegularFile),
+    ("nodes", FileType::RegularFile),
+    ("nodes.new", FileType::RegularFile),
+    ("control", FileType::Socket),
+    ("server", FileType::RegularFile),
+];
 
 impl StateDir {
     /// Opens the state directory at `path` of the view called `name`, making it if needed.
     ///
     /// # Errors
-    /// [`StateError::Directory`], [`StateError::Taken`].
+    /// [`StateError::Directory`], [`StateError::NotOwn`], [`StateError::Taken`].
     pub fn open(path: &Path, name: &str) -> Result<Self, StateError> {
         let fail = |doing| move |source| StateError::Directory { doing, path: path.to_owned(), source };
-        // Views are mounted beside the directory that holds the states: only from there on it is private.
-        if let Some(shared) = path.parent().and_then(Path::parent) {
-            DirBuilder::new().recursive(true).mode(0o755).create(shared).map_err(fail("create"))?;
+        let absent = || fail("open")(io::ErrorKind::NotFound.into());
+        let dir = private::open(path, true)?.ok_or_else(absent)?;
+        for (file, kind) in FILES {
+            private::examine_file(dir.as_fd(), path, file, kind)?;
         }
-        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(fail("create"))?;
-        let lock = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(path.join("lock"))
-            .map_err(fail("lock"))?;
+        let lock = open_file(dir.as_fd(), "lock", OFlags::CREATE | OFlags::WRONLY).map_err(fail("lock"))?;
         match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Ok(()) => Ok(Self { path: path.to_owned(), dir, _lock: lock }),
             Err(rustix::io::Errno::WOULDBLOCK) => Err(StateError::Taken { name: name.to_owned() }),
             Err(error) => Err(fail("lock")(error.into())),
         }
@@ -152,14 +172,18 @@ impl StateDir {
     /// # Errors
     /// [`StateError::File`].
     pub fn write(&self, state: &State) -> Result<(), StateError> {
-        let (next, path) = (self.path.join("state.new"), self.path.join("state"));
+        let path = self.path.join("state");
         let fail = |doing| {
             let path = path.clone();
             move |source: io::Error| StateError::File { doing, path, source }
         };
         let text = serde_json::to_vec(state).map_err(|error| fail("encode")(error.into()))?;
-        std::fs::write(&next, text).map_err(fail("write"))?;
-        std::fs::rename(&next, &path).map_err(fail("replace"))
+        let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY;
+        open_file(self.dir.as_fd(), "state.new", flags)
+            .and_then(|mut next| next.write_all(&text))
+            .map_err(fail("write"))?;
+        rustix::fs::renameat(&self.dir, "state.new", &self.dir, "state")
+            .map_err(|error| fail("replace")(error.into()))
     }
 
     /// Reads what an earlier monitor wrote. `None`: nothing.
@@ -167,19 +191,24 @@ impl StateDir {
     /// # Errors
     /// [`StateError::File`], [`StateError::Version`].
     pub fn read(&self) -> Result<Option<State>, StateError> {
-        read(&self.path)
+        read(self.dir.as_fd(), &self.path)
     }
 
     /// Removes the directory and what belongs to it: the view has ended.
     pub fn remove(self) {
-        let _ = std::fs::remove_file(self.path.join("state"));
         // A server that is ending makes no difference any more.
-        let _ = std::fs::remove_file(self.server_lock());
+        self.remove_files();
+    }
+
+    fn remove_files(&self) {
+        for (file, _) in FILES {
+            let _ = rustix::fs::unlinkat(&self.dir, file, AtFlags::empty());
+        }
     }
 
     /// Whether a server holds its lock.
     fn is_served(&self) -> bool {
-        let lock = File::open(self.server_lock());
+        let lock = open_file(self.dir.as_fd(), "server", OFlags::RDONLY);
         lock.is_ok_and(|lock| rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared).is_err())
     }
 }
@@ -187,30 +216,43 @@ impl StateDir {
 impl Drop for StateDir {
     fn drop(&mut self) {
         // A state, or a server that reads a device, is for a successor.
-        if self.path.join("state").exists() || self.is_served() {
+        let state = rustix::fs::statat(&self.dir, "state", AtFlags::SYMLINK_NOFOLLOW);
+        if state.is_ok() || self.is_served() {
             return;
         }
-        // The lock goes first: whoever opens the directory from now on makes it anew.
-        for file in ["lock", "state.new", "nodes", "nodes.new", "control", "server"] {
-            let _ = std::fs::remove_file(self.path.join(file));
-        }
+        self.remove_files();
         let _ = std::fs::remove_dir(&self.path);
     }
 }
 
+/// Opens a file of a state directory, never through a link.
+fn open_file(dir: BorrowedFd<'_>, name: &str, flags: OFlags) -> io::Result<File> {
+    let mode = Mode::from_raw_mode(0o600);
+    Ok(rustix::fs::openat(dir, name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, mode)?.into())
+}
+
+/// Refuses a state directory that is not this user's own; an absent one is none.
+///
+/// # Errors
+/// [`StateError::NotOwn`], [`StateError::Directory`].
+pub fn examine(path: &Path) -> Result<(), StateError> {
+    private::open(path, false).map(drop)
+}
+
 /// What an earlier monitor wrote. `None`: nothing.
-fn read(dir: &Path) -> Result<Option<State>, StateError> {
+fn read(dir: BorrowedFd<'_>, path: &Path) -> Result<Option<State>, StateError> {
     #[derive(Deserialize)]
     struct Versioned {
         version: u32,
     }
-    let path = dir.join("state");
+    let path = path.join("state");
     let fail = |source: io::Error| StateError::File { doing: "read", path: path.clone(), source };
-    let text = match std::fs::read(&path) {
-        Ok(text) => text,
+    let mut text = Vec::new();
+    match open_file(dir, "state", OFlags::RDONLY).and_then(|mut file| file.read_to_end(&mut text)) {
+        Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(fail(error)),
-    };
+    }
     let Versioned { version: found } = serde_json::from_slice(&text).map_err(|error| fail(error.into()))?;
     if found != VERSION {
         return Err(StateError::Version { path, found });
@@ -231,7 +273,9 @@ pub fn server_lock(state: &Path) -> PathBuf {
 /// Directories that were made for the view of an earlier monitor with this state directory.
 #[must_use]
 pub fn made_before(state: &Path) -> Vec<PathBuf> {
-    read(state).ok().flatten().map_or_else(Vec::new, |state| state.made)
+    let dir = private::open(state, false).ok().flatten();
+    let before = dir.and_then(|dir| read(dir.as_fd(), state).ok().flatten());
+    before.map_or_else(Vec::new, |state| state.made)
 }
 
 /// Where the control socket of the view with this state directory is.
@@ -279,12 +323,13 @@ mod tests {
     #[test]
     fn a_state_of_an_earlier_version_is_understood() {
         let dir = tempfile::tempdir().unwrap();
-        let open = StateDir::open(dir.path(), "b").unwrap();
+        let path = dir.path().join("a/b");
+        let open = StateDir::open(&path, "b").unwrap();
         let mut value = serde_json::to_value(state()).unwrap();
         for added_later in ["roots", "link_dirs", "made"] {
             value.as_object_mut().unwrap().remove(added_later).unwrap();
         }
-        std::fs::write(dir.path().join("state"), value.to_string()).unwrap();
+        std::fs::write(path.join("state"), value.to_string()).unwrap();
         let made = vec!["/a/b".into()];
         assert_eq!(open.read().unwrap(), Some(State { made, ..state() }));
     }
@@ -300,12 +345,53 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_with_a_server_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b");
+        let open = StateDir::open(&path, "b").unwrap();
+        let server = File::create(open.server_lock()).unwrap();
+        rustix::fs::flock(&server, FlockOperation::LockExclusive).unwrap();
+        drop(open);
+        assert!(path.join("lock").exists() && path.join("server").exists());
+        drop(server);
+        drop(StateDir::open(&path, "b").unwrap());
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_a_file_is_refused_and_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b");
+        for (file, _) in FILES {
+            let open = StateDir::open(&path, "b").unwrap();
+            let victim = dir.path().join("victim");
+            std::fs::write(&victim, "precious").unwrap();
+            let _ = std::fs::remove_file(path.join(file));
+            std::os::unix::fs::symlink(&victim, path.join(file)).unwrap();
+            // Planted while it is open: nothing is written through it either.
+            assert_eq!(open.write(&state()).is_err(), file == "state.new", "{file}");
+            drop(open);
+            private::open(&path, true).unwrap();
+            let _ = std::fs::remove_file(path.join(file));
+            std::os::unix::fs::symlink(&victim, path.join(file)).unwrap();
+            let refused = StateDir::open(&path, "b");
+            assert!(
+                matches!(&refused, Err(StateError::NotOwn { path: p, .. }) if *p == path.join(file)),
+                "{file}: {refused:?}"
+            );
+            assert_eq!(std::fs::read(&victim).unwrap(), b"precious", "{file}");
+            std::fs::remove_dir_all(&path).unwrap();
+        }
+    }
+
+    #[test]
     fn another_version_is_refused_whatever_else_it_holds() {
         let dir = tempfile::tempdir().unwrap();
-        let open = StateDir::open(dir.path(), "b").unwrap();
-        std::fs::write(dir.path().join("state"), r#"{"version":2,"new":"things"}"#).unwrap();
+        let path = dir.path().join("a/b");
+        let open = StateDir::open(&path, "b").unwrap();
+        std::fs::write(path.join("state"), r#"{"version":2,"new":"things"}"#).unwrap();
         assert!(matches!(open.read(), Err(StateError::Version { found: 2, .. })));
-        std::fs::write(dir.path().join("state"), "{torn").unwrap();
+        std::fs::write(path.join("state"), "{torn").unwrap();
         assert!(matches!(open.read(), Err(StateError::File { doing: "read", .. })));
     }
 }

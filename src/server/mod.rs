@@ -26,12 +26,13 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread;
 
 use fuser::{INodeNo, Notifier, Session, SessionACL};
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::Resource;
@@ -271,7 +272,9 @@ fn end_with(monitor: u32) -> Result<(), ServeError> {
 /// Waits until no other server of this view lives.
 fn lock(path: &Path) -> Result<File, ServeError> {
     let fail = |source| ServeError::Lock { path: path.to_owned(), source };
-    let file = File::options().create(true).truncate(false).write(true).open(path).map_err(fail)?;
+    let no_link = OFlags::NOFOLLOW.bits().cast_signed();
+    let file = File::options().create(true).truncate(false).write(true).custom_flags(no_link).open(path);
+    let file = file.map_err(fail)?;
     rustix::fs::flock(&file, FlockOperation::LockExclusive).map_err(|error| fail(error.into()))?;
     // For whoever finds the lock taken. On a full disk it remains unsaid.
     let said =

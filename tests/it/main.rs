@@ -36,6 +36,7 @@ mod optimised;
 mod oracle;
 mod overlay;
 mod places;
+mod private;
 mod readers;
 mod readonly;
 mod reload;

@@ -4,6 +4,8 @@
 //! slow forms.
 
 use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -325,6 +327,11 @@ fn is_running(pid: rustix::process::Pid) -> bool {
     status.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
 }
 
+/// A directory as the program makes it for the state.
+fn make_private(path: &Path) {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).unwrap();
+}
+
 /// A state directory on a disk that is full: the view goes on, and says that a crash would not be survived.
 #[test]
 fn the_journal_is_on_a_full_disk() {
@@ -333,8 +340,8 @@ fn the_journal_is_on_a_full_disk() {
     let many = load::add_many(&fixture.store, 4000);
     let mut service =
         Service::new(&fixture.store).with(["--system", &fixture.system.path, "--root", &many.path]);
-    fs::create_dir_all(service.state()).unwrap();
-    let _small = mounts::Own::mount("tmpfs", &service.state(), "size=64k");
+    make_private(&service.state());
+    let _small = mounts::Own::mount("tmpfs", &service.state(), "size=64k,mode=700");
     service.start_ready();
     let real = tree::walk(&fixture.store.physical(), &many.base);
     tree::assert_same(&real, &tree::walk(service.path(), &many.base));
@@ -355,8 +362,8 @@ fn the_state_is_on_a_full_disk() {
     need!(Root, Fuse, Nix);
     let fixture = Fixture::new();
     let mut service = Service::new(&fixture.store).with(["--system", &fixture.system.path]);
-    fs::create_dir_all(service.state()).unwrap();
-    let _small = mounts::Own::mount("tmpfs", &service.state(), "size=16k");
+    make_private(&service.state());
+    let _small = mounts::Own::mount("tmpfs", &service.state(), "size=16k,mode=700");
     let filler = service.state().join("filler");
     let _full = fs::write(&filler, vec![1; 16 << 10]);
     service.start_ready();
@@ -379,8 +386,8 @@ fn a_server_that_dies_without_a_journal() {
     need!(Root, Fuse, Nix);
     let fixture = Fixture::new();
     let mut service = Service::new(&fixture.store).with(["--system", &fixture.system.path]);
-    fs::create_dir_all(service.state()).unwrap();
-    let _small = mounts::Own::mount("tmpfs", &service.state(), "size=16k");
+    make_private(&service.state());
+    let _small = mounts::Own::mount("tmpfs", &service.state(), "size=16k,mode=700");
     let _full = fs::write(service.state().join("filler"), vec![1; 16 << 10]);
     service.start_ready();
     service.kill(Victim::Server);
