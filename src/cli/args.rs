@@ -59,11 +59,14 @@ pub(super) struct Args {
 
     /// Print what would be served and exit
     #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "text",
-          conflicts_with_all = ["mountpoint", "reload"])]
+          conflicts_with_all = ["mountpoint", "reload", "name", "io", "idle_polling", "watch", "prune", "report",
+                                "gc_root", "threads"])]
     pub(super) dump_closure: Option<Format>,
 
     /// Ask a running view to follow its roots again; returns when the new closure is visible
-    #[arg(long, value_name = "NAME|MOUNTPOINT", conflicts_with_all = ["mountpoint", "system", "roots", "roots_file"])]
+    #[arg(long, value_name = "NAME|MOUNTPOINT",
+          conflicts_with_all = ["mountpoint", "system", "roots", "roots_file", "store", "name", "io", "idle_polling",
+                                "watch", "prune", "report", "gc_root", "threads"])]
     pub(super) reload: Option<PathBuf>,
 
     /// How files are read
@@ -139,6 +142,44 @@ mod tests {
     #[test]
     fn the_arguments_are_consistent() {
         Args::command().debug_assert();
+    }
+
+    /// What means nothing beside `--reload` or `--dump-closure` is refused, whatever options there will be.
+    #[test]
+    fn options_that_mean_nothing_are_refused() {
+        let everywhere = ["verbose", "quiet", "log_format", "version", "help"];
+        let roots_and_store = ["store", "system", "roots", "roots_file"];
+        let cases = [
+            ("--reload=web", "reload", [].as_slice()),
+            ("--dump-closure", "dump_closure", roots_and_store.as_slice()),
+        ];
+        for (mode, own, allowed) in cases {
+            for argument in Args::command().get_arguments() {
+                let id = argument.get_id().as_str();
+                if id == own {
+                    continue;
+                }
+                let value = match id {
+                    "threads" => "2",
+                    "io" => "cached",
+                    "idle_polling" => "never",
+                    "log_format" => "json",
+                    _ => "web",
+                };
+                let takes_value = argument.get_action().takes_values();
+                let typed: Vec<String> = match argument.get_long() {
+                    Some("dump-closure") => vec!["--dump-closure".to_owned()],
+                    Some(long) if takes_value => vec![format!("--{long}"), value.to_owned()],
+                    Some(long) => vec![format!("--{long}")],
+                    None => vec![value.to_owned()],
+                };
+                let words = ["nix-store-fs", mode].into_iter().map(str::to_owned).chain(typed);
+                let refused = Args::try_parse_from(words)
+                    .is_err_and(|error| error.kind() == clap::error::ErrorKind::ArgumentConflict);
+                let fits = everywhere.contains(&id) || allowed.contains(&id);
+                assert_eq!(refused, !fits, "{mode} with {id}");
+            }
+        }
     }
 
     #[test]

@@ -4,11 +4,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::args::Args;
+use super::exit::Failure;
 use crate::closure::dump::Format;
 use crate::closure::profile;
 use crate::closure::resolve::Roots;
 use crate::monitor::Settings;
 use crate::monitor::mount::MountError;
+use crate::protocol::control::ReloadError;
 
 /// Fewer than two threads cost a wake-up more a request (60 against 15 to 20 microseconds, measured); more than
 /// eight have nothing to do.
@@ -37,12 +39,6 @@ pub enum ConfigError {
         #[source]
         source: io::Error,
     },
-    /// The mount table knows no view there.
-    #[error("no view is mounted on '{}'; give the name or the mount point of one", .0.display())]
-    NoView(PathBuf),
-    /// The mount table cannot be read.
-    #[error(transparent)]
-    Mount(#[from] MountError),
 }
 
 /// What is to be done, checked.
@@ -140,18 +136,22 @@ fn check_name(name: &str) -> Result<(), ConfigError> {
     Ok(())
 }
 
-/// The name of the view that a person calls `view`: by its name, or by where it is mounted.
+/// The name of the view that a person calls `view`: by its name, or by where it is mounted. A name that is served wins.
 ///
 /// # Errors
-/// [`ConfigError::NoView`], [`ConfigError::BadName`].
+/// [`ReloadError::NoView`], and those of `mounted`.
 pub(super) fn view_of(
     view: &Path,
+    served: impl Fn(&str) -> bool,
     mounted: impl Fn(&Path) -> Result<Option<String>, MountError>,
-) -> Result<String, ConfigError> {
-    match view.to_str().filter(|name| !name.contains('/')) {
-        Some(name) => check_name(name).map(|()| name.to_owned()),
-        None => mounted(view)?.ok_or_else(|| ConfigError::NoView(view.to_owned())),
+) -> Result<String, Failure> {
+    let name = view.to_str().filter(|name| check_name(name).is_ok());
+    if let Some(name) = name.filter(|name| served(name)) {
+        return Ok(name.to_owned());
     }
+    // A name that nobody serves is looked for all the same: that says where.
+    let found = mounted(view)?.or_else(|| name.map(str::to_owned));
+    Ok(found.ok_or_else(|| ReloadError::NoView(view.to_owned()))?)
 }
 
 #[cfg(test)]
@@ -218,9 +218,27 @@ mod tests {
 
     #[test]
     fn a_view_is_reloaded_by_name_or_by_place() {
-        let mounted = |at: &Path| Ok((at == Path::new("/mnt")).then(|| "web".to_owned()));
-        assert_eq!(view_of(Path::new("web"), mounted).unwrap(), "web");
-        assert_eq!(view_of(Path::new("/mnt"), mounted).unwrap(), "web");
-        assert!(matches!(view_of(Path::new("/other"), mounted), Err(ConfigError::NoView(_))));
+        let mounted = |at: &Path| {
+            Ok(["/mnt", ".", "here", "db"].map(Path::new).contains(&at).then(|| "web".to_owned()))
+        };
+        let served = |name: &str| ["web", "db"].contains(&name);
+        for (view, expected) in [
+            ("web", Some("web")),
+            ("/mnt", Some("web")),
+            (".", Some("web")),
+            ("here", Some("web")),
+            // Both a view's name and a mount point.
+            ("db", Some("db")),
+            ("nosuch", Some("nosuch")),
+            ("./nosuch", None),
+            ("/other", None),
+            ("..", None),
+        ] {
+            let found = view_of(Path::new(view), served, mounted);
+            match expected {
+                Some(name) => assert_eq!(found.unwrap(), name, "{view}"),
+                None => assert!(matches!(found, Err(Failure::Reload(ReloadError::NoView(_)))), "{view}"),
+            }
+        }
     }
 }

@@ -72,7 +72,8 @@ fn run(config: Config) -> Result<Exit, Failure> {
             Ok(Exit::Success)
         }
         Action::Reload { view, states } => {
-            let name = config::view_of(&view, mount::view_at)?;
+            let served = |name: &str| monitor::state::control(&states.join(name)).exists();
+            let name = config::view_of(&view, served, mount::view_at)?;
             let state = states.join(&name);
             monitor::state::examine(&state)?;
             let said = control::reload(&name, &monitor::state::control(&state))?;

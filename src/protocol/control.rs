@@ -134,6 +134,9 @@ pub enum ReloadError {
         /// Its control socket.
         path: PathBuf,
     },
+    /// The mount table has no view there.
+    #[error("no view is mounted on '{}'; start it, or give the name or the mount point of one", .0.display())]
+    NoView(PathBuf),
     /// The monitor cannot be spoken to.
     #[error("cannot ask the monitor at '{}'", path.display())]
     Io {

@@ -47,6 +47,8 @@ fn wrong_usage() {
         ("usage-two-mount-points", &["--system", "x", "/a", "/b"]),
         ("usage-name", &["--system", "x", "--name", "../up"]),
         ("usage-report-and-quiet", &["--system", "x", "--report", "--quiet"]),
+        ("usage-reload-and-store", &["--reload", "web", "--store", "auto"]),
+        ("usage-dump-and-gc-root", &["--system", "x", "--dump-closure", "--gc-root", "/roots"]),
         ("usage-idle-polling", &["--system", "x", "--idle-polling", "often"]),
         ("usage-log-format", &["--system", "x", "--log-format", "yaml"]),
     ] {
