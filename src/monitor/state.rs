@@ -23,7 +23,7 @@ use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::protocol::handshake::Agreement;
-use crate::values::{StorePath, View};
+use crate::values::{StorePath, View, lossless};
 
 /// Version of [`State`]'s layout.
 pub const VERSION: u32 = 1;
@@ -34,11 +34,12 @@ pub struct State {
     /// Layout, [`VERSION`].
     pub version: u32,
     /// Where the view is mounted.
+    #[serde(with = "lossless")]
     pub mountpoint: PathBuf,
     /// Whether the mount point was made for it: what earlier versions know of `made`.
     pub created: bool,
     /// Directories that were made for it, outermost first. Absent in what earlier versions wrote.
-    #[serde(default)]
+    #[serde(default, with = "lossless::many")]
     pub made: Vec<PathBuf>,
     /// What was agreed on with the kernel.
     pub agreement: Agreement,
@@ -48,13 +49,14 @@ pub struct State {
     #[serde(default)]
     pub roots: BTreeSet<StorePath>,
     /// Directories in which links of this view may be. Absent in what earlier versions wrote.
-    #[serde(default)]
+    #[serde(default, with = "lossless::many")]
     pub link_dirs: BTreeSet<PathBuf>,
     /// Number of the switch that made it so.
     pub epoch: u32,
     /// Names that an unfinished switch changed, and that the kernel may remember as they were.
     pub unsettled: Vec<StorePath>,
     /// Where the store lies.
+    #[serde(with = "lossless")]
     pub store: PathBuf,
 }
 
@@ -286,6 +288,8 @@ pub fn control(state: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStrExt;
+
     use super::*;
     use crate::protocol::handshake::Io;
 
@@ -311,11 +315,19 @@ mod tests {
         let path = dir.path().join("a/b");
         let open = StateDir::open(&path, "b").unwrap();
         assert_eq!(open.read().unwrap(), None);
-        open.write(&state()).unwrap();
+        let odd = || PathBuf::from(std::ffi::OsStr::from_bytes(b"/\xff"));
+        let state = State {
+            mountpoint: odd(),
+            made: vec![odd()],
+            link_dirs: [odd()].into(),
+            store: odd(),
+            ..state()
+        };
+        open.write(&state).unwrap();
         assert!(matches!(StateDir::open(&path, "b"), Err(StateError::Taken { name }) if name == "b"));
         drop(open);
         let again = StateDir::open(&path, "b").unwrap();
-        assert_eq!(again.read().unwrap(), Some(state()));
+        assert_eq!(again.read().unwrap(), Some(state));
         again.remove();
         assert!(!path.exists());
     }

@@ -27,7 +27,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::handshake::Agreement;
-use crate::values::{StorePath, View};
+use crate::values::{StorePath, View, lossless};
 
 /// Descriptors of one order at most: the body, the device, the store directory, and where processors are kept awake.
 const DESCRIPTORS_MAX: usize = 4;
@@ -59,12 +59,14 @@ pub struct Start {
     /// Threads that answer requests.
     pub threads: usize,
     /// The node journal, which exists; none: node ids die with the server.
+    #[serde(with = "lossless::optional")]
     pub journal: Option<PathBuf>,
     /// Whether an earlier server may have taken requests.
     pub resume: bool,
     /// Names that the kernel may have cached otherwise than they are.
     pub invalidate: Vec<StorePath>,
     /// The file that a server holds locked as long as it lives: two must never read one device.
+    #[serde(with = "lossless::optional")]
     pub lock: Option<PathBuf>,
     /// The monitor's process id, if the server is to end with it: where a service manager keeps the device, a
     /// successor brings a server of its own.

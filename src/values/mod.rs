@@ -2,6 +2,7 @@
 //!
 //! Nothing here touches a disk, a process or Nix.
 
+pub mod lossless;
 mod path;
 mod view;
 

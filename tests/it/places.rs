@@ -1,7 +1,8 @@
 //! Where a view is mounted: dead mounts in the way, places spelled in other ways, and what is left behind.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -285,6 +286,23 @@ fn directories_made_for_a_view_go_with_it() {
     fs::write(first.join("kept"), "").unwrap();
     end(view);
     assert!(first.join("kept").exists() && !first.join("b").exists());
+}
+
+/// A mount point need not be text: the state that a successor needs is written all the same.
+#[test]
+fn a_mount_point_that_is_not_utf8() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let (dir, name) = (crate::util::scratch(), unique_name());
+    let at = dir.path().join(OsStr::from_bytes(b"not-utf8-\xff/view"));
+    // Where no other test reads the mount table.
+    let program = fixture.program().inside(["unshare", "-m"]).args(["--name", &name]).arg(&at);
+    let mut view = program.mount_at(&at);
+    assert!(Path::new("/run/nix-store-fs/.state").join(&name).join("state").exists(), "{}", view.stderr());
+    assert!(!view.stderr().contains("would not survive"), "{}", view.stderr());
+    view.signal(Signal::TERM);
+    assert_eq!(view.end().code(), Some(0), "{}", view.stderr());
+    assert!(tree::list(dir.path()).unwrap().iter().all(|name| name.to_str().is_some()), "left behind");
 }
 
 /// A process with a mount namespace of its own, in which everything stays mounted that is mounted now.

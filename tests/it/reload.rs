@@ -382,3 +382,47 @@ fn a_server_killed_while_it_switches() {
     running.finish().judge("servers killed while they switch");
     service.stop();
 }
+
+/// The place of a view may be spelled in any way, relative ones included; without one the name counts. A name that is served wins.
+#[test]
+fn a_view_is_found_however_it_is_named() {
+    need!(Root, Fuse, Nix);
+    let fixture = crate::util::fixture::Fixture::new();
+    let mut service = Service::new(&fixture.store).with(["--system", &fixture.system.path]);
+    service.start_ready();
+    let (name, at) = (service.name.clone(), service.path().to_owned());
+    let dir = at.parent().unwrap();
+    symlink("view", dir.join("link")).unwrap();
+    let reload = |from: &Path, view: &str| {
+        let program = Program::new().inside([Path::new("env"), Path::new("-C"), from]);
+        program.args(["--reload", view]).run()
+    };
+    let absolute = |path: &str| dir.join(path).display().to_string();
+    let places = [&absolute("view"), &absolute("view/"), &absolute("link"), &absolute("view/../link/.")];
+    for place in places.into_iter().map(String::as_str).chain([&*name, "view", "./view", "link", "view/.."]) {
+        let finished = reload(dir, place);
+        let code = if place == "view/.." { 8 } else { 0 };
+        assert_eq!(finished.status.code(), Some(code), "{place}: {finished:?}");
+    }
+    assert_eq!(reload(&at, ".").status.code(), Some(0), "the working directory");
+    let nosuch = unique_name();
+    for view in [nosuch.clone(), format!("./{nosuch}"), absolute(&nosuch), absolute("no/such"), ".".into()] {
+        let finished = reload(dir, &view);
+        assert_eq!(finished.status.code(), Some(8), "{view}: {finished:?}");
+        assert!(finished.stderr.starts_with("nix-store-fs: no view "), "{view}: {finished:?}");
+        assert!(finished.stderr.contains(&format!("'{view}'")), "{view}: {finished:?}");
+    }
+
+    // A mount point with the name of another view: that one is meant.
+    let other_at = crate::util::scratch();
+    let other = unique_name();
+    symlink("view", dir.join(&other)).unwrap();
+    let served = |count: usize| format!("serving {count} store path");
+    let finished = reload(dir, &other);
+    assert!(finished.stdout.starts_with(&served(fixture.members().len())), "{finished:?}");
+    let program = Program::on(&fixture.store).args(["--system", &fixture.file.path, "--name", &other]);
+    let _other = program.arg(other_at.path()).mount_at(other_at.path());
+    let finished = reload(dir, &other);
+    assert!(finished.stdout.starts_with(&served(1)), "{finished:?}");
+    service.stop();
+}
