@@ -142,11 +142,12 @@ fn mount(error: &MountError) -> Exit {
         | MountError::ServerLock { .. }
         | MountError::Point { .. } => Exit::MountPoint,
         MountError::NoDevice
+        | MountError::NotFuse
         | MountError::Device(_)
         | MountError::Refused { .. }
         | MountError::NoFusermount
         | MountError::Fusermount(_) => Exit::Fuse,
-        MountError::Table(_) | MountError::ReadAhead { .. } => Exit::Failure,
+        MountError::NoProc | MountError::Table(_) | MountError::ReadAhead { .. } => Exit::Failure,
     }
 }
 

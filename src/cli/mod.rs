@@ -55,10 +55,14 @@ fn run(config: Config) -> Result<Exit, Failure> {
             print(|out| version::write(out))?;
             Ok(Exit::Success)
         }
-        Action::Mount(settings) => match monitor::run(*settings)? {
-            Ending::Unmounted => Ok(Exit::Success),
-            Ending::HandedOver => Ok(Exit::HandedOver),
-        },
+        Action::Mount(settings) => {
+            // The server is started from there as well.
+            mount::mounts()?;
+            match monitor::run(*settings)? {
+                Ending::Unmounted => Ok(Exit::Success),
+                Ending::HandedOver => Ok(Exit::HandedOver),
+            }
+        }
         Action::Dump { roots, store, format } => {
             // The store may take its thread into another mount namespace: here that harms nobody, but a thread
             // of its own is the rule.

@@ -119,6 +119,9 @@ fn follow_all(
             .map_err(|source| ResolveError::File { path: path.clone(), source })?;
         lines.extend(parse(&text));
     }
+    if let Some(path) = roots.file.as_ref().filter(|_| lines.is_empty()) {
+        tracing::warn!(file = %path.display(), "the roots file names no root: nothing is served until it does and the view is reloaded");
+    }
     let mut found = Vec::with_capacity(lines.len());
     for line in lines {
         let followed = profile::follow(&line.path, dirs);
@@ -249,7 +252,7 @@ mod tests {
             (StoreError::Open { uri: "local".into(), cause: String::new() }.into(), true),
             (StoreError::NoSuchStore { uri: "local".into(), missing: "/nix".into() }.into(), true),
             (StoreError::Configured(Box::new(daemon())).into(), true),
-            (StoreError::Invalid { path: root() }.into(), true),
+            (StoreError::Invalid { store: "local".into(), path: root() }.into(), true),
             (StoreError::Query { operation: "ask", path: root(), cause: String::new() }.into(), true),
             (StoreError::TempRoot { path: root(), cause: String::new() }.into(), true),
             (bad().into(), false),
@@ -258,7 +261,7 @@ mod tests {
             (StoreError::Version { built: "2.26", loaded: "2.27".into() }.into(), false),
             (NotAClosure(root()).into(), true),
             (RootsError::NotADirectory("/roots".into()).into(), true),
-            (RootsError::Make(StoreError::Invalid { path: root() }).into(), true),
+            (RootsError::Make(StoreError::Invalid { store: "local".into(), path: root() }).into(), true),
             (RootsError::Closed.into(), false),
         ];
         for (error, passes) in cases {

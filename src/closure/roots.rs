@@ -277,7 +277,8 @@ impl RootLinks {
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
-                return Err(RootsError::NotADirectory(self.dir.clone()));
+                let file = self.dir.ancestors().find(|path| path.exists() && !path.is_dir());
+                return Err(RootsError::NotADirectory(file.unwrap_or(&self.dir).to_owned()));
             }
             Err(error) => return Err(list(error)),
         }
@@ -535,7 +536,7 @@ mod tests {
         }
         symlink(Path::new("/nix/store").join(root.as_str()), link)
             .map(|()| true)
-            .map_err(|_| StoreError::Invalid { path: root.clone() })
+            .map_err(|_| StoreError::Invalid { store: "local".to_owned(), path: root.clone() })
     }
 
     fn names(dir: &Path) -> BTreeSet<String> {

@@ -80,6 +80,22 @@ pub enum StoreError {
         /// Nix's reason.
         cause: String,
     },
+    /// Nix wants to write to the store, and its mount is read-only.
+    #[error(
+        "cannot open the Nix store '{uri}': {cause}; {} is on a read-only mount: use --store '{address}', and enable Nix's \
+         experimental feature 'read-only-local-store' in nix.conf or NIX_CONFIG",
+        .place.display()
+    )]
+    ReadOnly {
+        /// The address as given.
+        uri: String,
+        /// Nix's reason.
+        cause: String,
+        /// The part of the store that cannot be written to.
+        place: PathBuf,
+        /// The address with which Nix does not write.
+        address: String,
+    },
     /// Opening the store would make its read-only mount writable for the whole machine.
     #[error(
         "not opening the Nix store '{uri}': {} is on a read-only mount, which Nix would make writable for \
@@ -114,9 +130,12 @@ pub enum StoreError {
     },
     /// The store does not hold the path, or not completely.
     #[error(
-        "store path '{path}' is not valid: Nix's database does not know it; build or copy it into the store first"
+        "store path '{path}' is not valid: the database of the Nix store '{store}' does not know it; build or copy it into \
+         that store first"
     )]
     Invalid {
+        /// The store's address.
+        store: String,
         /// The path.
         path: StorePath,
     },
@@ -172,6 +191,7 @@ impl StoreError {
             | Self::Examine { .. }
             | Self::Daemon { .. }
             | Self::Open { .. }
+            | Self::ReadOnly { .. }
             | Self::ReadOnlyMount { .. }
             | Self::Invalid { .. }
             | Self::Query { .. }

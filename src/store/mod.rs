@@ -65,6 +65,7 @@ pub fn nix_version() -> String {
 /// local store by process, so a second one's first root replaces all those of the first.
 pub struct Store {
     handle: UniquePtr<bridge::Handle>,
+    uri: String,
     dir: PathBuf,
     real_dir: PathBuf,
 }
@@ -131,7 +132,7 @@ impl Store {
                 require(uri, &state.join("db/db.sqlite"))?;
                 require(uri, &real)?;
                 protect_mount(uri, &real)?;
-                open_handle("local", &parsed).map_err(open)?
+                open_handle("local", &parsed).map_err(|cause| read_only(uri, &state, &real, cause))?
             }
         };
         let unsupported = |e: cxx::Exception| {
@@ -143,7 +144,8 @@ impl Store {
         };
         let dir = path_from(handle.logical_dir().map_err(unsupported)?);
         let real_dir = path_from(handle.physical_dir().map_err(unsupported)?);
-        Ok(Self { handle, dir, real_dir })
+        let uri = if uri.is_empty() { AUTO } else { uri }.to_owned();
+        Ok(Self { handle, uri, dir, real_dir })
     }
 
     /// The directory that store paths begin with, wherever their files are.
@@ -179,7 +181,7 @@ impl Store {
         };
         for root in roots {
             if !self.is_valid(root)? {
-                return Err(StoreError::Invalid { path: root.clone() });
+                return Err(StoreError::Invalid { store: self.uri.clone(), path: root.clone() });
             }
         }
         let names: Vec<String> = roots.iter().map(|root| root.as_str().to_owned()).collect();
@@ -288,6 +290,23 @@ fn require(uri: &str, path: &Path) -> Result<(), StoreError> {
             Err(StoreError::NoSuchStore { uri: uri.to_owned(), missing: path.to_owned() })
         }
         Err(e) => Err(StoreError::Examine { uri: uri.to_owned(), path: path.to_owned(), source: e.into() }),
+    }
+}
+
+/// Why a local store cannot be opened: its mount may be read-only.
+fn read_only(uri: &str, state: &Path, real: &Path, cause: Failure) -> StoreError {
+    let is_read_only = |path: &&Path| {
+        rustix::fs::statvfs(*path).is_ok_and(|fs| fs.f_flag.contains(StatVfsMountFlags::RDONLY))
+    };
+    // On NixOS the store itself is on a read-only mount, which Nix remounts for itself: that is no reason to fail.
+    match Some(state).filter(is_read_only) {
+        Some(_) => StoreError::ReadOnly {
+            uri: uri.to_owned(),
+            cause: cause.text,
+            place: Some(real).filter(is_read_only).unwrap_or(state).to_owned(),
+            address: uri::read_only(uri),
+        },
+        None => StoreError::Open { uri: uri.to_owned(), cause: cause.text },
     }
 }
 

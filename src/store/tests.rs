@@ -198,7 +198,7 @@ fn a_root_that_is_not_valid_is_named() {
     assert!(store.is_valid(&scratch.built).unwrap());
     assert!(!store.is_valid(&absent()).unwrap());
     match store.closure(&[scratch.built.clone(), absent()]) {
-        Err(StoreError::Invalid { path }) => assert_eq!(path, absent()),
+        Err(StoreError::Invalid { path, .. }) => assert_eq!(path, absent()),
         other => panic!("{other:?}"),
     }
 }

@@ -35,6 +35,15 @@ pub(super) struct StoreUri {
     pub(super) params: Vec<(String, Vec<u8>)>,
 }
 
+/// The address of the same local store that Nix is not to write to.
+pub(super) fn read_only(uri: &str) -> String {
+    let (base, query) = uri.split_once('?').unwrap_or((uri, ""));
+    let base = if base.is_empty() || base == "auto" { "local" } else { base };
+    let given = query.split('&').filter(|pair| !pair.is_empty() && !pair.starts_with("read-only="));
+    let pairs: Vec<&str> = given.chain(["read-only=true"]).collect();
+    format!("{base}?{}", pairs.join("&"))
+}
+
 impl StoreUri {
     /// Understands `auto`, `local`, `daemon`, `local://DIR`, `unix://SOCKET` and directories, with parameters.
     pub(super) fn parse(uri: &str) -> Result<Self, StoreError> {
@@ -153,6 +162,20 @@ mod tests {
         let uri = StoreUri::parse(uri).unwrap();
         let show = |path: PathBuf| path.to_str().unwrap().to_owned();
         (show(uri.state_dir(Path::new("/S"))), show(uri.real_dir(Path::new("/R"))))
+    }
+
+    #[test]
+    fn an_address_is_made_read_only() {
+        for (uri, expected) in [
+            ("", "local?read-only=true"),
+            ("auto", "local?read-only=true"),
+            ("local", "local?read-only=true"),
+            ("local?root=/a", "local?root=/a&read-only=true"),
+            ("local?read-only=false&root=/a", "local?root=/a&read-only=true"),
+            ("/a", "/a?read-only=true"),
+        ] {
+            assert_eq!(read_only(uri), expected, "{uri}");
+        }
     }
 
     #[test]

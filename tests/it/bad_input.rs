@@ -188,6 +188,17 @@ fn gc_root_is_a_file() {
     assert_eq!(fs::read(&file).unwrap(), b"", "the file is left alone");
 }
 
+/// The same below a file: the file is named, and not what was to be made below it.
+#[test]
+fn gc_root_is_below_a_file() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let file = fixture.store.root().join("a-file");
+    fs::write(&file, "").unwrap();
+    let program = fixture.program().arg("--gc-root").arg(file.join("below/it"));
+    assert_run!("gc-root-is-a-file", &refused(program, 9));
+}
+
 /// A link is followed by nobody: a mount point is a directory.
 #[test]
 fn mount_point_is_a_dangling_link() {
@@ -207,6 +218,71 @@ fn fuse_device_is_absent() {
         "mount -t tmpfs none /dev && mknod /dev/null c 1 3 && mknod /dev/urandom c 1 9 && exec \"$@\"";
     let program = fixture.program().inside(["unshare", "-m", "sh", "-c", script, "sh"]);
     assert_run!("fuse-device-is-absent", &refused(program, 7));
+}
+
+/// A plain file, or another device, in the place of `/dev/fuse`.
+#[test]
+fn fuse_device_is_another() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let file = fixture.store.root().join("a-file");
+    fs::write(&file, "").unwrap();
+    for other in [&file, Path::new("/dev/null")] {
+        let script = format!("mount --bind {} /dev/fuse && exec \"$@\"", other.display());
+        let program = fixture.program().inside(["unshare", "-m", "sh", "-c", &script, "sh"]);
+        assert_run!("fuse-device-is-another", &refused(program, 7));
+    }
+}
+
+/// Neither the mount table nor the program itself can be found without `/proc`.
+#[test]
+fn proc_is_not_mounted() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let script = "mount -t tmpfs none /proc && exec \"$@\"";
+    let inside = |program: Program| program.inside(["unshare", "-m", "sh", "-c", script, "sh"]);
+    assert_run!("proc-is-not-mounted", &refused(inside(fixture.program()), 1));
+    let reload = inside(Program::new().args(["--reload", "/nowhere"])).run();
+    assert_eq!(reload.status.code(), Some(1), "{reload:?}");
+    assert!(reload.stderr.contains("/proc is not mounted"), "{reload:?}");
+}
+
+/// A store on a read-only mount: what is advised is what works.
+#[test]
+fn store_is_on_a_read_only_mount() {
+    need!(Root, Nix);
+    let fixture = Fixture::new();
+    // The library that the program links with brings the database up to date, which Nix's commands may be too old for.
+    assert_eq!(fixture.program().arg("--dump-closure").run().status.code(), Some(0));
+    let root = fixture.store.root().display().to_string();
+    let script = format!("mount --bind {root} {root} && mount -o remount,bind,ro {root} && exec \"$@\"");
+    let inside = |program: Program| program.inside(["unshare", "-m", "sh", "-c", &script, "sh"]);
+    let refused = refused(inside(fixture.program()), 5);
+    assert_run!("store-is-on-a-read-only-mount", &refused);
+    let advised =
+        refused.stderr.split('\'').find(|part| part.ends_with("read-only=true")).expect("an address");
+    let program =
+        Program::new().args(["--store", advised, "--system", &fixture.system.path, "--dump-closure"]);
+    let feature = "build-users-group =\nextra-experimental-features = read-only-local-store\n";
+    let finished = inside(program).env("NIX_CONFIG", feature).run();
+    assert_eq!(finished.status.code(), Some(0), "{finished:?}");
+    assert_eq!(finished.stdout.lines().count(), fixture.members().len());
+}
+
+/// A roots file in which everything is a comment serves nothing, which is said.
+#[test]
+fn roots_file_names_no_root() {
+    need!(Nix);
+    let store = NixStore::new();
+    let file = store.root().join("roots");
+    fs::write(&file, "# /nix/store/later\n\n").unwrap();
+    let finished = Program::on(&store).arg("--roots-file").arg(&file).arg("--dump-closure").run();
+    assert_eq!((finished.status.code(), &*finished.stdout), (Some(0), ""), "{finished:?}");
+    assert!(finished.stderr.contains("names no root"), "{finished:?}");
+    assert!(finished.stderr.contains(&file.display().to_string()), "{finished:?}");
+    fs::write(&file, "?/absent\n").unwrap();
+    let finished = Program::on(&store).arg("--roots-file").arg(&file).arg("--dump-closure").run();
+    assert!(!finished.stderr.contains("names no root"), "{finished:?}");
 }
 
 /// An ordinary user, a `/dev/fuse` for root alone.

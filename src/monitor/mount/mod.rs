@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::FileType;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
@@ -30,6 +31,8 @@ pub use table::{Mount, mounts};
 /// The file system type in the mount table.
 pub const TYPE: &str = "fuse.nix-store-fs";
 const DEVICE: &str = "/dev/fuse";
+/// Its major and minor number (`Documentation/admin-guide/devices.txt` of Linux).
+const FUSE_DEVICE: (u32, u32) = (10, 229);
 /// How long a file system that is in the way may take to answer.
 const PULSE: Duration = Duration::from_secs(2);
 
@@ -90,6 +93,12 @@ pub enum MountError {
         "/dev/fuse does not exist; load the kernel module with 'modprobe fuse', or pass the device into this container"
     )]
     NoDevice,
+    /// What is in the place of the FUSE device is another device, or a file.
+    #[error(
+        "/dev/fuse is not the FUSE device, which is character device 10:229; pass the host's device into this container, or \
+         replace it: 'rm /dev/fuse && mknod /dev/fuse c 10 229'"
+    )]
+    NotFuse,
     /// The FUSE device may not be opened.
     #[error("/dev/fuse may not be opened; run as root, or allow this user or container to use the device")]
     Device(#[source] io::Error),
@@ -112,8 +121,11 @@ pub enum MountError {
         "fusermount3 cannot mount for an ordinary user: {0}; ask the administrator for access to /dev/fuse and the mount point, or run as root"
     )]
     Fusermount(String),
+    /// There is no mount table.
+    #[error("/proc is not mounted; mount it with 'mount -t proc proc /proc'")]
+    NoProc,
     /// The mount table cannot be read.
-    #[error("cannot read the mount table")]
+    #[error("cannot read the mount table '/proc/self/mountinfo'")]
     Table(#[source] io::Error),
 }
 
@@ -216,6 +228,7 @@ impl Point {
     /// [`MountError`]; the mount point is removed again if it was made.
     pub fn mount(mut self, name: &str) -> Result<(Mounted, OwnedFd), MountError> {
         let source = source(name);
+        check_device()?;
         let device = if rustix::process::geteuid().is_root() {
             mount_as_root(&self.at, &source)?
         } else {
@@ -279,6 +292,17 @@ fn clear_dead(at: &Path, name: &str) -> Result<(), MountError> {
         return Err(MountError::Mounted { at: at.to_owned(), by });
     }
     Ok(())
+}
+
+/// Refuses another device in the place of the FUSE device; that none is there, or may be opened, is found when it is.
+fn check_device() -> Result<(), MountError> {
+    let Ok(found) = rustix::fs::stat(DEVICE) else { return Ok(()) };
+    let is_device = FileType::from_raw_mode(found.st_mode) == FileType::CharacterDevice;
+    if is_device && found.st_rdev == rustix::fs::makedev(FUSE_DEVICE.0, FUSE_DEVICE.1) {
+        Ok(())
+    } else {
+        Err(MountError::NotFuse)
+    }
 }
 
 fn mount_as_root(at: &Path, source: &str) -> Result<OwnedFd, MountError> {

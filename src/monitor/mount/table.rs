@@ -1,6 +1,7 @@
 //! The mount table of this process: `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
 
 use std::ffi::OsString;
+use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
@@ -29,7 +30,7 @@ impl Mount {
 /// The mounts of this process's mount namespace; later ones lie on top of earlier ones.
 ///
 /// # Errors
-/// [`MountError::Table`].
+/// [`MountError::Table`], [`MountError::NoProc`].
 pub fn mounts() -> Result<Vec<Mount>, MountError> {
     of(Path::new("/proc/self"))
 }
@@ -37,9 +38,12 @@ pub fn mounts() -> Result<Vec<Mount>, MountError> {
 /// The mounts that the process `/proc/PID` sees.
 ///
 /// # Errors
-/// [`MountError::Table`].
+/// [`MountError::Table`], [`MountError::NoProc`].
 pub(super) fn of(process: &Path) -> Result<Vec<Mount>, MountError> {
-    let table = std::fs::read(process.join("mountinfo")).map_err(MountError::Table)?;
+    let table = std::fs::read(process.join("mountinfo")).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => MountError::NoProc,
+        _ => MountError::Table(error),
+    })?;
     Ok(table.split(|b| *b == b'\n').filter_map(parse).collect())
 }
 

@@ -24,7 +24,7 @@ fn start_status_stop() {
     assert_eq!(fs::read_to_string(host.view().join(&one.base).join("name")).unwrap(), "one\n");
     assert_eq!(host.mounts().len(), 1, "{:?}", host.mounts());
     let status = host.machine.run(&format!("systemctl --no-pager --full status {}", host.unit()));
-    assert!(status.contains("Status: \"serving 1 store paths since "), "{status}");
+    assert!(status.contains("Status: \"serving 1 store path since "), "{status}");
     assert!(status.contains("Active: active (running)"), "{status}");
 
     host.tell("stop");
