@@ -16,10 +16,10 @@ mod private;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
+use rustix::fs::{CWD, FileType, FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::protocol::handshake::Agreement;
@@ -112,11 +112,11 @@ pub enum StateError {
     },
 }
 
-/// An open state directory; dropping it frees its lock.
+/// An open state directory; dropping it frees its lock. Nobody else can change what its path means, so no descriptor of it
+/// is kept: a monitor has to do with few.
 #[derive(Debug)]
 pub struct StateDir {
     path: PathBuf,
-    dir: OwnedFd,
     _lock: File,
 }
 
@@ -143,9 +143,10 @@ impl StateDir {
         for (file, kind) in FILES {
             private::examine_file(dir.as_fd(), path, file, kind)?;
         }
-        let lock = open_file(dir.as_fd(), "lock", OFlags::CREATE | OFlags::WRONLY).map_err(fail("lock"))?;
+        let lock = open_file(dir.as_fd(), Path::new("lock"), OFlags::CREATE | OFlags::WRONLY)
+            .map_err(fail("lock"))?;
         match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { path: path.to_owned(), dir, _lock: lock }),
+            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
             Err(rustix::io::Errno::WOULDBLOCK) => Err(StateError::Taken { name: name.to_owned() }),
             Err(error) => Err(fail("lock")(error.into())),
         }
@@ -181,11 +182,10 @@ impl StateDir {
         };
         let text = serde_json::to_vec(state).map_err(|error| fail("encode")(error.into()))?;
         let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY;
-        open_file(self.dir.as_fd(), "state.new", flags)
+        open_file(CWD, &self.path.join("state.new"), flags)
             .and_then(|mut next| next.write_all(&text))
             .map_err(fail("write"))?;
-        rustix::fs::renameat(&self.dir, "state.new", &self.dir, "state")
-            .map_err(|error| fail("replace")(error.into()))
+        std::fs::rename(self.path.join("state.new"), &path).map_err(fail("replace"))
     }
 
     /// Reads what an earlier monitor wrote. `None`: nothing.
@@ -193,7 +193,7 @@ impl StateDir {
     /// # Errors
     /// [`StateError::File`], [`StateError::Version`].
     pub fn read(&self) -> Result<Option<State>, StateError> {
-        read(self.dir.as_fd(), &self.path)
+        read(&self.path)
     }
 
     /// Removes the directory and what belongs to it: the view has ended.
@@ -204,13 +204,13 @@ impl StateDir {
 
     fn remove_files(&self) {
         for (file, _) in FILES {
-            let _ = rustix::fs::unlinkat(&self.dir, file, AtFlags::empty());
+            let _ = std::fs::remove_file(self.path.join(file));
         }
     }
 
     /// Whether a server holds its lock.
     fn is_served(&self) -> bool {
-        let lock = open_file(self.dir.as_fd(), "server", OFlags::RDONLY);
+        let lock = open_file(CWD, &self.server_lock(), OFlags::RDONLY);
         lock.is_ok_and(|lock| rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared).is_err())
     }
 }
@@ -218,8 +218,7 @@ impl StateDir {
 impl Drop for StateDir {
     fn drop(&mut self) {
         // A state, or a server that reads a device, is for a successor.
-        let state = rustix::fs::statat(&self.dir, "state", AtFlags::SYMLINK_NOFOLLOW);
-        if state.is_ok() || self.is_served() {
+        if self.path.join("state").symlink_metadata().is_ok() || self.is_served() {
             return;
         }
         self.remove_files();
@@ -228,7 +227,7 @@ impl Drop for StateDir {
 }
 
 /// Opens a file of a state directory, never through a link.
-fn open_file(dir: BorrowedFd<'_>, name: &str, flags: OFlags) -> io::Result<File> {
+fn open_file(dir: BorrowedFd<'_>, name: &Path, flags: OFlags) -> io::Result<File> {
     let mode = Mode::from_raw_mode(0o600);
     Ok(rustix::fs::openat(dir, name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, mode)?.into())
 }
@@ -242,15 +241,15 @@ pub fn examine(path: &Path) -> Result<(), StateError> {
 }
 
 /// What an earlier monitor wrote. `None`: nothing.
-fn read(dir: BorrowedFd<'_>, path: &Path) -> Result<Option<State>, StateError> {
+fn read(dir: &Path) -> Result<Option<State>, StateError> {
     #[derive(Deserialize)]
     struct Versioned {
         version: u32,
     }
-    let path = path.join("state");
+    let path = dir.join("state");
     let fail = |source: io::Error| StateError::File { doing: "read", path: path.clone(), source };
     let mut text = Vec::new();
-    match open_file(dir, "state", OFlags::RDONLY).and_then(|mut file| file.read_to_end(&mut text)) {
+    match open_file(CWD, &path, OFlags::RDONLY).and_then(|mut file| file.read_to_end(&mut text)) {
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(fail(error)),
@@ -276,7 +275,7 @@ pub fn server_lock(state: &Path) -> PathBuf {
 #[must_use]
 pub fn made_before(state: &Path) -> Vec<PathBuf> {
     let dir = private::open(state, false).ok().flatten();
-    let before = dir.and_then(|dir| read(dir.as_fd(), state).ok().flatten());
+    let before = dir.and_then(|_| read(state).ok().flatten());
     before.map_or_else(Vec::new, |state| state.made)
 }
 
