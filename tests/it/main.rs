@@ -43,6 +43,7 @@ mod reload;
 mod repair;
 mod rooms;
 mod roots;
+mod setup;
 mod sharing;
 mod stores;
 mod stuck;
