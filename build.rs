@@ -103,7 +103,7 @@ fn missing(error: &pkg_config::Error) -> String {
     format!(
         "nix-store-fs needs the development files of Nix's C++ store library, version {} or newer, and \
          pkg-config does not find them:\n  {}\nWhat to do:\n  \
-         Debian 12 or 13:  scripts/setup && . scripts/env   (builds the library once, in a few minutes)\n  \
+         Debian:           scripts/setup && . scripts/env   (builds the library once, in a few minutes)\n  \
          NixOS, nixpkgs:   nix develop\n  \
          elsewhere:        install pkg-config and Nix's development files, so that\n                    \
          `pkg-config --modversion nix-store` answers; PKG_CONFIG_PATH says where to look",

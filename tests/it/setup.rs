@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use crate::util::{DEADLINE, gate, wait_readable};
 
 /// What the stub stands in for.
-const STUBS: [&str; 13] = [
+const STUBS: [&str; 14] = [
     "apt-get",
     "cargo",
     "debootstrap",
@@ -29,6 +29,7 @@ const STUBS: [&str; 13] = [
     "ninja",
     "pkg-config",
     "python3",
+    "rustc",
     "sudo",
     "tar",
 ];
@@ -66,7 +67,7 @@ fn works(first: &str, last: &str) -> Vec<&'static str> {
     all[position(first)..=position(last)].to_vec()
 }
 
-/// A Debian machine without fuse3 and without a Nix library.
+/// A Debian machine without fuse3, without a Nix library, and with Debian's own cargo.
 struct Machine {
     dir: TempDir,
     /// A stub that blocks reads a line from it.
@@ -114,6 +115,11 @@ impl Machine {
         Self { dir, go }
     }
 
+    fn lacks(self, package: &str) -> Self {
+        fs::write(self.dir.path().join("missing").join(package), "").unwrap();
+        self
+    }
+
     /// Starts `scripts/setup --test` in a process group of its own.
     fn start(&self, environment: &[(&str, &str)]) -> Running {
         let dir = self.dir.path();
@@ -129,6 +135,7 @@ impl Machine {
             .env("HOME", dir)
             .env("XDG_CACHE_HOME", dir.join("cache"))
             .env("TMPDIR", dir.join("tmp"))
+            .env("CARGO", "debian")
             .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -285,4 +292,30 @@ fn a_library_that_is_not_there_is_built_again() {
     let next = machine.run(&[]);
     assert!(next.status.success(), "{next:?}");
     assert_eq!(next.works.last().map(String::as_str), Some(LAST));
+}
+
+/// A Rust that is too old is named before anything is done.
+#[test]
+fn an_old_rust_is_refused_first() {
+    for (rust, accepted) in [("1.85.1", false), ("1.88.0", true)] {
+        let ended = Machine::new().run(&[("RUST", rust)]);
+        assert_eq!(ended.status.success(), accepted, "{rust}: {ended:?}");
+        assert_eq!(ended.works.is_empty(), !accepted, "{rust}: {ended:?}");
+        assert_eq!(ended.stderr.contains("no Rust 1.88 or newer"), !accepted, "{rust}: {ended:?}");
+    }
+}
+
+/// Debian packages rustfmt and clippy apart from its cargo; with another cargo it is not for apt to install them.
+#[test]
+fn rustfmt_and_clippy_come_from_where_cargo_does() {
+    let machine = Machine::new().lacks("rustfmt").lacks("rust-clippy");
+    let rustup = machine.run(&[("CARGO", "rustup")]);
+    assert_eq!(rustup.status.code(), Some(1), "{rustup:?}");
+    assert!(rustup.stderr.contains("rustup component add rustfmt clippy"), "{rustup:?}");
+    assert!(!rustup.stderr.contains("install rustfmt"), "{rustup:?}");
+
+    let debian = machine.run(&[]);
+    assert!(debian.status.success(), "{debian:?}");
+    assert!(debian.stderr.contains(": rustfmt rust-clippy\n"), "{debian:?}");
+    assert!(!machine.dir.path().join("missing/rust-clippy").exists(), "{debian:?}");
 }

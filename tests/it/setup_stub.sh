@@ -5,7 +5,8 @@
 #   missing/NAME   the package NAME is not installed
 #   works          one line for each piece of work that was begun
 #   reached NAME, go   FIFOs: a stub that blocks in the work NAME writes to the first and then reads from the second
-# In the environment: $FAIL and $BLOCK name a piece of work, $LOSE makes the library's installation do nothing.
+# In the environment: $FAIL and $BLOCK name a piece of work, $LOSE makes the library's installation do nothing, $CARGO says
+# whose cargo it is, $RUST which version.
 set -euo pipefail
 
 work() {
@@ -44,6 +45,7 @@ case "$name $*" in
     for package in "$@"; do :; done
     if [ ! -e "$STUBS/missing/$package" ]; then echo installed; fi
     ;;
+"dpkg-query -S "*) if [ "$CARGO" = debian ]; then echo "cargo: $2"; else exit 1; fi ;;
 "dpkg --configure -a") ;;
 "dpkg --print-architecture") echo arm64 ;;
 "dpkg --compare-versions "*) printf '%s\n' "$4" "$2" | sort -CV ;;
@@ -55,6 +57,9 @@ case "$name $*" in
 "id -u") echo 1000 ;;
 "sudo mkdir /nix") ;;
 "sudo "*) exec "$@" ;;
+"cargo fmt "*) [ ! -e "$STUBS/missing/rustfmt" ] ;;
+"cargo clippy "*) [ ! -e "$STUBS/missing/rust-clippy" ] ;;
+"rustc --version") echo "rustc ${RUST:-1.97.1}" ;;
 "python3 -m venv "*)
     work venv
     mkdir -p "$3/bin"
