@@ -16,12 +16,15 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::FileType;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
+
+use super::poll;
+use super::probe::Probe;
 
 pub use earlier::{Served, refuse_served};
 pub use place::place;
@@ -255,16 +258,16 @@ enum Pulse {
     Silent,
 }
 
-/// Asks what is mounted at `at`, from a thread that may hang. statfs(2) always asks the server, while the kernel answers
+/// Asks what is mounted at `at`, from a process that may hang. statfs(2) always asks the server, while the kernel answers
 /// stat(2) of a dead mount from its cache.
 fn pulse(at: &Path) -> Pulse {
-    let at = at.to_owned();
-    let (tell, told) = std::sync::mpsc::channel();
-    let asked = std::thread::Builder::new().name("pulse".to_owned()).spawn(move || {
-        let dead = matches!(rustix::fs::statfs(&at), Err(Errno::NOTCONN));
-        let _ = tell.send(if dead { Pulse::Dead } else { Pulse::Answers });
-    });
-    asked.ok().and_then(|_| told.recv_timeout(PULSE).ok()).unwrap_or(Pulse::Silent)
+    let Ok(probe) = Probe::start(at) else { return Pulse::Silent };
+    let until = Instant::now() + PULSE;
+    match poll::readable(&[probe.done()], Some(until)).ok().and_then(|_| probe.answer()) {
+        Some(Err(error)) if Errno::from_io_error(&error) == Some(Errno::NOTCONN) => Pulse::Dead,
+        Some(_) => Pulse::Answers,
+        None => Pulse::Silent,
+    }
 }
 
 /// What is mounted at `at`, the topmost if several are.
