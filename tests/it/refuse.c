@@ -1,7 +1,7 @@
 /* Runs a command for which one system call always fails.
  *
  * usage: refuse ERRNO CALL COMMAND [ARGUMENT]...
- * CALL is readlinkat or preadv2 (seccomp(2), SECCOMP_RET_ERRNO). */
+ * CALL is readlinkat, preadv2, openat2 or dup3 (seccomp(2), SECCOMP_RET_ERRNO). */
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <stddef.h>
@@ -20,6 +20,10 @@ int main(int argc, char **argv)
         number = SYS_readlinkat;
     else if (!strcmp(argv[2], "preadv2"))
         number = SYS_preadv2;
+    else if (!strcmp(argv[2], "openat2"))
+        number = SYS_openat2;
+    else if (!strcmp(argv[2], "dup3"))
+        number = SYS_dup3;
     else
         return 2;
     struct sock_filter filter[] = {

@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Instant;
 
+use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use rustix::process::{Signal, kill_process};
 
 use crate::util::collecting::Collecting;
 use crate::util::fixture::Fixture;
-use crate::util::program::{Finished, Program};
+use crate::util::program::{Finished, Program, unique_name};
 use crate::util::service::{Service, Victim};
 use crate::util::{DEADLINE, mounts, tree};
 
@@ -289,24 +290,37 @@ fn sigterm_ends_a_start_that_hangs() {
     drop(hanging);
 }
 
-/// A server that cannot start at all: the new view ends with the reason, and nothing is left.
+/// A server that cannot start at all: the new view ends with the reason, and nothing is left. What may pass is tried again
+/// first, with growing pauses.
 #[test]
 fn a_new_view_that_no_server_can_serve_ends() {
     need!(Root, Fuse, Nix);
     let fixture = Fixture::new();
-    let mut service = service(&fixture);
-    fs::create_dir_all(service.state()).unwrap();
-    fs::set_permissions(service.state(), std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
-    // The file that a server locks is none.
-    fs::create_dir(service.state().join("server")).unwrap();
-    service.start();
-    assert_eq!(service.ended().code(), Some(1), "{}", service.log());
-    assert!(service.log().contains("cannot take the lock"), "{}", service.log());
-    assert!(service.logged("the server keeps exiting before it answers") > 2, "{}", service.log());
-    assert!(mounts::at(service.path()).is_none());
-    assert!(service.stored().is_empty());
-    assert!(service.messages().iter().all(|message| !message.contains_key("READY")));
-    fs::remove_dir(service.state().join("server")).unwrap();
-    service.start_ready();
-    service.stop();
+    let scratch = crate::util::scratch();
+    let refuse = crate::util::compile("refuse.c", scratch.path());
+    let (no_memory, not_known) = (Errno::NOMEM.raw_os_error(), Errno::NOSYS.raw_os_error());
+    for (call, errno, code, said, tries) in [
+        ("dup3", no_memory, 1, "taking over the device: Cannot allocate memory", 9),
+        ("openat2", not_known, 7, "the store directory cannot be opened with openat2(2)", 0),
+    ] {
+        let (name, at) = (unique_name(), scratch.path().join(call));
+        let program = fixture.program().args(["--name", &name]).arg(&at);
+        let refuse = refuse.display().to_string();
+        let finished = program.inside([refuse.as_str(), &errno.to_string(), call]).run();
+        assert_eq!(finished.status.code(), Some(code), "{finished:?}");
+        let last = finished.stderr.lines().last().unwrap();
+        assert!(
+            last.starts_with("nix-store-fs: the server failed to start") && last.contains(said),
+            "{finished:?}"
+        );
+        let exited = finished
+            .stderr
+            .lines()
+            .filter(|line| line.contains("the server ") && line.contains("exit"))
+            .count();
+        assert_eq!(exited - usize::from(last.contains("exit")), tries, "{finished:?}");
+        assert!(!at.exists(), "the mount point is left");
+        assert!(mounts::all().iter().all(|mount| mount.source != format!("nix-store-fs:{name}")));
+        assert!(!Path::new("/run/nix-store-fs/.state").join(&name).exists(), "the state is left");
+    }
 }
