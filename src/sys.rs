@@ -1,4 +1,5 @@
-//! The raw calls that no library offers safely: descriptors by number, and the allocator's.
+//! The raw calls that no library offers safely: descriptors by number, what a process is started with, and the
+//! allocator's.
 
 #![allow(unsafe_code)]
 
@@ -7,6 +8,8 @@ use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use fuser::{BackingId, ReplyOpen};
+use nix::libc;
+use nix::sys::signal::Signal;
 use rustix::io::DupFlags;
 
 /// Makes the number of `target` mean what `by` means; what it meant before is closed, close-on-exec stays set
@@ -21,7 +24,8 @@ pub fn replace(target: BorrowedFd<'_>, by: impl AsFd) -> io::Result<()> {
     Ok(rustix::io::dup3(by, &mut place, DupFlags::CLOEXEC)?)
 }
 
-/// Takes ownership of a descriptor that systemd passed to this process, by its number (sd_listen_fds(3)).
+/// Takes ownership of a descriptor that systemd passed to this process, by its number (sd_listen_fds(3)). To be called
+/// before this process has opened anything itself: afterwards the number may be that of something else.
 ///
 /// # Errors
 /// `EBADF` when no such descriptor is open.
@@ -33,8 +37,18 @@ pub fn adopt(number: RawFd) -> io::Result<OwnedFd> {
     let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
     rustix::io::fcntl_setfd(borrowed, rustix::io::FdFlags::CLOEXEC)?;
     // SAFETY: the number is open, systemd passed it for this process to own, and the caller asks for each one
-    // once: the variables that name it are read once at start.
+    // once: the variables that name it are read once at start, before anything else is open.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+#[cfg(target_env = "gnu")]
+unsafe extern "C" {
+    /// close_range(2), Linux 5.9.
+    fn close_range(
+        first: std::ffi::c_uint,
+        last: std::ffi::c_uint,
+        flags: std::ffi::c_int,
+    ) -> std::ffi::c_int;
 }
 
 /// Gives the calling thread a table of descriptors of its own, with none in it but standard error and `kept`
@@ -47,13 +61,6 @@ pub fn keep_descriptor(kept: RawFd) -> io::Result<()> {
     #[cfg(target_env = "gnu")]
     {
         const CLOSE_RANGE_UNSHARE: std::ffi::c_int = 1 << 1;
-        unsafe extern "C" {
-            fn close_range(
-                first: std::ffi::c_uint,
-                last: std::ffi::c_uint,
-                flags: std::ffi::c_int,
-            ) -> std::ffi::c_int;
-        }
         let kept = kept.unsigned_abs();
         for (first, last) in [(0, 1), (3, kept.saturating_sub(1)), (kept.saturating_add(1), u32::MAX)] {
             // SAFETY: the call takes numbers. What it closes is closed in the table that it makes for this thread,
@@ -74,29 +81,51 @@ pub fn keep_descriptor(kept: RawFd) -> io::Result<()> {
 /// # Errors
 /// Those of fork(2).
 pub fn ask(path: &std::ffi::CStr) -> io::Result<rustix::process::Pid> {
-    unsafe extern "C" {
-        fn fork() -> std::ffi::c_int;
-        fn _exit(status: std::ffi::c_int) -> !;
-        fn close_range(
-            first: std::ffi::c_uint,
-            last: std::ffi::c_uint,
-            flags: std::ffi::c_int,
-        ) -> std::ffi::c_int;
-    }
     // SAFETY: the child of a process with several threads may do nothing but what is safe in a signal handler
     // (fork(2)): it makes system calls, on memory that is its own copy, allocates nothing, takes no lock, and ends
     // without returning.
-    match unsafe { fork() } {
+    match unsafe { libc::fork() } {
         0 => {
             // SAFETY: the call takes numbers, and what it closes is this process's copy, which nobody uses any more.
-            unsafe { close_range(0, u32::MAX, 0) };
+            #[cfg(target_env = "gnu")]
+            unsafe {
+                close_range(0, u32::MAX, 0)
+            };
             let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
             let answer = rustix::fs::statfs(path).map_or_else(rustix::io::Errno::raw_os_error, |_| 0);
             // SAFETY: ends this process and does nothing else.
-            unsafe { _exit(answer) }
+            unsafe { libc::_exit(answer) }
         }
         child if child > 0 => rustix::process::Pid::from_raw(child).ok_or_else(io::Error::last_os_error),
         _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Removes variables from the environment. To be called at the start of `main`, before there is another thread.
+pub fn remove_variables(names: &[&str]) {
+    for name in names {
+        // SAFETY: no other thread exists that could read the environment meanwhile.
+        unsafe { std::env::remove_var(name) };
+    }
+}
+
+/// Gives every signal that whoever started this process ignores its default disposition, but for `ignored`, which are
+/// ignored from now on. Handlers stay: those of the language's runtime are there before `main`.
+pub fn reset_signals(ignored: &[Signal]) {
+    for number in 1..=libc::SIGRTMAX() {
+        // SAFETY: a sigaction of zeros is a valid value, and the call writes to it alone. A number that it refuses,
+        // as the C library keeps it for itself, leaves it as it is: that is SIG_DFL.
+        let found = unsafe {
+            let mut found: libc::sigaction = std::mem::zeroed();
+            libc::sigaction(number, std::ptr::null(), &mut found);
+            found.sa_sigaction
+        };
+        let wanted =
+            if ignored.iter().any(|signal| *signal as i32 == number) { libc::SIG_IGN } else { libc::SIG_DFL };
+        if found != wanted && (found == libc::SIG_IGN || wanted == libc::SIG_IGN) {
+            // SAFETY: neither disposition runs any code of this program.
+            unsafe { libc::signal(number, wanted) };
+        }
     }
 }
 

@@ -9,11 +9,10 @@ mod exit;
 mod version;
 
 use std::io::{self, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 
 use clap::Parser;
-use nix::sys::signal::SigSet;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -25,7 +24,7 @@ use crate::protocol::wire::{LogSettings, Report};
 use crate::protocol::{control, wire};
 use crate::server::ServeError;
 use crate::store::Store;
-use crate::{error, server};
+use crate::{error, server, startup};
 use args::Args;
 use config::{Action, Config};
 pub use exit::{Exit, Failure};
@@ -34,12 +33,14 @@ pub use exit::{Exit, Failure};
 #[must_use]
 pub fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|argument| argument == monitor::child::SERVER_ARGUMENT) {
+        startup::begin_server();
         return run_server().into();
     }
+    let inherited = startup::begin();
     let args = Args::parse();
-    let log = args.log();
-    set_up_log(log);
-    let exit = match Config::check(args).map_err(Failure::from).and_then(run) {
+    set_up_log(args.log());
+    inherited.complain();
+    let exit = match Config::check(args).map_err(Failure::from).and_then(|args| run(args, inherited.device)) {
         Ok(exit) => exit,
         Err(failure) => {
             let _ = writeln!(io::stderr(), "nix-store-fs: {}", error::chain(&failure));
@@ -49,7 +50,7 @@ pub fn main() -> ExitCode {
     exit.into()
 }
 
-fn run(config: Config) -> Result<Exit, Failure> {
+fn run(config: Config, device: Option<OwnedFd>) -> Result<Exit, Failure> {
     match config.action {
         Action::Version => {
             print(|out| version::write(out))?;
@@ -58,7 +59,7 @@ fn run(config: Config) -> Result<Exit, Failure> {
         Action::Mount(settings) => {
             // The server is started from there as well.
             mount::mounts()?;
-            match monitor::run(*settings)? {
+            match monitor::run(*settings, device)? {
                 Ending::Unmounted => Ok(Exit::Success),
                 Ending::HandedOver => Ok(Exit::HandedOver),
             }
@@ -98,8 +99,6 @@ fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Fai
 
 /// The other process: started by the monitor with a socket as its standard input.
 fn run_server() -> Exit {
-    // The monitor takes signals as data; here they do what they always do.
-    let _ = SigSet::all().thread_unblock();
     let begun = io::stdin().as_fd().try_clone_to_owned().map_err(|error| {
         let _ = writeln!(io::stderr(), "nix-store-fs: no monitor to serve: {error}");
     });

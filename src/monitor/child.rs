@@ -36,8 +36,7 @@ impl Server {
             .arg(SERVER_ARGUMENT)
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
-            // An interrupt from the terminal is for the monitor to handle.
-            .process_group(0)
+            // It makes a session of its own: see [`crate::startup::begin_server`].
             .spawn()?;
         match pidfd_open(Pid::from_child(&process), PidfdFlags::empty()) {
             Ok(end) => Ok(Self { process, end, socket: Some(socket) }),

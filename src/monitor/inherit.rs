@@ -49,9 +49,13 @@ enum Earlier {
 }
 
 /// Opens what a monitor needs, and finds out what there is to take over. Nothing is mounted yet.
-pub(super) fn begin(settings: Settings, signals: SignalFd) -> Result<Begin, MonitorError> {
+pub(super) fn begin(
+    settings: Settings,
+    signals: SignalFd,
+    device: Option<OwnedFd>,
+) -> Result<Begin, MonitorError> {
     let state = open_state(&settings)?;
-    let (inherited, link_dirs) = match inherit(state.as_ref(), &settings)? {
+    let (inherited, link_dirs) = match inherit(state.as_ref(), &settings, device)? {
         Earlier::Nothing => (None, BTreeSet::new()),
         Earlier::Dead(link_dirs) => (None, link_dirs),
         Earlier::View(inherited) => {
@@ -135,8 +139,11 @@ fn open_state(settings: &Settings) -> Result<Option<StateDir>, MonitorError> {
     }
 }
 
-fn inherit(state: Option<&StateDir>, settings: &Settings) -> Result<Earlier, MonitorError> {
-    let device = systemd::stored_device();
+fn inherit(
+    state: Option<&StateDir>,
+    settings: &Settings,
+    device: Option<OwnedFd>,
+) -> Result<Earlier, MonitorError> {
     let Some(dir) = state else { return Ok(Earlier::Nothing) };
     let Some(device) = device else { return Ok(dead(dir)) };
     if mount::has_ended(&device) {

@@ -37,6 +37,7 @@ mod systemd;
 mod watch;
 
 use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
 use std::time::{Instant, SystemTime};
 
 use nix::sys::signal::{SigSet, Signal};
@@ -51,13 +52,14 @@ pub use ending::Ending;
 pub use error::MonitorError;
 pub use settings::Settings;
 
-/// Mounts a view, or takes over one that is mounted, and serves it to its end.
+/// Mounts a view, or takes over one that is mounted, whose `device` the service manager has kept, and serves it to its
+/// end.
 ///
 /// # Errors
 /// [`MonitorError`]; what was mounted here is unmounted again, what was taken over is left to a successor.
-pub fn run(settings: Settings) -> Result<Ending, MonitorError> {
+pub fn run(settings: Settings, device: Option<OwnedFd>) -> Result<Ending, MonitorError> {
     let signals = signals()?;
-    let Begin { mut runtime, inherited } = inherit::begin(settings, signals)?;
+    let Begin { mut runtime, inherited } = inherit::begin(settings, signals, device)?;
     let policy = Policy {
         prune: runtime.settings.prune,
         can_hand_over: systemd::is_there() && runtime.state.is_some(),

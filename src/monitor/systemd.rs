@@ -1,4 +1,4 @@
-//! What the monitor says to the service manager, and what it gets back from its descriptor store.
+//! What the monitor says to the service manager. What it gets back from its descriptor store: see [`crate::startup`].
 //!
 //! Without a service manager every call does nothing (sd_notify(3), sd_pid_notify_with_fds(3)).
 
@@ -8,10 +8,7 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 
-use crate::sys;
-
-/// Name of `/dev/fuse` in the descriptor store.
-const DEVICE: &str = "fuse";
+use crate::startup::DEVICE;
 
 fn say(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
@@ -70,21 +67,4 @@ pub(super) fn store_device(device: &OwnedFd) {
 /// Lets the device go.
 pub(super) fn forget_device() {
     say(&[NotifyState::FdStoreRemove, NotifyState::FdName(DEVICE)]);
-}
-
-/// The device that an earlier process stored. To be called once.
-#[must_use]
-pub(super) fn stored_device() -> Option<OwnedFd> {
-    let mut found = None;
-    for (number, name) in sd_notify::listen_fds_with_names().ok()? {
-        match sys::adopt(number) {
-            // Only one view is served, so only the last one stored can be meant; others are closed.
-            Ok(descriptor) if name == DEVICE => found = Some(descriptor),
-            Ok(_) => {}
-            Err(error) => {
-                tracing::warn!(%error, number, "the service manager passed a descriptor that is not open")
-            }
-        }
-    }
-    found
 }

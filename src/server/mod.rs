@@ -157,7 +157,6 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: OwnedFd) -> Result
     }
     // Held until the process ends.
     let _lock = start.lock.as_deref().map(lock).transpose()?;
-    raise_descriptor_limit();
     let watch = MemberWatch::new(&store);
     let trie = Arc::new(PathTrie::new());
     let backing = Backing::new(store);
@@ -360,15 +359,6 @@ fn follow_stale(
                 }
             }
         }
-    }
-}
-
-/// Lets this process have as many open files as it may: the soft limit is for programs that use select(2).
-fn raise_descriptor_limit() {
-    let mut limit = rustix::process::getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, limit) {
-        tracing::debug!(%error, "cannot raise the limit of open files");
     }
 }
 

@@ -26,6 +26,7 @@ mod handles;
 mod handover;
 mod hard_links;
 mod hidden;
+mod inherited;
 mod interrupted;
 mod kinds;
 mod large;

@@ -121,6 +121,12 @@ impl Program {
     }
 
     fn start(self, dir: TempDir, at: PathBuf) -> Mounted {
+        let mut mounted = self.launch(dir, at);
+        mounted.wait_ready();
+        mounted
+    }
+
+    fn launch(self, dir: TempDir, at: PathBuf) -> Mounted {
         let socket = dir.path().join("notify");
         let ready = UnixDatagram::bind(&socket).unwrap();
         fs::set_permissions(&socket, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
@@ -129,9 +135,7 @@ impl Program {
         command.env("NOTIFY_SOCKET", &socket).stdout(Stdio::null()).stderr(File::create(&stderr).unwrap());
         let child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
         // From here on the guard ends the child, also when what follows panics.
-        let mut mounted = Mounted { child, at, stderr, ready, _dir: dir };
-        mounted.wait_ready();
-        mounted
+        Mounted { child, at, stderr, ready, _dir: dir }
     }
 }
 
@@ -169,11 +173,19 @@ impl Mounted {
         kill_process(self.pid(), signal).expect("signal the program");
     }
 
+    /// The server's process, if there is one at this moment.
+    pub(crate) fn server_now(&self) -> Option<Pid> {
+        let pid = self.pid().as_raw_nonzero();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        Pid::from_raw(children.split_whitespace().next_back()?.parse().unwrap())
+    }
+
     /// The exit status of a program that was told to end, or whose mount is gone.
     pub(crate) fn end(&mut self) -> ExitStatus {
         wait(&mut self.child).unwrap_or_else(|| panic!("the program goes on; it said: {}", self.stderr()))
     }
 
+    /// Waits for READY=1; a program that ends instead fails the test at once.
     fn wait_ready(&mut self) {
         let until = Instant::now() + DEADLINE;
         let alive = pidfd_open(self.pid(), PidfdFlags::empty()).expect("pidfd_open");

@@ -1,0 +1,154 @@
+//! What a process gets from the one that starts it, set to what this program relies on.
+//!
+//! Called first in `main`, before anything is opened and before there is another thread:
+//!
+//! - descriptors from the service manager's store are taken (sd_listen_fds(3)); later their numbers may be those of
+//!   something else, if the service manager, or a shell in between, has closed one;
+//! - no signal is blocked, and only those are ignored that would end or stop a process for what it writes or reads;
+//! - soft limits that end a process or refuse it something are raised to the hard ones;
+//! - the umask is 022.
+
+use std::env::VarError;
+use std::os::fd::{OwnedFd, RawFd};
+
+use nix::sys::signal::{SigSet, Signal};
+use rustix::fs::{FileType, Mode};
+use rustix::process::Resource;
+
+use crate::sys;
+
+/// Name of `/dev/fuse` in the service manager's descriptor store.
+pub const DEVICE: &str = "fuse";
+/// Its number as a character device: `Documentation/admin-guide/devices.txt` of Linux.
+const DEVICE_NUMBER: (u32, u32) = (10, 229);
+
+/// The first descriptor of the service manager (sd_listen_fds(3)).
+const FIRST: RawFd = 3;
+/// Descriptors of the service manager at most. A view stores one.
+const MOST: u32 = 256;
+
+/// Variables that name descriptors of the process that was started with them, and of no child of it.
+const VARIABLES: [&str; 4] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID"];
+
+/// Signals that say what a failing call says as well (`EPIPE`, `EFBIG`, `EIO`), or would stop this process for writing
+/// its log to a terminal.
+const IGNORED: [Signal; 4] = [Signal::SIGPIPE, Signal::SIGXFSZ, Signal::SIGTTIN, Signal::SIGTTOU];
+
+/// What an earlier process of this service has left to this one.
+#[derive(Debug, Default)]
+pub struct Inherited {
+    /// The device of its view.
+    pub device: Option<OwnedFd>,
+    complaints: Vec<String>,
+}
+
+impl Inherited {
+    /// Logs what was wrong with the descriptors: there is no log yet when they are taken.
+    pub fn complain(&self) {
+        for complaint in &self.complaints {
+            tracing::warn!("{complaint}");
+        }
+    }
+}
+
+/// Resets what this process was started with, and takes what was stored for it.
+#[must_use]
+pub fn begin() -> Inherited {
+    let inherited = stored();
+    sys::remove_variables(&VARIABLES);
+    sys::reset_signals(&IGNORED);
+    let _ = SigSet::empty().thread_set_mask();
+    for resource in [Resource::Fsize, Resource::Nofile, Resource::Cpu] {
+        let mut limit = rustix::process::getrlimit(resource);
+        limit.current = limit.maximum;
+        // Never refused.
+        let _ = rustix::process::setrlimit(resource, limit);
+    }
+    rustix::process::umask(Mode::WGRP | Mode::WOTH);
+    inherited
+}
+
+/// The same for a server. It gets a session of its own, without a terminal: neither an interrupt nor a hang-up reaches
+/// it, and job control does not stop it.
+pub fn begin_server() {
+    let _ = begin();
+    // Refused to the leader of a process group, which a server is not unless somebody starts it by hand.
+    let _ = rustix::process::setsid();
+}
+
+fn stored() -> Inherited {
+    let mut inherited = Inherited::default();
+    let variable = |name| match std::env::var(name) {
+        Err(VarError::NotPresent) => None,
+        value => Some(value.unwrap_or_default()),
+    };
+    let [pid, fds, names] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"].map(variable);
+    for (number, name) in passed(std::process::id(), pid.as_deref(), fds.as_deref(), names.as_deref()) {
+        match sys::adopt(number) {
+            Ok(descriptor) if name != DEVICE => drop(descriptor),
+            // Only one view is served, so only the last one stored can be meant; others are closed.
+            Ok(descriptor) if is_device(&descriptor) => inherited.device = Some(descriptor),
+            Ok(_) => inherited.complaints.push(format!(
+                "the service manager passed descriptor {number} as '{DEVICE}', which is not the FUSE device; closed it"
+            )),
+            Err(error) => inherited
+                .complaints
+                .push(format!("the service manager passed descriptor {number}, which is not open: {error}")),
+        }
+    }
+    inherited
+}
+
+/// Numbers and names of the descriptors that were passed to the process `own`, by the variables' values.
+fn passed<'a>(
+    own: u32,
+    pid: Option<&str>,
+    fds: Option<&str>,
+    names: Option<&'a str>,
+) -> Vec<(RawFd, &'a str)> {
+    let number = |text: Option<&str>| text.and_then(|text| text.parse::<u32>().ok());
+    if number(pid) != Some(own) {
+        return Vec::new();
+    }
+    let count = number(fds).unwrap_or(0).min(MOST) as usize;
+    // Without a name: not to be kept.
+    let names = names.unwrap_or_default().split(':').chain(std::iter::repeat(""));
+    (FIRST..).zip(names).take(count).collect()
+}
+
+fn is_device(descriptor: &OwnedFd) -> bool {
+    rustix::fs::fstat(descriptor).is_ok_and(|stat| {
+        FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+            && (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)) == DEVICE_NUMBER
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptors_are_taken_by_the_process_that_they_were_passed_to() {
+        let all = |pid, fds, names| passed(7, pid, fds, names);
+        assert_eq!(all(Some("7"), Some("2"), Some("fuse:other")), [(3, "fuse"), (4, "other")]);
+        assert_eq!(all(Some("7"), Some("3"), Some("fuse")), [(3, "fuse"), (4, ""), (5, "")]);
+        assert_eq!(all(Some("7"), Some("1"), None), [(3, "")]);
+        assert_eq!(all(Some("7"), Some("4294967295"), Some("fuse")).len(), MOST as usize);
+        for (pid, fds) in
+            [(Some("8"), Some("1")), (None, Some("1")), (Some(""), Some("1")), (Some("7"), None)]
+        {
+            assert!(all(pid, fds, Some("fuse")).is_empty(), "{pid:?} {fds:?}");
+        }
+        assert!(all(Some("7"), Some("-1"), Some("fuse")).is_empty());
+    }
+
+    #[test]
+    fn only_the_fuse_device_is_the_device() {
+        let open = |path| std::fs::File::open(path).map(OwnedFd::from);
+        assert!(!is_device(&open("/dev/null").unwrap()));
+        assert!(!is_device(&open("/").unwrap()));
+        if let Ok(device) = open("/dev/fuse") {
+            assert!(is_device(&device));
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! What a process gets from the one that starts it: signals, limits, descriptors, a umask, a terminal. None of it makes a view behave otherwise.
+
+use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use rustix::fs::{CWD, Mode};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::util::fixture::Fixture;
+use crate::util::load;
+use crate::util::program::{Mounted, Program, unique_name};
+use crate::util::user::NOBODY;
+use crate::util::{DEADLINE, compile, mounts, scratch, store, tree};
+
+/// The program through a shell that does `first` before.
+fn after(first: &str, program: Program) -> Program {
+    program.inside(["sh", "-c", &format!(r#"{first}; exec "$@""#), "sh"])
+}
+
+/// Waits until `is_so`.
+fn wait(view: &Mounted, what: &str, is_so: impl Fn() -> bool) {
+    let until = Instant::now() + DEADLINE;
+    while !is_so() {
+        assert!(Instant::now() < until, "{what}; it said:\n{}", view.stderr());
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+}
+
+/// SIGTERM ends it well.
+fn stop(mut view: Mounted) {
+    view.signal(Signal::TERM);
+    assert_eq!(view.end().code(), Some(0), "{}", view.stderr());
+    assert!(mounts::at(view.path()).is_none(), "still mounted");
+}
+
+/// With every signal ignored and blocked by whoever starts it, a dead server is replaced and SIGTERM ends the view.
+#[test]
+fn signals_that_were_ignored_or_blocked() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let dir = scratch();
+    let helper = compile("inherited.c", dir.path());
+    let view = fixture.program().inside([helper.as_path(), Path::new("signals")]).mount();
+    let first = view.server_now().unwrap();
+    // Not SIGKILL: this one it could ignore.
+    kill_process(first, Signal::TERM).unwrap();
+    assert_eq!(fs::read(view.path().join(&fixture.data.base).join("text")).unwrap(), b"hello\n");
+    wait(&view, "the server was not replaced", || view.server_now().is_some_and(|now| now != first));
+    stop(view);
+}
+
+/// Soft limits are for others: what may be used is used.
+#[test]
+fn soft_limits_are_raised() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let view = after("ulimit -S -f 1; ulimit -S -t 7; ulimit -S -n 30", fixture.program()).mount();
+    for process in [view.pid(), view.server_now().unwrap()] {
+        let text = fs::read_to_string(format!("/proc/{}/limits", process.as_raw_nonzero())).unwrap();
+        for name in ["Max cpu time", "Max file size", "Max open files"] {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            let words: Vec<&str> = line.split_whitespace().collect();
+            assert_eq!(words[0], words[1], "{name}: soft and hard limit");
+        }
+    }
+    stop(view);
+}
+
+/// A limit of the size of files is to the journal what a full disk is: the view goes on, with the same server.
+#[test]
+fn a_hard_limit_of_the_size_of_files() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let many = load::add_many(&fixture.store, 3000);
+    // In blocks of 512 bytes: enough for Nix's database, not for the journal of so many names.
+    let program = fixture.program().args(["--root", &many.path]);
+    let view = after("ulimit -f 128", program).mount();
+    let server = view.server_now();
+    let seen = tree::walk(view.path(), &many.base);
+    tree::assert_same(&tree::walk(&fixture.store.physical(), &many.base), &seen);
+    assert_eq!(view.server_now(), server, "the server had to be replaced: {}", view.stderr());
+    assert!(view.stderr().contains("will not survive"), "{}", view.stderr());
+    stop(view);
+}
+
+/// A number in `LISTEN_FDS` that is not open never becomes something that the program opens for itself.
+#[test]
+fn a_stored_descriptor_that_is_not_open() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let first = "export LISTEN_PID=$$ LISTEN_FDS=2 LISTEN_FDNAMES=fuse:fuse; exec 3<&- 4<&-";
+    let view = after(first, fixture.program()).mount();
+    assert_eq!(fs::read(view.path().join(&fixture.data.base).join("text")).unwrap(), b"hello\n");
+    for process in [view.pid(), view.server_now().unwrap()] {
+        let environment = fs::read(format!("/proc/{}/environ", process.as_raw_nonzero())).unwrap();
+        let has = environment.split(|&byte| byte == 0).any(|variable| variable.starts_with(b"LISTEN_"));
+        // What the kernel shows of the monitor is what it was started with.
+        assert!(process == view.pid() || !has, "the server gets the variables as well");
+    }
+    stop(view);
+}
+
+/// What is stored as the device and is another file is not the device: the view is mounted again.
+#[test]
+fn a_stored_descriptor_that_is_another_file() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let (dir, name) = (scratch(), unique_name());
+    let program = || fixture.program().args(["--name", &name]).arg(dir.path());
+    let mut killed = program().mount_at(dir.path());
+    killed.signal(Signal::KILL);
+    assert!(!killed.end().success());
+    let first = "export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=fuse; exec 3</dev/zero";
+    let view = after(first, program()).mount_at(dir.path());
+    assert_eq!(fs::read(view.path().join(&fixture.data.base).join("text")).unwrap(), b"hello\n");
+    assert!(view.stderr().contains("not the FUSE device"), "{}", view.stderr());
+    stop(view);
+}
+
+/// What the program makes is open to those whom it is for, whatever the umask.
+#[test]
+fn a_umask_that_forbids_everything() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let dir = scratch();
+    let at = dir.path().join("made/view");
+    let program = fixture.program().args(["--name", &unique_name()]).arg(&at);
+    let view = after("umask 0777", program).mount_at(&at);
+    let made = fs::metadata(dir.path().join("made")).unwrap();
+    assert_eq!(made.permissions().mode() & 0o7777, 0o755);
+    let text = at.join(&fixture.data.base).join("text");
+    let read = Command::new("setpriv").args(store::as_user(NOBODY)).arg("cat").arg(text).output().unwrap();
+    assert_eq!(read.stdout, b"hello\n", "{}", String::from_utf8_lossy(&read.stderr));
+    stop(view);
+}
+
+/// A view started from a terminal, and the fifo that hangs the terminal up.
+fn on_terminal(fixture: &Fixture, dir: &Path) -> Mounted {
+    let (helper, fifo) = (compile("inherited.c", dir), dir.join("fifo"));
+    rustix::fs::mkfifoat(CWD, &fifo, Mode::RUSR | Mode::WUSR).unwrap();
+    fixture.program().arg("-vv").inside([&helper, Path::new("terminal"), &fifo]).mount()
+}
+
+/// The number of a process's terminal, as proc_pid_stat(5) tells.
+fn terminal_of(process: Pid) -> String {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", process.as_raw_nonzero())).unwrap();
+    let words = stat.rsplit_once(") ").unwrap().1;
+    words.split(' ').nth(4).unwrap().to_owned()
+}
+
+/// The terminal's job control is not the server's: it writes its log there and is never stopped for it.
+#[test]
+fn a_terminal_that_stops_background_processes() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let dir = scratch();
+    let view = on_terminal(&fixture, dir.path());
+    assert_ne!(terminal_of(view.pid()), "0", "the test shows nothing");
+    assert_eq!(terminal_of(view.server_now().unwrap()), "0");
+    assert_eq!(fs::read(view.path().join(&fixture.data.base).join("text")).unwrap(), b"hello\n");
+    stop(view);
+}
+
+/// A terminal that goes takes nothing with it but the log.
+#[test]
+fn a_terminal_that_hangs_up() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let dir = scratch();
+    let view = on_terminal(&fixture, dir.path());
+    let server = view.server_now().unwrap();
+    drop(File::options().write(true).open(dir.path().join("fifo")).unwrap());
+    wait(&view, "the terminal is still there", || terminal_of(view.pid()) == "0");
+    let reload = Program::new().arg("--reload").arg(view.path()).run();
+    assert_eq!(reload.status.code(), Some(0), "{}", reload.stderr);
+    assert_eq!(fs::read(view.path().join(&fixture.data.base).join("text")).unwrap(), b"hello\n");
+    assert_eq!(view.server_now(), Some(server), "the server had to be replaced");
+    stop(view);
+}
