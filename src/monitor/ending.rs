@@ -14,11 +14,11 @@ use crate::protocol::control::Outcome;
 /// How long the mount thread may take to finish what it does, so that it can be undone.
 const MOUNT_GRACE: Duration = Duration::from_millis(500);
 /// How long users of a view are looked for, so that they can be named.
-const USERS_GRACE: Duration = Duration::from_millis(700);
+const USERS_GRACE: Duration = Duration::from_millis(600);
 /// How long an unmount may take, with looking for users.
-const UNMOUNT_GRACE: Duration = Duration::from_millis(1500);
+const UNMOUNT_GRACE: Duration = Duration::from_millis(1200);
 /// How long a server has to notice that its mount is gone.
-const SERVER_GRACE: Duration = Duration::from_millis(500);
+const SERVER_GRACE: Duration = Duration::from_millis(400);
 
 /// How a view ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use super::error::MonitorError;
 use super::runtime::Runtime;
 use super::supervisor::{Event, Found, Refusal, Unresolved};
 use super::watch::Changes;
-use super::{inherit, poll};
+use super::{inherit, poll, systemd};
 use crate::protocol::wire::{Cause, Received, Report};
 
 /// How long the loop rests when the kernel cannot wait for it (ENOMEM of poll(2)).
@@ -92,7 +92,7 @@ impl Runtime {
             events.extend(match signal {
                 Some(Signal::SIGTERM | Signal::SIGINT) => Some(Event::Stop),
                 Some(Signal::SIGHUP) => Some(Event::Reload(None)),
-                Some(Signal::SIGUSR2) => Some(Event::HandOver),
+                Some(Signal::SIGUSR2) => Some(Event::HandOver { kept: systemd::keeps_device() }),
                 _ => None,
             });
         }

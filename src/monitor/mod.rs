@@ -70,7 +70,10 @@ pub fn run(settings: Settings, device: Option<OwnedFd>) -> Result<Ending, Monito
         match runtime.perform(action, &supervisor) {
             Performed::Done => {}
             Performed::Event(event) => events.push_back(event),
-            Performed::Ended(result) => return result,
+            Performed::Ended(result) => {
+                systemd::finish();
+                return result;
+            }
         }
     }
     loop {
@@ -79,7 +82,10 @@ pub fn run(settings: Settings, device: Option<OwnedFd>) -> Result<Ending, Monito
                 match runtime.perform(action, &supervisor) {
                     Performed::Done => {}
                     Performed::Event(event) => events.push_back(event),
-                    Performed::Ended(result) => return result,
+                    Performed::Ended(result) => {
+                        systemd::finish();
+                        return result;
+                    }
                 }
             }
         }

@@ -1,4 +1,5 @@
-//! What a process gets from the one that starts it: signals, limits, descriptors, a umask, a terminal. None of it makes a view behave otherwise.
+//! What a process gets from the one that starts it: signals, limits, descriptors, a umask, a terminal, a service
+//! manager that does not read. None of it makes a view behave otherwise.
 
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
@@ -178,5 +179,32 @@ fn a_terminal_that_hangs_up() {
     assert_eq!(reload.status.code(), Some(0), "{}", reload.stderr);
     assert_eq!(fs::read(view.path().join(&fixture.data.base).join("text")).unwrap(), b"hello\n");
     assert_eq!(view.server_now(), Some(server), "the server had to be replaced");
+    stop(view);
+}
+
+/// A service manager that does not read keeps nothing waiting.
+#[test]
+fn a_service_manager_that_does_not_read() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let view = fixture.program().mount_unread();
+    let text = view.path().join(&fixture.data.base).join("text");
+    wait(&view, "the view does not answer", || text.exists());
+    stop(view);
+}
+
+/// One that reads later hears what it waits for.
+#[test]
+fn a_service_manager_that_reads_later() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let mut view = fixture.program().mount_unread();
+    let text = view.path().join(&fixture.data.base).join("text");
+    wait(&view, "the view does not answer", || text.exists());
+    for _ in 0..3 {
+        let reload = Program::new().arg("--reload").arg(view.path()).run();
+        assert_eq!(reload.status.code(), Some(0), "{}", reload.stderr);
+    }
+    view.wait_ready();
     stop(view);
 }

@@ -25,7 +25,10 @@ pub(in crate::monitor) enum Event {
     /// SIGTERM or SIGINT.
     Stop,
     /// SIGUSR2.
-    HandOver,
+    HandOver {
+        /// Whether the service manager keeps the device.
+        kept: bool,
+    },
     /// SIGHUP, or a client.
     Reload(Option<ClientId>),
     /// A link or file that the roots depend on has changed.

@@ -191,7 +191,7 @@ impl Supervisor {
     fn on(&mut self, now: Now, event: Event) {
         match event {
             Event::Stop => self.stop(),
-            Event::HandOver => self.hand_over(),
+            Event::HandOver { kept } => self.hand_over(kept),
             Event::Reload(client) => {
                 self.reloads.queue(client, Cause::Asked);
                 self.reload(now);
@@ -309,7 +309,7 @@ impl Supervisor {
         self.end(Verdict::Unmounted, mount, links);
     }
 
-    fn hand_over(&mut self) {
+    fn hand_over(&mut self, kept: bool) {
         if !self.policy.can_hand_over {
             return self.note(Note::NoSuccessor);
         }
@@ -317,6 +317,7 @@ impl Supervisor {
             // Nobody uses a view that nobody was told of.
             MountLife::Absent => self.end(Verdict::HandedOver, MountEnd::Nothing, Links::Earlier),
             MountLife::Mounting => self.end(Verdict::HandedOver, MountEnd::Unmount, Links::Earlier),
+            MountLife::Ours if !kept => self.note(Note::NoSuccessor),
             MountLife::Ours if !self.journal => self.note(Note::NoJournal),
             MountLife::Ours => self.end(Verdict::HandedOver, MountEnd::Leave, Links::Keep),
             // There is nothing to hand over, and the end is near.

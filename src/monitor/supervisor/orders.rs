@@ -15,7 +15,7 @@ use super::*;
 #[derive(Debug, Clone, Copy)]
 enum Step {
     Stop,
-    HandOver,
+    HandOver { kept: bool },
     Hup,
     Client,
     Changed,
@@ -39,7 +39,7 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         1 => Just(Step::Stop),
-        1 => Just(Step::HandOver),
+        1 => any::<bool>().prop_map(|kept| Step::HandOver { kept }),
         3 => Just(Step::Hup),
         6 => Just(Step::Client),
         4 => Just(Step::Changed),
@@ -63,9 +63,12 @@ fn step() -> impl Strategy<Value = Step> {
 
 impl World {
     fn step(&mut self, step: Step) {
+        if let Step::HandOver { kept } = step {
+            self.kept = kept;
+        }
         match step {
             Step::Stop => self.event(Event::Stop),
-            Step::HandOver => self.event(Event::HandOver),
+            Step::HandOver { kept } => self.event(Event::HandOver { kept }),
             Step::Hup => self.event(Event::Reload(None)),
             Step::Client => self.client(),
             Step::Changed => self.event(Event::Changed),

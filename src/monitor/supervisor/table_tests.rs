@@ -105,7 +105,8 @@ fn events() -> Vec<(&'static str, Event)> {
     let why = || "why".to_owned();
     vec![
         ("Stop", Event::Stop),
-        ("HandOver", Event::HandOver),
+        ("HandOver", Event::HandOver { kept: true }),
+        ("HandOver, not kept", Event::HandOver { kept: false }),
         ("Reload", Event::Reload(Some(ClientId(9)))),
         ("Changed", Event::Changed),
         ("Resolved, the same", Event::Resolved(Ok(found(5, 1)))),

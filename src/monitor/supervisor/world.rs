@@ -53,6 +53,8 @@ pub(super) struct World {
     pub(super) mounting: bool,
     pub(super) journal: bool,
     pub(super) probing: bool,
+    /// Whether the service manager keeps the device, as it said at the last hand-over.
+    pub(super) kept: bool,
     pub(super) resolutions: u64,
     /// What is held: by resolution, and what an earlier monitor's links or roots hold.
     pub(super) held: BTreeMap<u64, View>,
@@ -95,6 +97,7 @@ impl World {
             mounting: false,
             journal: there,
             probing: false,
+            kept: false,
             resolutions: 0,
             held: BTreeMap::new(),
             earlier,
@@ -207,6 +210,8 @@ impl World {
                     MountEnd::Leave => {
                         // One that has ended meanwhile is found out and cleared away by the successor.
                         assert_ne!(self.connection, Connection::None);
+                        let handed_over = matches!(plan.verdict, Verdict::HandedOver);
+                        assert!(!handed_over || self.kept && self.policy.can_hand_over, "left to nobody");
                         assert!(self.journal, "left to a successor who has nothing to resume from");
                         assert!(self.written.is_some());
                     }

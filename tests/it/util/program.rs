@@ -120,16 +120,30 @@ impl Program {
         self.start(super::scratch(), at.into())
     }
 
+    /// Mounts on a directory of its own and does not wait for it, under a service manager that reads nothing before
+    /// [`Mounted::wait_ready`]: the queue of its socket is full already.
+    pub(crate) fn mount_unread(self) -> Mounted {
+        let dir = super::scratch();
+        let at = dir.path().join("view");
+        fs::create_dir(&at).unwrap();
+        self.arg("--name").arg(unique_name()).arg(&at).launch(dir, at, |socket| {
+            let sender = UnixDatagram::unbound().unwrap();
+            sender.set_nonblocking(true).unwrap();
+            while sender.send_to(b"STATUS=something else", socket).is_ok() {}
+        })
+    }
+
     fn start(self, dir: TempDir, at: PathBuf) -> Mounted {
-        let mut mounted = self.launch(dir, at);
+        let mut mounted = self.launch(dir, at, |_| ());
         mounted.wait_ready();
         mounted
     }
 
-    fn launch(self, dir: TempDir, at: PathBuf) -> Mounted {
+    fn launch(self, dir: TempDir, at: PathBuf, before: impl FnOnce(&Path)) -> Mounted {
         let socket = dir.path().join("notify");
         let ready = UnixDatagram::bind(&socket).unwrap();
         fs::set_permissions(&socket, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
+        before(&socket);
         let stderr = dir.path().join("stderr");
         let mut command = self.command();
         command.env("NOTIFY_SOCKET", &socket).stdout(Stdio::null()).stderr(File::create(&stderr).unwrap());
@@ -186,7 +200,7 @@ impl Mounted {
     }
 
     /// Waits for READY=1; a program that ends instead fails the test at once.
-    fn wait_ready(&mut self) {
+    pub(crate) fn wait_ready(&mut self) {
         let until = Instant::now() + DEADLINE;
         let alive = pidfd_open(self.pid(), PidfdFlags::empty()).expect("pidfd_open");
         let mut message = [0; 4096];
