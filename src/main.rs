@@ -1,7 +1,5 @@
 //! `nix-store-fs`: see the library for everything.
 
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
+fn main() {
     nix_store_fs::cli::main()
 }

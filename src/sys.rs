@@ -1,4 +1,4 @@
-//! The raw calls that no library offers safely: descriptors by number, what a process is started with, and the
+//! The raw calls that no library offers safely: descriptors by number, what a process is started with, its end, and the
 //! allocator's.
 
 #![allow(unsafe_code)]
@@ -127,6 +127,14 @@ pub fn reset_signals(ignored: &[Signal]) {
             unsafe { libc::signal(number, wanted) };
         }
     }
+}
+
+/// Ends this process at once (_exit(2)): no exit handler and no destructor of a static object runs.
+///
+/// Other threads still run, one of them perhaps within Nix's library, which would use what those destroy.
+pub fn exit_now(code: u8) -> ! {
+    // SAFETY: the call takes a number and does not return.
+    unsafe { libc::_exit(code.into()) }
 }
 
 /// A registered backing file by its number, for the answer to an open. Dropping it ends the registration;

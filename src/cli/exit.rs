@@ -1,7 +1,6 @@
 //! Exit codes, and what each failure exits with.
 
 use std::io;
-use std::process::ExitCode;
 
 use crate::closure::resolve::ResolveError;
 use crate::monitor::MonitorError;
@@ -40,12 +39,6 @@ pub enum Exit {
     Leftovers = 10,
     /// The mount is left to a successor (`EX_TEMPFAIL` of sysexits(3)).
     HandedOver = 75,
-}
-
-impl From<Exit> for ExitCode {
-    fn from(exit: Exit) -> Self {
-        Self::from(exit as u8)
-    }
 }
 
 /// Whatever ended the program.

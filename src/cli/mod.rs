@@ -10,7 +10,6 @@ mod version;
 
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::process::ExitCode;
 
 use clap::Parser;
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -24,20 +23,19 @@ use crate::protocol::wire::{LogSettings, Report};
 use crate::protocol::{control, wire};
 use crate::server::ServeError;
 use crate::store::Store;
-use crate::{error, server, startup};
+use crate::{error, server, startup, sys};
 use args::Args;
 use config::{Action, Config};
 pub use exit::{Exit, Failure};
 
 /// The whole program.
-#[must_use]
-pub fn main() -> ExitCode {
+pub fn main() -> ! {
     if std::env::args_os().nth(1).is_some_and(|argument| argument == monitor::child::SERVER_ARGUMENT) {
         startup::begin_server();
-        return run_server().into();
+        end(run_server())
     }
     let inherited = startup::begin();
-    let args = Args::parse();
+    let args = Args::try_parse().unwrap_or_else(|error| end(explain(&error)));
     set_up_log(args.log());
     inherited.complain();
     let exit = match Config::check(args).map_err(Failure::from).and_then(|args| run(args, inherited.device)) {
@@ -47,7 +45,19 @@ pub fn main() -> ExitCode {
             failure.exit()
         }
     };
-    exit.into()
+    end(exit)
+}
+
+/// Ends the process, and runs nothing of what libraries have registered for its end: see [`sys::exit_now`].
+fn end(exit: Exit) -> ! {
+    let _ = io::stdout().flush();
+    sys::exit_now(exit as u8)
+}
+
+/// Prints what is wrong with the arguments, or the help that they ask for.
+fn explain(error: &clap::Error) -> Exit {
+    let _ = error.print();
+    if error.use_stderr() { Exit::Usage } else { Exit::Success }
 }
 
 fn run(config: Config, device: Option<OwnedFd>) -> Result<Exit, Failure> {

@@ -232,7 +232,7 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: OwnedFd) -> Result
             reporter.report(&serving);
             if let Err(error) = follow_orders(monitor, &reporter, &view, &invalidator) {
                 tracing::error!(%error, "cannot follow the monitor; ending, so that it starts another server");
-                std::process::exit(1);
+                sys::exit_now(1);
             }
         }
     })?;

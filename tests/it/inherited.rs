@@ -3,8 +3,10 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use rustix::fs::{CWD, Mode};
@@ -14,7 +16,7 @@ use crate::util::fixture::Fixture;
 use crate::util::load;
 use crate::util::program::{Mounted, Program, unique_name};
 use crate::util::user::NOBODY;
-use crate::util::{DEADLINE, compile, mounts, scratch, store, tree};
+use crate::util::{DEADLINE, compile, compile_with, mounts, scratch, store, tree};
 
 /// The program through a shell that does `first` before.
 fn after(first: &str, program: Program) -> Program {
@@ -180,6 +182,70 @@ fn a_terminal_that_hangs_up() {
     assert_eq!(fs::read(view.path().join(&fixture.data.base).join("text")).unwrap(), b"hello\n");
     assert_eq!(view.server_now(), Some(server), "the server had to be replaced");
     stop(view);
+}
+
+/// A start that fails while the store is being opened ends by itself, with its code, and leaves nothing.
+#[test]
+fn a_start_that_fails_early() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let dir = scratch();
+    let (start, file) = (dir.path().join("start"), dir.path().join("file"));
+    fs::create_dir(&start).unwrap();
+    fs::write(&file, "no directory\n").unwrap();
+    let there = format!("cd '{}'", start.display());
+    let next = AtomicUsize::new(0);
+    let run = || {
+        while next.fetch_add(1, Ordering::Relaxed) < 100 {
+            // The server is started by way of /proc.
+            let script = format!(r#"umount -l /proc && {there} && exec "$@""#);
+            let program = fixture.program().args(["--name", &unique_name()]).arg(dir.path().join("view"));
+            let finished = program.inside(["unshare", "-m", "sh", "-c", &script, "sh"]).run();
+            assert_eq!(finished.status.signal(), None, "{finished:?}");
+            assert_eq!(finished.status.code(), Some(1), "{finished:?}");
+            assert!(finished.stderr.contains("cannot start the server"), "{finished:?}");
+        }
+        for _ in 0..3 {
+            let program = fixture.program().args(["--name", &unique_name()]).arg(&file);
+            assert_eq!(after(&there, program).run().status.code(), Some(6));
+        }
+    };
+    std::thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(run))));
+    assert_eq!(tree::list(&start).unwrap(), Vec::<std::path::PathBuf>::new());
+}
+
+/// Exit handlers of libraries never run, as a thread may be at work in such a library.
+#[test]
+fn a_process_ends_without_exit_handlers() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let dir = scratch();
+    let library = compile_with("exits.c", dir.path(), &["-shared", "-fPIC"]);
+    let ran = dir.path().join("ran");
+    let watched = |program: Program| {
+        let [library, ran] =
+            [("LD_PRELOAD", &library), ("EXITS", &ran)].map(|(key, at)| format!("{key}={}", at.display()));
+        program.inside(["env", &library, &ran])
+    };
+    let true_ = Program::new().binary("/bin/true");
+    assert!(watched(true_).run().status.success());
+    assert!(ran.exists(), "the test shows nothing");
+    fs::remove_file(&ran).unwrap();
+    for (program, code) in [
+        (Program::new().arg("--version"), 0),
+        (Program::new().arg("--help"), 0),
+        (Program::new().arg("--nonsense"), 2),
+        (fixture.program().arg("--dump-closure"), 0),
+        (Program::on(&fixture.store).args(["--system", "/nonexistent", "--dump-closure"]), 3),
+        (Program::new().arg("--server-of-monitor"), 1),
+    ] {
+        let finished = watched(program).run();
+        assert_eq!(finished.status.code(), Some(code), "{finished:?}");
+        assert!(!ran.exists(), "{finished:?}");
+    }
+    // The monitor and its server.
+    stop(watched(fixture.program()).mount());
+    assert!(!ran.exists());
 }
 
 /// A service manager that does not read keeps nothing waiting.
