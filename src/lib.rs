@@ -3,7 +3,7 @@
 //! A folder is a process, or a thing that two of them know. Each uses only those above it in this list:
 //!
 //! 1. [`values`]: names of store paths and what is served, as plain values. [`sys`]: raw calls. [`error`]: how errors read.
-//!    [`startup`]: what a process is started with.
+//!    [`startup`]: what a process is started with. [`log`]: lines for standard error.
 //! 2. [`store`]: the only place that knows Nix's C++ store library.
 //! 3. [`closure`]: from a path that a person types to a closure that is held, and its printed forms.
 //! 4. [`view`]: what is served: node ids, the journal, the physical store, and the answers.
@@ -15,6 +15,7 @@
 pub mod cli;
 pub mod closure;
 pub mod error;
+pub mod log;
 pub mod monitor;
 pub mod protocol;
 pub mod server;

@@ -8,8 +8,9 @@ mod config;
 mod exit;
 mod version;
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use clap::Parser;
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -23,41 +24,57 @@ use crate::protocol::wire::{LogSettings, Report};
 use crate::protocol::{control, wire};
 use crate::server::ServeError;
 use crate::store::Store;
-use crate::{error, server, startup, sys};
+use crate::{error, log, server, startup, sys};
 use args::Args;
 use config::{Action, Config};
 pub use exit::{Exit, Failure};
+
+/// How long the end of a process waits for whoever reads its log.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+/// The server's: less than the monitor waits for its end.
+const SERVER_LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// The whole program.
 pub fn main() -> ! {
     if std::env::args_os().nth(1).is_some_and(|argument| argument == monitor::child::SERVER_ARGUMENT) {
         startup::begin_server();
-        end(run_server())
+        start_log();
+        end(run_server(), SERVER_LAST_WORDS)
     }
     let inherited = startup::begin();
-    let args = Args::try_parse().unwrap_or_else(|error| end(explain(&error)));
+    start_log();
+    let args = Args::try_parse().unwrap_or_else(|error| end(explain(&error), LAST_WORDS));
     set_up_log(args.log());
     inherited.complain();
     let exit = match Config::check(args).map_err(Failure::from).and_then(|args| run(args, inherited.device)) {
         Ok(exit) => exit,
         Err(failure) => {
-            let _ = writeln!(io::stderr(), "nix-store-fs: {}", error::chain(&failure));
+            log::say(&format!("nix-store-fs: {}", error::chain(&failure)));
             failure.exit()
         }
     };
-    end(exit)
+    end(exit, LAST_WORDS)
 }
 
 /// Ends the process, and runs nothing of what libraries have registered for its end: see [`sys::exit_now`].
-fn end(exit: Exit) -> ! {
+fn end(exit: Exit, patience: Duration) -> ! {
     let _ = io::stdout().flush();
+    log::flush(patience);
     sys::exit_now(exit as u8)
 }
 
 /// Prints what is wrong with the arguments, or the help that they ask for.
 fn explain(error: &clap::Error) -> Exit {
-    let _ = error.print();
-    if error.use_stderr() { Exit::Usage } else { Exit::Success }
+    if !error.use_stderr() {
+        let _ = error.print();
+        return Exit::Success;
+    }
+    if io::stderr().is_terminal() {
+        let _ = error.print();
+    } else {
+        log::say(error.render().to_string().trim_end());
+    }
+    Exit::Usage
 }
 
 fn run(config: Config, device: Option<OwnedFd>) -> Result<Exit, Failure> {
@@ -110,7 +127,7 @@ fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Fai
 /// The other process: started by the monitor with a socket as its standard input.
 fn run_server() -> Exit {
     let begun = io::stdin().as_fd().try_clone_to_owned().map_err(|error| {
-        let _ = writeln!(io::stderr(), "nix-store-fs: no monitor to serve: {error}");
+        log::say(&format!("nix-store-fs: no monitor to serve: {error}"));
     });
     let Ok(monitor) = begun else { return Exit::Failure };
     let (start, descriptors) = match server::receive_start(&monitor) {
@@ -118,7 +135,7 @@ fn run_server() -> Exit {
         // The monitor ended before it had anything to serve, and has said why.
         Err(ServeError::NoOrder(None)) => return Exit::Failure,
         Err(failure) => {
-            let _ = writeln!(io::stderr(), "nix-store-fs: {}", error::chain(&failure));
+            log::say(&format!("nix-store-fs: {}", error::chain(&failure)));
             return Exit::Failure;
         }
     };
@@ -138,6 +155,19 @@ fn run_server() -> Exit {
     }
 }
 
+/// From here on nothing of this process waits for whoever reads standard error, a panic included.
+fn start_log() {
+    if let Err(error) = log::start() {
+        log::say(&format!("nix-store-fs: the log is written without a thread of its own: {error}"));
+    }
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current();
+        let name = thread.name().unwrap_or("without a name").to_owned();
+        log::say(&format!("nix-store-fs: internal error, please report this bug: thread '{name}' {panic}"));
+        log::flush(LAST_WORDS);
+    }));
+}
+
 fn set_up_log(settings: LogSettings) {
     let level = match settings.verbosity {
         0 => LevelFilter::ERROR,
@@ -149,7 +179,7 @@ fn set_up_log(settings: LogSettings) {
     // The session library logs each request in detail: for who asks for everything.
     let library = if settings.verbosity > 3 { level } else { LevelFilter::ERROR };
     let filter = Targets::new().with_default(level).with_target("fuser", library);
-    let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    let layer = tracing_subscriber::fmt::layer().with_writer(|| log::Lines);
     let registry = tracing_subscriber::registry().with(filter);
     let done = if settings.json {
         registry.with(layer.json()).try_init()
@@ -157,6 +187,6 @@ fn set_up_log(settings: LogSettings) {
         registry.with(layer.with_ansi(false).without_time().with_target(false)).try_init()
     };
     if let Err(error) = done {
-        let _ = writeln!(io::stderr(), "nix-store-fs: nothing will be logged: {error}");
+        log::say(&format!("nix-store-fs: nothing will be logged: {error}"));
     }
 }

@@ -98,7 +98,7 @@ fn now() -> Now {
     Now { monotonic: Instant::now(), wall: SystemTime::now() }
 }
 
-/// Signals come as data: blocked before any thread is made, so that no thread takes one otherwise.
+/// Signals come as data: blocked before any thread is made that might take one otherwise.
 fn signals() -> Result<SignalFd, MonitorError> {
     let mut set = SigSet::empty();
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR2] {

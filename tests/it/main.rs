@@ -32,6 +32,7 @@ mod kinds;
 mod large;
 mod life;
 mod list32;
+mod logging;
 mod missed;
 mod optimised;
 mod oracle;

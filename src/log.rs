@@ -1,0 +1,252 @@
+//! The log of a process: lines for standard error, written by a thread that may have to wait for whoever reads them.
+//!
+//! Invariants:
+//! - Whoever logs never waits. What does not fit into the queue is dropped and counted; the count comes in its place.
+//! - Lines are written one at a time, whole and in order. One that cannot be written, as the terminal is gone or nobody
+//!   has the pipe open, is dropped.
+//! - The thread takes no signal, and has no descriptor open but standard error: a process that ends while the thread
+//!   waits in the kernel keeps no lock, no device and no socket.
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{SigSet, SigmaskHow};
+use parking_lot::{Condvar, Mutex};
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
+
+use crate::sys;
+
+/// Bytes that wait to be written, at most.
+const ROOM: usize = 1 << 20;
+
+/// The log of this process.
+static LOG: Log = Log::new();
+
+thread_local! {
+    /// Whether this is the thread that writes.
+    static WRITES: Cell<bool> = const { Cell::new(false) };
+}
+
+/// What is to be written next.
+#[derive(Debug, PartialEq, Eq)]
+enum Entry {
+    Line(Box<[u8]>),
+    /// So many lines that did not fit.
+    Dropped(u64),
+}
+
+#[derive(Debug)]
+struct Queue {
+    entries: VecDeque<Entry>,
+    /// Of all lines in it.
+    bytes: usize,
+    /// Whether an entry has been taken out and not been written yet.
+    writing: bool,
+    /// Whether a thread writes what is put in.
+    served: bool,
+}
+
+#[derive(Debug)]
+struct Log {
+    queue: Mutex<Queue>,
+    changed: Condvar,
+}
+
+impl Log {
+    const fn new() -> Self {
+        let queue = Queue { entries: VecDeque::new(), bytes: 0, writing: false, served: false };
+        Self { queue: Mutex::new(queue), changed: Condvar::new() }
+    }
+
+    /// Puts `line` in, or counts it. False: no thread writes what is put in.
+    fn push(&self, line: &[u8]) -> bool {
+        let mut queue = self.queue.lock();
+        if !queue.served {
+            return false;
+        }
+        if queue.entries.is_empty() || queue.bytes.saturating_add(line.len()) <= ROOM {
+            queue.bytes += line.len();
+            queue.entries.push_back(Entry::Line(line.into()));
+        } else if let Some(Entry::Dropped(count)) = queue.entries.back_mut() {
+            *count += 1;
+        } else {
+            queue.entries.push_back(Entry::Dropped(1));
+        }
+        drop(queue);
+        self.changed.notify_all();
+        true
+    }
+
+    /// Waits for an entry. The one that was returned before has been written.
+    fn next(&self) -> Entry {
+        let mut queue = self.queue.lock();
+        queue.writing = false;
+        loop {
+            if let Some(entry) = queue.entries.pop_front() {
+                if let Entry::Line(line) = &entry {
+                    queue.bytes -= line.len();
+                }
+                queue.writing = true;
+                return entry;
+            }
+            self.changed.notify_all();
+            self.changed.wait(&mut queue);
+        }
+    }
+
+    fn flush(&self, limit: Duration) -> bool {
+        let until = Instant::now() + limit;
+        let mut queue = self.queue.lock();
+        while queue.writing || !queue.entries.is_empty() {
+            if self.changed.wait_until(&mut queue, until).timed_out() {
+                return false;
+            }
+        }
+        true
+    }
+}
+
+/// Starts the thread. Without it, who logs writes, and may have to wait.
+///
+/// # Errors
+/// When no thread can be made.
+pub fn start() -> io::Result<()> {
+    let work = || {
+        WRITES.set(true);
+        if let Err(error) = sys::keep_descriptor(io::stderr().as_raw_fd()) {
+            tracing::debug!(%error, "the thread that writes the log keeps the descriptors of the process open");
+        }
+        loop {
+            match LOG.next() {
+                Entry::Line(line) => write(&line),
+                // Logged as any other message, so in the same form; from this thread it is written at once.
+                Entry::Dropped(count) => tracing::error!(
+                    count,
+                    "dropped log messages, because nobody read standard error or not fast enough"
+                ),
+            }
+        }
+    };
+    // Signals are for the other threads: the mask is inherited.
+    let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+    let thread = thread::Builder::new().name("log".to_owned()).spawn(work);
+    before.thread_set_mask()?;
+    thread?;
+    LOG.queue.lock().served = true;
+    Ok(())
+}
+
+/// Puts a line of its own into the log, in no particular form: the last words of a process.
+pub fn say(line: &str) {
+    let _ = Lines.write_all(format!("{line}\n").as_bytes());
+}
+
+/// Waits until all of the log has been written, for `limit` at most: nobody may be reading it.
+pub fn flush(limit: Duration) {
+    LOG.flush(limit);
+}
+
+/// Takes whole lines for the log, one with each call; never waits and never fails.
+#[derive(Debug, Clone, Copy)]
+pub struct Lines;
+
+impl Write for Lines {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if WRITES.get() || !LOG.push(line) {
+            write(line);
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Writes to standard error; what cannot be written is dropped.
+fn write(mut line: &[u8]) {
+    let stderr = io::stderr();
+    while !line.is_empty() {
+        match rustix::io::write(&stderr, line) {
+            Ok(0) => return,
+            Ok(written) => line = line.get(written..).unwrap_or_default(),
+            Err(Errno::INTR) => {}
+            // Somebody who has the same file open has made it so.
+            Err(Errno::AGAIN) => {
+                let mut room = [PollFd::from_borrowed_fd(stderr.as_fd(), PollFlags::OUT)];
+                if !matches!(rustix::event::poll(&mut room, None), Ok(_) | Err(Errno::INTR)) {
+                    return;
+                }
+            }
+            Err(_) => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log() -> Log {
+        let log = Log::new();
+        log.queue.lock().served = true;
+        log
+    }
+
+    fn line(number: usize) -> Vec<u8> {
+        format!("{number:1000}").into_bytes()
+    }
+
+    /// However much is put in, it does not grow; the count stands where the lines are missing.
+    #[test]
+    fn what_does_not_fit_is_counted_in_its_place() {
+        let log = log();
+        let fit = ROOM / 1000;
+        assert!((0..fit + 7).all(|number| log.push(&line(number))));
+        for number in 0..fit {
+            assert_eq!(log.next(), Entry::Line(line(number).into()));
+        }
+        assert!(log.push(&line(0)));
+        assert_eq!(log.next(), Entry::Dropped(7));
+        assert_eq!(log.next(), Entry::Line(line(0).into()));
+        let queue = log.queue.lock();
+        assert_eq!((queue.bytes, queue.entries.len()), (0, 0));
+    }
+
+    /// A line that is longer than the room for all is not lost while nothing waits.
+    #[test]
+    fn a_line_of_any_length_fits_into_an_empty_queue() {
+        let log = log();
+        let long = vec![b'x'; 2 * ROOM];
+        assert!(log.push(&long) && log.push(b"next"));
+        assert_eq!(log.next(), Entry::Line(long.into()));
+        assert_eq!(log.next(), Entry::Dropped(1));
+    }
+
+    #[test]
+    fn flushing_waits_for_what_is_being_written_and_not_for_ever() {
+        let log = std::sync::Arc::new(log());
+        assert!(log.flush(Duration::ZERO));
+        log.push(b"one");
+        assert!(!log.flush(Duration::from_millis(1)), "it has not been taken out");
+        assert_eq!(log.next(), Entry::Line(b"one".as_slice().into()));
+        assert!(!log.flush(Duration::from_millis(1)), "it has not been written");
+        let writer = log.clone();
+        // Never ends: it waits for a next line.
+        thread::spawn(move || writer.next());
+        assert!(log.flush(Duration::from_secs(60)));
+    }
+
+    /// Before a process has started its thread, and when it cannot.
+    #[test]
+    fn without_a_thread_nothing_is_kept() {
+        let log = Log::new();
+        assert!(!log.push(b"one"));
+        assert!(log.flush(Duration::ZERO));
+    }
+}
