@@ -30,9 +30,9 @@ use config::{Action, Config};
 pub use exit::{Exit, Failure};
 
 /// How long the end of a process waits for whoever reads its log.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+const LAST_WORDS: Duration = Duration::from_millis(500);
 /// The server's: less than the monitor waits for its end.
-const SERVER_LAST_WORDS: Duration = Duration::from_millis(500);
+const SERVER_LAST_WORDS: Duration = Duration::from_millis(300);
 
 /// The whole program.
 pub fn main() -> ! {

@@ -30,6 +30,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use fuser::{INodeNo, Notifier, Session, SessionACL};
 use rustix::fs::{FlockOperation, OFlags};
@@ -39,15 +40,18 @@ use rustix::process::Resource;
 
 use crate::protocol::handshake::{self, Io};
 use crate::protocol::wire::{self, Cause, Order, Received, Report, Start};
-use crate::sys;
 use crate::values::{StorePath, View};
 use crate::view::backing::{Backing, Identity};
 use crate::view::journal::{Journal, JournalError, Record};
 use crate::view::trie::{NodeId, NodeRecord, PathTrie, ROOT};
 use crate::view::{MemberWatch, Missed, Registrations, ServedView, Stale};
+use crate::{log, sys};
 use counts::Counts;
 use fuse::StoreFs;
 use idle::Flow;
+
+/// How long a server that ends waits for whoever reads its log: its successor waits for it.
+const LAST_WORDS: Duration = Duration::from_millis(300);
 
 /// Why a server ends before its mount.
 #[derive(Debug, thiserror::Error)]
@@ -232,6 +236,7 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: OwnedFd) -> Result
             reporter.report(&serving);
             if let Err(error) = follow_orders(monitor, &reporter, &view, &invalidator) {
                 tracing::error!(%error, "cannot follow the monitor; ending, so that it starts another server");
+                log::flush(LAST_WORDS);
                 sys::exit_now(1);
             }
         }

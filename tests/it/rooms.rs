@@ -11,9 +11,12 @@ const ROOMS: [(&str, &[&str]); 8] = [
     ("closure", &["values", "store"]),
     ("view", &["values", "sys", "error"]),
     ("protocol", &["values"]),
-    ("server", &["values", "sys", "error", "view", "protocol"]),
-    ("monitor", &["values", "sys", "error", "store", "closure", "view", "protocol", "server"]),
-    ("cli", &["values", "sys", "error", "store", "closure", "protocol", "server", "monitor"]),
+    ("server", &["values", "sys", "error", "log", "view", "protocol"]),
+    ("monitor", &["values", "sys", "error", "startup", "store", "closure", "view", "protocol", "server"]),
+    (
+        "cli",
+        &["values", "sys", "error", "log", "startup", "store", "closure", "protocol", "server", "monitor"],
+    ),
 ];
 
 /// The modules of the monitor, each uses only those before it.
