@@ -74,6 +74,8 @@ pub fn begin_server() {
     let _ = begin();
     // Refused to the leader of a process group, which a server is not unless somebody starts it by hand.
     let _ = rustix::process::setsid();
+    // Otherwise it is called by the last component of the path that it was started by: `exe`.
+    let _ = rustix::thread::set_name(c"nix-store-fs");
 }
 
 fn stored() -> Inherited {

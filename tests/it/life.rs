@@ -41,6 +41,18 @@ fn the_mount_table_says_what_it_is() {
     }
 }
 
+/// ps(1) shows both processes by the name of the program.
+#[test]
+fn both_processes_have_the_name_of_the_program() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let view = fixture.mount();
+    for process in [view.pid(), server_of(view.pid())] {
+        let name = fs::read_to_string(format!("/proc/{}/comm", process.as_raw_nonzero())).unwrap();
+        assert_eq!(name, "nix-store-fs\n");
+    }
+}
+
 /// A signal unmounts, exits 0, and removes a mount point that the program had made.
 #[test]
 fn sigterm_and_sigint_unmount() {
