@@ -10,6 +10,7 @@ mod version;
 
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::time::Duration;
 
 use clap::Parser;
@@ -19,7 +20,9 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::closure::dump;
 use crate::closure::resolve::{ResolveError, resolve};
+use crate::monitor::mount::MountError;
 use crate::monitor::{self, Ending, mount};
+use crate::protocol::control::ReloadError;
 use crate::protocol::wire::{LogSettings, Report};
 use crate::protocol::{control, wire};
 use crate::server::ServeError;
@@ -44,12 +47,18 @@ pub fn main() -> ! {
     let inherited = startup::begin();
     start_log();
     let args = Args::try_parse().unwrap_or_else(|error| end(explain(&error), LAST_WORDS));
-    set_up_log(args.log());
+    let settings = args.log();
+    set_up_log(settings);
     inherited.complain();
     let exit = match Config::check(args).map_err(Failure::from).and_then(|args| run(args, inherited.device)) {
         Ok(exit) => exit,
         Err(failure) => {
-            log::say(&format!("nix-store-fs: {}", error::chain(&failure)));
+            let why = error::chain(&failure);
+            if settings.json {
+                tracing::error!("{why}");
+            } else {
+                log::say(&format!("nix-store-fs: {why}"));
+            }
             failure.exit()
         }
     };
@@ -108,10 +117,21 @@ fn run(config: Config, device: Option<OwnedFd>) -> Result<Exit, Failure> {
             let name = config::view_of(&view, served, mount::view_at)?;
             let state = states.join(&name);
             monitor::state::examine(&state)?;
-            let said = control::reload(&name, &monitor::state::control(&state))?;
+            let said = control::reload(&name, &monitor::state::control(&state))
+                .map_err(|error| explain_unserved(error, &state, &name))?;
             print(|out| writeln!(out, "{said}"))?;
             Ok(Exit::Success)
         }
+    }
+}
+
+/// Nobody may listen because the monitor has died, though its server still serves.
+fn explain_unserved(error: ReloadError, state: &Path, name: &str) -> ReloadError {
+    match (&error, mount::refuse_served(&monitor::state::server_lock(state), name)) {
+        (ReloadError::NotServed { .. }, Err(served @ MountError::Served(_))) => {
+            ReloadError::Unmonitored(served.to_string())
+        }
+        _ => error,
     }
 }
 

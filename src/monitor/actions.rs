@@ -246,7 +246,7 @@ impl Runtime {
             Note::Switching(change) => {
                 tracing::info!(added = change.added, removed = change.removed, "switching the view");
             }
-            Note::LinkChanged => tracing::info!("a link of the roots has changed"),
+            Note::LinkChanged => tracing::info!("something that the roots depend on has changed"),
             Note::Unresolved { why, first: true, .. } => {
                 tracing::error!("keeping the closure of the earlier monitor until a reload succeeds: {why}");
             }
@@ -269,7 +269,7 @@ impl Runtime {
             Note::Misunderstood(why) => tracing::error!("killing the server: {why}"),
             Note::Unmounted => tracing::info!("the view was unmounted"),
             Note::NoSuccessor => tracing::error!(
-                "cannot hand over: there is no service manager to keep the device, or no state directory"
+                "cannot hand over: no service manager keeps the FUSE device (NOTIFY_SOCKET, FileDescriptorStoreMax=), or there is no state directory; the view is still served"
             ),
             Note::NoJournal => {
                 tracing::error!("cannot hand over: there is no node journal for a successor to resume from");

@@ -29,6 +29,14 @@ pub enum Ending {
     HandedOver,
 }
 
+/// Whether somebody used a view when it was unmounted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Used {
+    Nowhere,
+    /// The log has named who.
+    Here,
+}
+
 impl Runtime {
     /// Ends the view as planned.
     pub(super) fn end(&mut self, plan: Plan) -> Result<Ending, MonitorError> {
@@ -47,8 +55,9 @@ impl Runtime {
         self.probe = None;
         let unmounted = match mount {
             MountEnd::Unmount => self.unmount(),
-            MountEnd::Nothing | MountEnd::Gone | MountEnd::Leave => Ok(()),
+            MountEnd::Nothing | MountEnd::Gone | MountEnd::Leave => Ok(Used::Nowhere),
         };
+        let used = unmounted.as_ref().ok().copied();
         if let Err(error) = unmounted {
             // The view is still there, and so is what a successor needs.
             return match verdict {
@@ -66,7 +75,7 @@ impl Runtime {
                 // descriptor.
                 systemd::forget_device();
                 self.device = None;
-                self.end_server();
+                self.end_server(used);
             }
             MountEnd::Nothing => {}
         }
@@ -110,8 +119,8 @@ impl Runtime {
     }
 
     /// Unmounts; if the view is in use, it is detached, and the log names who used it.
-    fn unmount(&mut self) -> Result<(), MountError> {
-        let Some(mounted) = self.mounted.take() else { return Ok(()) };
+    fn unmount(&mut self) -> Result<Used, MountError> {
+        let Some(mounted) = self.mounted.take() else { return Ok(Used::Nowhere) };
         let at = mounted.at().to_owned();
         let (tell, told) = channel();
         let work = move || {
@@ -126,10 +135,12 @@ impl Runtime {
         }
     }
 
-    fn end_server(&mut self) {
+    fn end_server(&mut self, used: Option<Used>) {
         let Some(server) = &mut self.server else { return };
         if !server.ends_before(Instant::now() + SERVER_GRACE) {
-            tracing::warn!("the view is still mounted or open elsewhere; access to it will fail there");
+            if used == Some(Used::Nowhere) {
+                tracing::warn!("the view is still mounted elsewhere; access to it will fail there");
+            }
             self.kill_server();
         }
     }
@@ -147,10 +158,14 @@ impl Runtime {
     }
 }
 
-fn unmount(mounted: &Mounted) -> Result<(), MountError> {
+fn unmount(mounted: &Mounted) -> Result<Used, MountError> {
+    let mut used = Used::Nowhere;
     mounted.unmount(|at| {
+        used = Used::Here;
         let users = mount::users(at, USERS_GRACE);
         let users = if users.is_empty() { "unknown processes".to_owned() } else { users.join(", ") };
         tracing::warn!("the view is still in use by {users}; their open files will fail");
-    })
+    })?;
+    tracing::info!(mountpoint = %mounted.at().display(), "unmounted the view");
+    Ok(used)
 }

@@ -93,6 +93,11 @@ impl Runtime {
                 Some(Signal::SIGTERM | Signal::SIGINT) => Some(Event::Stop),
                 Some(Signal::SIGHUP) => Some(Event::Reload(None)),
                 Some(Signal::SIGUSR2) => Some(Event::HandOver { kept: systemd::keeps_device() }),
+                // It would end the monitor, and is easily sent by mistake.
+                Some(Signal::SIGUSR1) => {
+                    tracing::warn!("ignoring SIGUSR1; SIGUSR2 hands over, SIGHUP reloads");
+                    None
+                }
                 _ => None,
             });
         }

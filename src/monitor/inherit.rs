@@ -156,6 +156,10 @@ fn inherit(
     }
     let Some(state) = dir.read()? else {
         // A mount of which nothing is known can never be taken over. It has no server: the name is ours.
+        tracing::warn!(
+            view = %settings.name,
+            "the service manager kept a mount, and there is no state of a view of this name: it may be another view's, whose readers get errors now"
+        );
         systemd::forget_device();
         unmount_earlier(settings, dir, "there is no state of it")?;
         return Ok(Earlier::Nothing);

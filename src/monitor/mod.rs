@@ -101,7 +101,7 @@ fn now() -> Now {
 /// Signals come as data: blocked before any thread is made that might take one otherwise.
 fn signals() -> Result<SignalFd, MonitorError> {
     let mut set = SigSet::empty();
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR2] {
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2] {
         set.add(signal);
     }
     set.thread_block().map_err(system("block signals"))?;

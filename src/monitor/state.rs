@@ -76,7 +76,7 @@ pub enum StateError {
     },
     /// Somebody else may have put there what is there, or may change it.
     #[error(
-        "'{}' {problem}: the state of a view must be its user's own and private; remove it, or correct its owner and mode",
+        "'{}' {problem}: the state of a view must be its user's own and private. Correct its owner and mode if it is yours; an ordinary user can set XDG_RUNTIME_DIR to another directory",
         path.display()
     )]
     NotOwn {
@@ -103,7 +103,7 @@ pub enum StateError {
         source: io::Error,
     },
     /// The state was written by a program with another layout.
-    #[error("'{}' has version {found}, this program knows version {VERSION}; go on with the version that wrote it, or unmount the view and start it anew", path.display())]
+    #[error("'{}' has version {found}, this program knows version {VERSION}; start the version that wrote it, or unmount the view and start it again", path.display())]
     Version {
         /// The file.
         path: PathBuf,

@@ -137,6 +137,9 @@ pub enum ReloadError {
     /// The mount table has no view there.
     #[error("no view is mounted on '{}'; start it, or give the name or the mount point of one", .0.display())]
     NoView(PathBuf),
+    /// A server without a monitor serves the view.
+    #[error("cannot reload, because nobody is there to do it: {0}")]
+    Unmonitored(String),
     /// The monitor cannot be spoken to.
     #[error("cannot ask the monitor at '{}'", path.display())]
     Io {

@@ -72,7 +72,7 @@ pub enum StoreError {
     },
     /// Nix refuses to open the store.
     #[error(
-        "cannot open the Nix store '{uri}': {cause}; if that is for want of permission, run as root or use --store daemon"
+        "cannot open the Nix store '{uri}': {cause}; if permission is missing, run as root or use --store daemon"
     )]
     Open {
         /// The address as given.

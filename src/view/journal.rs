@@ -90,10 +90,10 @@ pub enum JournalError {
         source: io::Error,
     },
     /// The file is no node journal.
-    #[error("'{}' is not a node journal; unmount the view and start it anew", .0.display())]
+    #[error("'{}' is not a node journal; unmount the view and start it again", .0.display())]
     Foreign(PathBuf),
     /// The file was written by a program with another layout.
-    #[error("the node journal '{}' has version {found}, this program knows version {VERSION}; go on with the version that wrote it, or unmount the view and start it anew", path.display())]
+    #[error("the node journal '{}' has version {found}, this program knows version {VERSION}; start the version that wrote it, or unmount the view and start it again", path.display())]
     Version {
         /// The journal.
         path: PathBuf,

@@ -136,12 +136,12 @@ fn unknown_versions_are_refused() {
         (
             "state",
             newer_state,
-            "has version 99, this program knows version 1; go on with the version that wrote it",
+            "has version 99, this program knows version 1; start the version that wrote it",
         ),
         (
             "nodes",
             newer_journal,
-            "has version 99, this program knows version 1; go on with the version that wrote it",
+            "has version 99, this program knows version 1; start the version that wrote it",
         ),
         ("nodes", foreign_journal, "is not a node journal"),
     ] {

@@ -211,6 +211,12 @@ fn a_view_that_an_earlier_server_still_serves_is_refused() {
         assert_eq!(state(), before);
     }
     assert_eq!(tree::list(service.path()).unwrap().len(), fixture.members().len());
+    // Nor can it be reloaded, and who asks for that is told the same.
+    let refused = service.reload();
+    assert_eq!(refused.status.code(), Some(8), "{refused:?}");
+    for part in ["cannot reload", &server_pid, "monitor that has died"] {
+        assert!(refused.stderr.contains(part), "{part}: {refused:?}");
+    }
 
     rustix::mount::unmount(service.path(), rustix::mount::UnmountFlags::empty()).unwrap();
     for at in [service.path(), other.path()] {
