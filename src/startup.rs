@@ -4,7 +4,7 @@
 //!
 //! - descriptors from the service manager's store are taken (sd_listen_fds(3)); later their numbers may be those of
 //!   something else, if the service manager, or a shell in between, has closed one;
-//! - no signal is blocked, and only those are ignored that would end or stop a process for what it writes or reads;
+//! - no signal is blocked but those that a monitor takes as data, and only those are ignored that would end or stop a process for what it writes or reads;
 //! - soft limits that end a process or refuse it something are raised to the hard ones;
 //! - the umask is 022.
 
@@ -34,6 +34,11 @@ const VARIABLES: [&str; 4] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LIS
 /// its log to a terminal.
 const IGNORED: [Signal; 4] = [Signal::SIGPIPE, Signal::SIGXFSZ, Signal::SIGTTIN, Signal::SIGTTOU];
 
+/// Signals that a monitor takes as data (signalfd(2)): blocked before any thread is made, so that no thread takes one
+/// otherwise.
+pub const TAKEN: [Signal; 5] =
+    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2];
+
 /// What an earlier process of this service has left to this one.
 #[derive(Debug, Default)]
 pub struct Inherited {
@@ -54,10 +59,20 @@ impl Inherited {
 /// Resets what this process was started with, and takes what was stored for it.
 #[must_use]
 pub fn begin() -> Inherited {
+    // From the first moment: those that come before the monitor takes them are not lost.
+    reset(&TAKEN.into_iter().collect())
+}
+
+/// Lets the signals do what they usually do that [`begin`] has blocked for a monitor.
+pub fn do_not_take_signals() {
+    let _ = SigSet::empty().thread_set_mask();
+}
+
+fn reset(mask: &SigSet) -> Inherited {
     let inherited = stored();
     sys::remove_variables(&VARIABLES);
     sys::reset_signals(&IGNORED);
-    let _ = SigSet::empty().thread_set_mask();
+    let _ = mask.thread_set_mask();
     for resource in [Resource::Fsize, Resource::Nofile, Resource::Cpu] {
         let mut limit = rustix::process::getrlimit(resource);
         limit.current = limit.maximum;
@@ -71,7 +86,7 @@ pub fn begin() -> Inherited {
 /// The same for a server. It gets a session of its own, without a terminal: neither an interrupt nor a hang-up reaches
 /// it, and job control does not stop it.
 pub fn begin_server() {
-    let _ = begin();
+    let _ = reset(&SigSet::empty());
     // Refused to the leader of a process group, which a server is not unless somebody starts it by hand.
     let _ = rustix::process::setsid();
     // Otherwise it is called by the last component of the path that it was started by: `exe`.

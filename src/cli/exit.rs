@@ -96,6 +96,7 @@ fn monitor(error: &MonitorError) -> Exit {
         MonitorError::Leftovers(_) => Exit::Leftovers,
         MonitorError::Unsupported(_) => Exit::Fuse,
         MonitorError::Server(_)
+        | MonitorError::Damaged(_)
         | MonitorError::Lost(_)
         | MonitorError::Aborted
         | MonitorError::System { .. } => Exit::Failure,
@@ -131,6 +132,7 @@ fn mount(error: &MountError) -> Exit {
         | MountError::Dangling(_)
         | MountError::NotEmpty(_)
         | MountError::Mounted { .. }
+        | MountError::Covered { .. }
         | MountError::Served(_)
         | MountError::ServerLock { .. }
         | MountError::Point { .. } => Exit::MountPoint,

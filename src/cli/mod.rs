@@ -87,6 +87,9 @@ fn explain(error: &clap::Error) -> Exit {
 }
 
 fn run(config: Config, device: Option<OwnedFd>) -> Result<Exit, Failure> {
+    if !matches!(config.action, Action::Mount(_)) {
+        startup::do_not_take_signals();
+    }
     match config.action {
         Action::Version => {
             print(|out| version::write(out))?;

@@ -134,6 +134,7 @@ impl Runtime {
             mountpoint: mounted.at().to_owned(),
             created: mounted.made().iter().any(|made| made == mounted.at()),
             made: mounted.made().to_vec(),
+            mount_id: mounted.id(),
             agreement: agreement.clone(),
             view: content.view.clone(),
             roots: content.roots.clone(),
@@ -222,8 +223,19 @@ impl Runtime {
     }
 
     fn start_probe(&mut self) -> Option<Event> {
-        let at = self.mounted.as_ref()?.at();
-        match Probe::start(at) {
+        let at = match self.mounted.as_ref()?.seen_at() {
+            Ok(Some(at)) => at,
+            // It was taken over, and nobody can ask it from here: the server's report has to do.
+            Ok(None) => return Some(Event::Answers),
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "cannot look the view up; trying again"
+                );
+                return Some(Event::NotProbed);
+            }
+        };
+        match Probe::start(&at) {
             Ok(probe) => {
                 self.probe = Some(probe);
                 None

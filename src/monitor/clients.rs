@@ -42,9 +42,12 @@ impl Clients {
     }
 
     /// Readable when [`Self::take`] has something to do.
-    pub(super) fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+    pub(super) fn sockets(&self) -> Vec<BorrowedFd<'_>> {
         let listener = self.control.as_ref().filter(|_| self.paused.is_none());
-        listener.map(Control::socket).into_iter().chain(self.asking.iter().map(|(asking, _)| asking.socket()))
+        let asking = self.asking.iter().map(|(asking, _)| asking.socket());
+        // One that waits has nothing more to say: it is readable when it has gone.
+        let waiting = self.waiting.values().map(Client::socket);
+        listener.map(Control::socket).into_iter().chain(asking).chain(waiting).collect()
     }
 
     /// When [`Self::take`] has something to do though no socket is readable.
@@ -55,6 +58,7 @@ impl Clients {
     /// Accepts and reads what has come; returns who asks for a reload.
     pub(super) fn take(&mut self, now: Instant) -> Vec<ClientId> {
         self.paused.take_if(|until| *until <= now);
+        self.waiting.retain(|_, client| !client.has_gone());
         self.accept(now);
         let mut reloads = Vec::new();
         for (connection, until) in std::mem::take(&mut self.asking) {
@@ -77,8 +81,9 @@ impl Clients {
             && let Some(control) = &self.control
         {
             match control.accept() {
-                Ok(Some(_)) if self.asking.len() + self.waiting.len() >= MOST => {
-                    tracing::warn!("refusing a control request: {MOST} are under way");
+                Ok(Some(connection)) if self.asking.len() + self.waiting.len() >= MOST => {
+                    connection.refuse("too many reloads are under way; try again later");
+                    tracing::debug!("refusing a control request: {MOST} are under way");
                 }
                 Ok(Some(connection)) => self.asking.push((connection, now + PATIENCE)),
                 Ok(None) => return,
@@ -100,7 +105,7 @@ impl Clients {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read, Write};
+    use std::io::{BufRead, Read, Write};
     use std::os::unix::net::UnixStream;
 
     use super::*;
@@ -122,11 +127,11 @@ mod tests {
         let path = dir.path().join("control");
         let mut clients = Clients::listen(Some(&path));
         let now = Instant::now();
-        assert_eq!(clients.due(), None);
+        assert_eq!((clients.due(), clients.sockets().len()), (None, 1));
         let (silent, half) = (connect(&path, ""), connect(&path, "rel"));
         let mut asks = connect(&path, "reload\n");
         assert_eq!(clients.take(now), [ClientId(0)]);
-        assert_eq!(clients.due(), Some(now + PATIENCE));
+        assert_eq!((clients.due(), clients.sockets().len()), (Some(now + PATIENCE), 4));
         assert!(clients.take(now + PATIENCE - Duration::from_millis(1)).is_empty());
         assert!(clients.due().is_some());
         assert!(clients.take(now + PATIENCE).is_empty());
@@ -152,18 +157,29 @@ mod tests {
             asked += clients.take(now).len();
         }
         assert_eq!(asked, MOST);
-        assert!(closed(kept.pop().unwrap()) && closed(kept.pop().unwrap()));
+        for refused in kept.split_off(MOST) {
+            let mut line = String::new();
+            std::io::BufReader::new(refused).read_line(&mut line).unwrap();
+            assert!(line.contains("too many"), "{line}");
+        }
         clients.answer(ClientId(7), &Outcome::Error("why".into()));
         let _one_more = connect(&path, "reload\n");
         assert_eq!(clients.take(now), [ClientId(MOST as u64)]);
+        // Those who have gone leave room for others.
+        assert_eq!(clients.sockets().len(), 1 + MOST);
+        kept.truncate(10);
+        assert!(clients.take(now).is_empty());
+        let others: Vec<_> = (0..5).map(|_| connect(&path, "reload\n")).collect();
+        assert_eq!(clients.take(now).len(), others.len());
+        assert_eq!(clients.sockets().len(), 1 + 9 + 1 + 5);
     }
 
     #[test]
     fn without_a_socket_nobody_comes() {
         let mut clients = Clients::listen(None);
-        assert_eq!(clients.sockets().count(), 0);
+        assert_eq!(clients.sockets().len(), 0);
         assert!(clients.take(Instant::now()).is_empty());
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(Clients::listen(Some(&dir.path().join("absent/control"))).sockets().count(), 0);
+        assert_eq!(Clients::listen(Some(&dir.path().join("absent/control"))).sockets().len(), 0);
     }
 }

@@ -41,9 +41,12 @@ pub enum MonitorError {
     /// The kernel does not offer what a server needs.
     #[error("the server failed to start: {0}")]
     Unsupported(String),
+    /// A server died, and what it left cannot be read, or the system does not allow another one.
+    #[error("no other server can serve the view ({0}), so it was unmounted; start it again")]
+    Damaged(String),
     /// A server died and left nothing to resume from.
     #[error(
-        "the server exited ({0}); no journal to resume from, so the view was unmounted. Free space in the state directory and start again"
+        "the server exited ({0}); it had no node journal to resume from, so the view was unmounted. If the disk of the state directory is full, free space there, then start again"
     )]
     Lost(String),
     /// Its connection to the kernel was ended, though it was mounted.

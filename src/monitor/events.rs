@@ -60,7 +60,7 @@ impl Runtime {
         if let Some(server) = &self.server {
             sources.extend(server.socket().into_iter().chain([server.end()]).map(|fd| (Source::Server, fd)));
         }
-        sources.extend(self.clients.sockets().map(|socket| (Source::Clients, socket)));
+        sources.extend(self.clients.sockets().into_iter().map(|socket| (Source::Clients, socket)));
         sources.extend(self.watch.as_ref().map(|watch| (Source::Links, watch.events())));
         sources.extend(self.probe.as_ref().map(|probe| (Source::Probe, probe.done())));
         sources
@@ -92,7 +92,9 @@ impl Runtime {
             events.extend(match signal {
                 Some(Signal::SIGTERM | Signal::SIGINT) => Some(Event::Stop),
                 Some(Signal::SIGHUP) => Some(Event::Reload(None)),
-                Some(Signal::SIGUSR2) => Some(Event::HandOver { kept: systemd::keeps_device() }),
+                Some(Signal::SIGUSR2) => {
+                    Some(Event::HandOver { kept: systemd::keeps_device() && self.is_told() })
+                }
                 // It would end the monitor, and is easily sent by mistake.
                 Some(Signal::SIGUSR1) => {
                     tracing::warn!("ignoring SIGUSR1; SIGUSR2 hands over, SIGHUP reloads");
@@ -102,6 +104,11 @@ impl Runtime {
             });
         }
         events
+    }
+
+    /// Whether a successor would find what it has to know.
+    fn is_told(&self) -> bool {
+        self.state.as_ref().is_some_and(|state| state.is_written() || self.mounted.is_none())
     }
 
     fn take_resolution(&mut self, events: &mut Vec<Event>) {

@@ -170,15 +170,14 @@ fn inherit(
         unmount_earlier(settings, dir, "there is no node journal of it")?;
         return Ok(Earlier::Dead(state.link_dirs));
     }
-    let mounted = Mounted::found(&state.mountpoint, &settings.name, state.made.clone())?;
-    let Some(mounted) = mounted else {
+    // Its connection lives. It may have been moved, covered by another mount, or be mounted in a container alone.
+    let mounted = Mounted::inherited(&state.mountpoint, &settings.name, state.mount_id, state.made.clone());
+    if !mounted.is_there()? {
         tracing::warn!(
             mountpoint = %state.mountpoint.display(),
-            "the view of an earlier monitor is not mounted any more; mounting it again, and whoever still has the old one gets errors"
+            "the view is not mounted here any more; serving it where it still is. To mount it here again, stop the view and start it"
         );
-        systemd::forget_device();
-        return Ok(Earlier::Dead(state.link_dirs));
-    };
+    }
     Ok(Earlier::View(Box::new(Inherited { device, mounted, state })))
 }
 

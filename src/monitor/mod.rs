@@ -40,9 +40,10 @@ use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::time::{Instant, SystemTime};
 
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::SigSet;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use crate::startup;
 use actions::Performed;
 use error::system;
 use inherit::Begin;
@@ -100,10 +101,7 @@ fn now() -> Now {
 
 /// Signals come as data: blocked before any thread is made that might take one otherwise.
 fn signals() -> Result<SignalFd, MonitorError> {
-    let mut set = SigSet::empty();
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2] {
-        set.add(signal);
-    }
+    let set: SigSet = startup::TAKEN.into_iter().collect();
     set.thread_block().map_err(system("block signals"))?;
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
     SignalFd::with_flags(&set, flags).map_err(system("receive signals"))

@@ -41,6 +41,9 @@ pub struct State {
     /// Directories that were made for it, outermost first. Absent in what earlier versions wrote.
     #[serde(default, with = "lossless::many")]
     pub made: Vec<PathBuf>,
+    /// Its number in the mount table. Absent in what earlier versions wrote, and unknown of other mount namespaces.
+    #[serde(default)]
+    pub mount_id: Option<u64>,
     /// What was agreed on with the kernel.
     pub agreement: Agreement,
     /// What is served.
@@ -156,6 +159,12 @@ impl StateDir {
     #[must_use]
     pub fn journal(&self) -> PathBuf {
         self.path.join("nodes")
+    }
+
+    /// Whether a state is there for a successor.
+    #[must_use]
+    pub fn is_written(&self) -> bool {
+        self.path.join("state").exists() && self.journal().exists()
     }
 
     /// Where the server's lock is.
@@ -298,6 +307,7 @@ mod tests {
             mountpoint: "/a/b".into(),
             created: true,
             made: vec!["/a".into(), "/a/b".into()],
+            mount_id: Some(36),
             agreement: Agreement { request: vec![1, 2], io: Io::Cached, idmap: true },
             view: View::default(),
             roots: BTreeSet::new(),

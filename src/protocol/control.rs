@@ -91,6 +91,11 @@ impl Connection {
         self.stream.as_fd()
     }
 
+    /// Tells it why nothing comes of it, without waiting.
+    pub fn refuse(self, why: &str) {
+        Client(self.stream).tell(&Outcome::Error(why.to_owned()));
+    }
+
     /// Reads what has come of its request, without waiting.
     #[must_use]
     pub fn read(mut self) -> Asked {
@@ -114,6 +119,22 @@ impl Connection {
 }
 
 impl Client {
+    /// Readable when it has gone.
+    #[must_use]
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    /// Whether it has gone: it waits for an answer, and has nothing more to say.
+    #[must_use]
+    pub fn has_gone(&self) -> bool {
+        let error = match (&self.0).read(&mut [0; 64]) {
+            Ok(read) => return read == 0,
+            Err(error) => error.kind(),
+        };
+        !matches!(error, io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+    }
+
     /// Tells the client what became of it, without waiting; one that has gone need not know.
     pub fn tell(mut self, outcome: &Outcome) {
         if let Ok(mut line) = serde_json::to_vec(outcome) {

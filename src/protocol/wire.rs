@@ -359,7 +359,8 @@ mod tests {
     fn what_is_no_message_is_an_error_and_nothing_is_kept_of_it() {
         let (monitor, server) = pair().unwrap();
         let kind = |received: io::Result<Received<Report>>| received.unwrap_err().kind();
-        for garbage in [&b"\xff\xfe"[..], b"{}", b"\"Nothing\"", &[b' '; REPORT_MAX + 1]] {
+        let longer = format!("{:<1$}", "\"Answered\"", REPORT_MAX + 1);
+        for garbage in [&b"\xff\xfe"[..], b"{}", b"\"Nothing\"", longer.as_bytes()] {
             rustix::net::send(&server, garbage, SendFlags::empty()).unwrap();
             assert_eq!(kind(receive_report(&monitor)), io::ErrorKind::InvalidData);
         }
@@ -383,8 +384,11 @@ mod tests {
             let error = receive_order(&server).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{garbage:?}");
         }
-        // A body that is shorter than its length, and one that is no JSON.
-        for (length, body) in [(100u64, &b"{}"[..]), (2, b"{}")] {
+        // A body that is shorter than its length, one that is no JSON, and a length that no order has.
+        let kinds = [io::ErrorKind::UnexpectedEof, io::ErrorKind::InvalidData, io::ErrorKind::InvalidData];
+        for ((length, body), kind) in
+            [(100u64, &b"{}"[..]), (2, b"{}"), (ORDER_MAX + 1, b"{}")].into_iter().zip(kinds)
+        {
             let file = memory_file(body).unwrap();
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
             let mut control = SendAncillaryBuffer::new(&mut space);
@@ -393,7 +397,7 @@ mod tests {
             let length = length.to_ne_bytes();
             let flags = SendFlags::empty();
             rustix::net::sendmsg(&monitor, &[IoSlice::new(&length)], &mut control, flags).unwrap();
-            assert!(receive_order(&server).is_err());
+            assert_eq!(receive_order(&server).unwrap_err().kind(), kind, "{length:?}");
         }
     }
 }

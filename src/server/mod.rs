@@ -96,7 +96,10 @@ impl ServeError {
     pub fn cause(&self) -> Cause {
         match self {
             Self::Journal(JournalError::Foreign(_) | JournalError::Version { .. }) => Cause::Leftovers,
-            Self::Journal(JournalError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            // Somebody has removed them, or the directory that they are in.
+            Self::Journal(JournalError::Io { source, .. }) | Self::Lock { source, .. }
+                if source.kind() == io::ErrorKind::NotFound =>
+            {
                 Cause::Leftovers
             }
             Self::Store(error) if is_refusal(error) => Cause::Unsupported,

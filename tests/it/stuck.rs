@@ -324,3 +324,89 @@ fn a_new_view_that_no_server_can_serve_ends() {
         assert!(!Path::new("/run/nix-store-fs/.state").join(&name).exists(), "the state is left");
     }
 }
+
+/// Whatever lies over the mount, wherever it was moved, and if only a bind copy is left: a successor serves the connection
+/// that lives, and at the end the view is unmounted where it is.
+#[test]
+fn a_view_is_taken_over_wherever_it_is() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let (dir, elsewhere) = (crate::util::scratch(), crate::util::scratch());
+    let (above, moved) = (dir.path().join("above"), dir.path().join("moved"));
+    fs::create_dir_all(above.join("view")).unwrap();
+    let mut service = service(&fixture);
+    let usual = service.path().to_owned();
+    service.replace(&usual, &above.join("view"));
+    let text = |view: &Path| view.join(&fixture.data.base).join("text");
+    let take_over = |service: &mut Service, at: &Path| {
+        for victim in [Victim::Both, Victim::Monitor] {
+            service.kill(victim);
+            service.start_ready();
+            assert_eq!(
+                read(text(at)).recv_timeout(DEADLINE / 2),
+                Ok(Ok(b"hello\n".to_vec())),
+                "{}",
+                service.log()
+            );
+        }
+    };
+    service.start_ready();
+    // Covered.
+    let view = above.join("view");
+    let held = File::open(&view).unwrap();
+    let inside = PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&held)));
+    let cover = mounts::Own::mount("tmpfs", &view, "");
+    take_over(&mut service, &inside);
+    drop((cover, held));
+    // Moved.
+    fs::rename(&above, &moved).unwrap();
+    take_over(&mut service, &moved.join("view"));
+    assert!(!above.exists(), "it was mounted again");
+    // A bind copy is all that is left of it.
+    rustix::mount::mount_bind(moved.join("view"), elsewhere.path()).unwrap();
+    let _copy = mounts::Own::adopt(elsewhere.path());
+    rustix::mount::unmount(moved.join("view"), UnmountFlags::empty()).unwrap();
+    take_over(&mut service, elsewhere.path());
+    service.signal(Signal::TERM);
+    assert_eq!(service.ended().code(), Some(0), "{}", service.log());
+    assert!(service.stored().is_empty());
+}
+
+/// A view that something else covers cannot be unmounted: that is said, and nothing is given up that a successor needs.
+#[test]
+fn a_covered_view_is_not_given_up() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let mut service = service(&fixture);
+    service.start_ready();
+    let cover = mounts::Own::mount("tmpfs", service.path(), "");
+    service.signal(Signal::TERM);
+    assert_eq!(service.ended().code(), Some(6), "{}", service.log());
+    assert!(service.log().contains("is mounted over it"), "{}", service.log());
+    assert_eq!(service.stored(), ["fuse"]);
+    drop(cover);
+    service.start_ready();
+    assert_eq!(fs::read(service.path().join(&fixture.data.base).join("text")).unwrap(), b"hello\n");
+    service.stop();
+}
+
+/// The state directory of a running view is removed: as long as its server lives nothing happens; when it dies nobody can
+/// resume, and nobody waits for ever. Until then there is nothing to hand over.
+#[test]
+fn a_state_directory_that_is_removed() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let mut service = service(&fixture);
+    service.start_ready();
+    fs::remove_dir_all(service.state()).unwrap();
+    service.signal(Signal::USR2);
+    wait_for(&service, "cannot hand over");
+    let text = service.path().join(&fixture.data.base).join("text");
+    assert_eq!(fs::read(&text).unwrap(), b"hello\n");
+    service.kill(Victim::Server);
+    assert!(read(service.path().join("nosuch")).recv_timeout(DEADLINE / 2).is_ok(), "{}", service.log());
+    assert_eq!(service.ended().code(), Some(1), "{}", service.log());
+    assert!(mounts::at(service.path()).is_none());
+    service.start_ready();
+    service.stop();
+}

@@ -71,6 +71,14 @@ pub enum MountError {
         #[source]
         source: io::Error,
     },
+    /// Another mount lies on top of the view's.
+    #[error("cannot unmount the view, because {by} is mounted over it on '{}'; unmount that, then 'umount {}'", at.display(), at.display())]
+    Covered {
+        /// The mount point.
+        at: PathBuf,
+        /// Source and type of what is mounted over it.
+        by: String,
+    },
     /// The mount point cannot be used.
     #[error("cannot {doing} the mount point '{}'; give another one", at.display())]
     Point {
@@ -137,6 +145,8 @@ pub enum MountError {
 pub struct Mounted {
     at: PathBuf,
     source: String,
+    /// Its number in the mount table: it may be moved, or covered by another mount.
+    id: Option<u64>,
     /// Directories that were made for it, outermost first.
     made: Vec<PathBuf>,
 }
@@ -238,7 +248,8 @@ impl Point {
             fusermount::mount(&self.at, &source)?
         };
         let made = std::mem::take(&mut self.made);
-        Ok((Mounted { at: std::mem::take(&mut self.at), source, made }, device))
+        let id = top(&self.at)?.filter(|mount| mount.is(TYPE, &source)).map(|mount| mount.id);
+        Ok((Mounted { at: std::mem::take(&mut self.at), source, id, made }, device))
     }
 }
 
@@ -349,8 +360,20 @@ impl Mounted {
     /// # Errors
     /// [`MountError::Table`].
     pub fn found(at: &Path, name: &str, made: Vec<PathBuf>) -> Result<Option<Self>, MountError> {
-        let mounted = Self { at: at.to_owned(), source: source(name), made };
+        let mounted = Self { at: at.to_owned(), source: source(name), id: None, made };
         Ok(mounted.is_there()?.then_some(mounted))
+    }
+
+    /// The mount of an earlier process whose connection lives, wherever it is mounted now.
+    #[must_use]
+    pub fn inherited(at: &Path, name: &str, id: Option<u64>, made: Vec<PathBuf>) -> Self {
+        Self { at: at.to_owned(), source: source(name), id, made }
+    }
+
+    /// Its number in the mount table, if it is known.
+    #[must_use]
+    pub fn id(&self) -> Option<u64> {
+        self.id
     }
 
     /// Lets the kernel read ahead by `bytes`, in place of the 128 KiB that FUSE begins with. Needs root and a
@@ -387,34 +410,55 @@ impl Mounted {
     /// # Errors
     /// [`MountError::Table`].
     pub fn is_there(&self) -> Result<bool, MountError> {
-        Ok(top(&self.at)?.is_some_and(|mount| mount.is(TYPE, &self.source)))
+        Ok(self.find()?.is_some())
+    }
+
+    /// Where it can be seen: nowhere if it is covered by another mount, or mounted in other mount namespaces alone.
+    ///
+    /// # Errors
+    /// [`MountError::Table`].
+    pub fn seen_at(&self) -> Result<Option<PathBuf>, MountError> {
+        let Some(Mount { id, at, .. }) = self.find()? else { return Ok(None) };
+        Ok(top(&at)?.filter(|top| top.id == id).map(|_| at))
+    }
+
+    /// Its line in the mount table: by its number, or else the topmost at its place.
+    fn find(&self) -> Result<Option<Mount>, MountError> {
+        let ours = |mount: &Mount| mount.is(TYPE, &self.source);
+        let known = |mount: &Mount| self.id == Some(mount.id) && ours(mount);
+        let all = mounts()?;
+        let placed = all.iter().rfind(|mount| mount.at == self.at).filter(|mount| ours(mount));
+        Ok(all.iter().find(|mount| known(mount)).or(placed).cloned())
     }
 
     /// Unmounts, lazily if it is in use, and removes the directories that were made for it. `in_use` is called before it
     /// is detached, while one can still see who uses it.
     ///
     /// # Errors
-    /// [`MountError::Point`].
+    /// [`MountError::Point`], [`MountError::Covered`].
     pub fn unmount(&self, in_use: impl FnOnce(&Path)) -> Result<(), MountError> {
-        if self.is_there()? && !self.unmount_unused()? {
-            in_use(&self.at);
-            detach(&self.at)?;
+        if let Some(Mount { id, at, .. }) = self.find()? {
+            if let Some(cover) = top(&at)?.filter(|top| top.id != id) {
+                return Err(MountError::Covered { at, by: format!("'{}' ({})", cover.source, cover.kind) });
+            }
+            if !unmount_unused(&at)? {
+                in_use(&at);
+                detach(&at)?;
+            }
         }
         self.remove_made();
         Ok(())
     }
+}
 
-    /// Whether it could be unmounted; not while somebody uses it.
-    fn unmount_unused(&self) -> Result<bool, MountError> {
-        if !rustix::process::geteuid().is_root() {
-            return Ok(fusermount::unmount(&self.at, false).is_ok());
-        }
-        match rustix::mount::unmount(&self.at, UnmountFlags::NOFOLLOW) {
-            Ok(()) => Ok(true),
-            Err(Errno::BUSY) => Ok(false),
-            Err(error) => {
-                Err(MountError::Point { doing: "unmount", at: self.at.clone(), source: error.into() })
-            }
-        }
+/// Whether what is mounted at `at` could be unmounted; not while somebody uses it.
+fn unmount_unused(at: &Path) -> Result<bool, MountError> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(fusermount::unmount(at, false).is_ok());
+    }
+    match rustix::mount::unmount(at, UnmountFlags::NOFOLLOW) {
+        Ok(()) => Ok(true),
+        Err(Errno::BUSY) => Ok(false),
+        Err(error) => Err(MountError::Point { doing: "unmount", at: at.to_owned(), source: error.into() }),
     }
 }

@@ -10,6 +10,8 @@ use super::MountError;
 /// One line of the mount table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
+    /// Its number, which no other mount has at the same time.
+    pub id: u64,
     /// The mount point.
     pub at: PathBuf,
     /// The type, with its subtype.
@@ -49,12 +51,14 @@ pub(super) fn of(process: &Path) -> Result<Vec<Mount>, MountError> {
 
 fn parse(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|b| *b == b' ');
-    let device = fields.nth(2)?;
+    let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+    let device = fields.nth(1)?;
     let at = fields.nth(1)?;
     // Optional fields end with a single dash.
     let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
     let text = |field: &[u8]| String::from_utf8_lossy(&unescape(field)).into_owned();
     Some(Mount {
+        id,
         at: OsString::from_vec(unescape(at)).into(),
         kind: text(rest.next()?),
         source: text(rest.next()?),
@@ -92,7 +96,7 @@ mod tests {
         let mount = parse(line).unwrap();
         assert_eq!(mount.at, PathBuf::from("/mnt 2"));
         assert_eq!((mount.kind.as_str(), mount.source.as_str()), ("fuse.nix-store-fs", "nix-store-fs:a\\b"));
-        assert_eq!(mount.device, "98:0");
+        assert_eq!((mount.id, mount.device.as_str()), (36, "98:0"));
         assert_eq!(parse(b"36 35 98:0 / / rw - ext4 /dev/vda rw").unwrap().kind, "ext4");
         assert_eq!(parse(b""), None);
         assert_eq!(parse(b"36 35 98:0 / / rw"), None);

@@ -85,3 +85,34 @@ impl Content {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::world::{found, names};
+    use super::*;
+
+    #[test]
+    fn a_view_grows_or_is_replaced_and_what_changes_is_unsettled() {
+        let now = SystemTime::UNIX_EPOCH;
+        for (prune, which, added, removed) in [(false, 0b111, 1, 0), (true, 0b110, 1, 1)] {
+            let mut content = Content::new(&found(1, 0b011), now);
+            let change = content.show(&found(2, 0b110), prune);
+            assert_eq!(change, Change { added, removed, roots: true });
+            assert_eq!(content.view, names(which));
+            assert_eq!(content.roots, names(which).names().cloned().collect());
+            let unsettled = if prune { 0b101 } else { 0b100 };
+            assert_eq!(content.unsettled, names(unsettled).names().cloned().collect());
+            assert_eq!(content.epoch, 1, "the caller gives it a number");
+            content.number(now);
+            assert_eq!(content.epoch, 2);
+            let again = content.show(&found(3, 0b110), prune);
+            assert_eq!((again.is_none(), again.roots), (true, false));
+        }
+        let one = Content::new(&found(1, 1), now);
+        assert_eq!(one.status(), "serving 1 store path since 1970-01-01T00:00:00Z");
+        assert_eq!(
+            Content::new(&found(1, 3), now).status(),
+            "serving 2 store paths since 1970-01-01T00:00:00Z"
+        );
+    }
+}

@@ -164,6 +164,12 @@ impl Supervisor {
 
     /// When [`Event::Time`] is to come.
     pub(super) fn next(&self) -> Option<Instant> {
+        let extend = (self.readiness != Readiness::Told).then_some(self.extend);
+        self.due().into_iter().chain(extend).min()
+    }
+
+    /// When something happens by itself, but for what the service manager is told.
+    fn due(&self) -> Option<Instant> {
         let server = match &self.server {
             ServerLife::Down(at) => at.filter(|_| self.mount == MountLife::Ours),
             ServerLife::Starting(starting) => (!starting.logged).then(|| starting.since + SLOW),
@@ -175,9 +181,8 @@ impl Supervisor {
             _ => None,
         };
         let ready = match self.readiness {
-            Readiness::Probe(at) => Some(at.min(self.extend)),
-            Readiness::Told => None,
-            Readiness::Unasked | Readiness::Asked | Readiness::Answering => Some(self.extend),
+            Readiness::Probe(at) => Some(at),
+            _ => None,
         };
         let slow = match &self.reloads.stage {
             Stage::Resolving(waiting) | Stage::Switching { waiting, .. } if !waiting.logged => {

@@ -75,7 +75,7 @@ impl World {
             Step::Resolve(which) => self.resolve(Ok(which)),
             Step::Unresolved { may_pass } => self.resolve(Err(may_pass)),
             // Only a mount that was taken over has a journal and another store.
-            Step::Moved if self.journal => self.event(Event::Moved),
+            Step::Moved if self.journal => self.moved(),
             Step::Moved => {}
             Step::Mount { succeeds, journal } => self.mount(succeeds, journal),
             Step::Report => self.report(),

@@ -70,8 +70,18 @@ pub(in crate::monitor) struct Reloads {
     /// Why there is to be one after it.
     wanted: Option<Cause>,
     debounce: Debounce,
+    /// Whether the roots have changed, or may have, since they were last resolved, and nobody would ask again.
+    owed: Owed,
     retry: Option<Instant>,
     retries: u32,
+}
+
+/// Whether a resolution is owed to somebody who does not ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Owed {
+    Nothing,
+    /// To a change that was seen, or to the start.
+    Resolution,
 }
 
 impl Reloads {
@@ -83,6 +93,7 @@ impl Reloads {
             queued: Vec::new(),
             wanted: None,
             debounce: Debounce::default(),
+            owed: Owed::Resolution,
             retry: None,
             retries: 0,
         }
@@ -96,6 +107,9 @@ impl Reloads {
     /// Somebody waits for the next reload.
     pub(super) fn queue(&mut self, client: Option<ClientId>, cause: Cause) {
         self.queued.extend(client);
+        if cause == Cause::Watched {
+            self.owed = Owed::Resolution;
+        }
         self.wanted = Some(match self.wanted {
             Some(Cause::Asked) => Cause::Asked,
             _ => cause,
@@ -115,9 +129,10 @@ impl Reloads {
         true
     }
 
-    /// A resolution has failed, and `may_pass`: whether the same may succeed later. When it is tried again, if it is.
-    pub(super) fn failed(&mut self, cause: Cause, may_pass: bool, now: Instant) -> Option<Duration> {
-        if cause == Cause::Asked || !may_pass {
+    /// A resolution has failed, and `may_pass`: whether the same may succeed later. When it is tried again, if it is:
+    /// whoever asked for it is told, and nobody else is.
+    pub(super) fn failed(&mut self, may_pass: bool, now: Instant) -> Option<Duration> {
+        if self.owed == Owed::Nothing || !may_pass {
             return None;
         }
         let pause = RETRY.saturating_mul(1 << self.retries.min(16)).min(RETRY_MAX);
@@ -128,6 +143,7 @@ impl Reloads {
 
     /// A resolution has succeeded.
     pub(super) fn succeeded(&mut self) {
+        self.owed = Owed::Nothing;
         self.retry = None;
         self.retries = 0;
     }
@@ -145,6 +161,17 @@ impl Reloads {
     /// When one is due.
     pub(super) fn due(&self) -> Option<Instant> {
         self.debounce.due().into_iter().chain(self.retry).min()
+    }
+
+    /// Everything that is not in the stage, for a table.
+    #[cfg(test)]
+    pub(super) fn rest(&self) -> String {
+        let mut rest = Vec::new();
+        rest.extend((!self.queued.is_empty()).then(|| format!("{} queued", self.queued.len())));
+        rest.extend(self.wanted.map(|cause| format!("wanted ({cause:?})")));
+        rest.extend(self.debounce.due().map(|_| "changed".to_owned()));
+        rest.extend(self.retry.map(|_| "retry".to_owned()));
+        rest.join(", ")
     }
 
     /// Everybody who waits for a switch or for the next reload; none of them waits any more.
@@ -188,15 +215,18 @@ mod tests {
     fn what_nobody_would_ask_for_again_is_tried_again_after_growing_pauses() {
         let now = Instant::now();
         let mut reloads = Reloads::new(now);
-        let mut pauses = (0..8).map(|_| reloads.failed(Cause::Watched, true, now).unwrap().as_secs());
+        let mut pauses = (0..8).map(|_| reloads.failed(true, now).unwrap().as_secs());
         assert!(pauses.by_ref().eq([1, 2, 4, 8, 16, 32, 60, 60]));
         assert_eq!(reloads.due(), Some(now + RETRY_MAX));
         assert!(!reloads.take_retry(now));
         assert!(reloads.take_retry(now + RETRY_MAX) && !reloads.take_retry(now + RETRY_MAX));
+        assert_eq!(reloads.failed(false, now), None);
         reloads.succeeded();
-        assert_eq!(reloads.failed(Cause::Start, true, now), Some(RETRY));
-        assert_eq!(reloads.failed(Cause::Asked, true, now), None);
-        assert_eq!(reloads.failed(Cause::Watched, false, now), None);
+        reloads.queue(Some(ClientId(1)), Cause::Asked);
+        assert_eq!(reloads.failed(true, now), None, "who asked is told");
+        reloads.queue(None, Cause::Watched);
+        reloads.queue(Some(ClientId(2)), Cause::Asked);
+        assert_eq!(reloads.failed(true, now), Some(RETRY), "also if somebody asked besides");
     }
 
     #[test]

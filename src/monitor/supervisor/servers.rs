@@ -58,7 +58,7 @@ impl Supervisor {
                 return;
             }
             Refusal::Leftovers(why) | Refusal::Unsupported(why) if self.served == Served::Once => {
-                return self.end(Verdict::failed(MonitorError::Lost(why)), MountEnd::Unmount, Links::None);
+                return self.end(Verdict::failed(MonitorError::Damaged(why)), MountEnd::Unmount, Links::None);
             }
             Refusal::Leftovers(why) => MonitorError::Leftovers(why),
             Refusal::Unsupported(why) => MonitorError::Unsupported(why),

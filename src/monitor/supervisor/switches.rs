@@ -71,7 +71,7 @@ impl Supervisor {
             return self.end(Verdict::Failed(error), MountEnd::Nothing, Links::Earlier);
         }
         let why = crate::error::chain(&*error);
-        let retry = self.reloads.failed(waiting.cause, may_pass, now.monotonic);
+        let retry = self.reloads.failed(may_pass, now.monotonic);
         self.note(Note::Unresolved { why: why.clone(), first: waiting.cause == Cause::Start, retry });
         self.over(waiting, &Outcome::Error(why), now);
     }

@@ -12,6 +12,9 @@ use super::*;
 const KEEPS: Policy = Policy { prune: false, can_hand_over: true };
 const PRUNES: Policy = Policy { prune: true, can_hand_over: false };
 
+/// The event that comes when the supervisor wants to be woken; its time is set then.
+const DUE: &str = "Time, due";
+
 type Build = fn(&mut World);
 
 fn mounted(world: &mut World) {
@@ -86,6 +89,44 @@ const STATES: &[(&str, Policy, Option<u8>, Build)] = &[
         }
         world.exit();
     }),
+    ("Mounting, a client queued", KEEPS, None, |world| {
+        world.resolve(Ok(1));
+        world.client();
+    }),
+    ("Ours, Starting, refused", KEEPS, None, |world| {
+        mounted(world);
+        world.refuse(Refusal::Passing("why".into()));
+    }),
+    ("Ours, Down, not started", KEEPS, None, |world| {
+        world.resolve(Ok(1));
+        world.fail_next_spawn();
+        world.mount(true, true);
+    }),
+    ("Ours, Up, probed again", KEEPS, None, |world| {
+        served(world);
+        world.probe(false);
+    }),
+    ("Ours, Down for a while, Switching for a client", PRUNES, None, |world| {
+        told(world);
+        for _ in 0..5 {
+            world.exit();
+            world.wake();
+        }
+        world.client();
+        world.resolve(Ok(2));
+        world.exit();
+    }),
+    ("Ours, Up, told, changed and one queued", KEEPS, None, |world| {
+        resolving(world);
+        world.event(Event::Changed);
+        world.client();
+    }),
+    ("Ours, Up, told, to be tried again", KEEPS, None, |world| {
+        told(world);
+        world.event(Event::Changed);
+        world.wake();
+        world.resolve(Err(true));
+    }),
     ("Dead", KEEPS, None, |world| {
         told(world);
         world.abort();
@@ -134,10 +175,16 @@ fn events() -> Vec<(&'static str, Event)> {
         ("Answers", Event::Answers),
         ("NotProbed", Event::NotProbed),
         ("Time, early", Event::Time),
+        (DUE, Event::Time),
     ]
 }
 
-fn state(supervisor: &Supervisor) -> String {
+fn state(world: &World) -> String {
+    let supervisor = &world.supervisor;
+    let next = supervisor.next().map(|next| next.saturating_duration_since(world.now.monotonic).as_millis());
+    let next = next.map_or_else(|| "asleep".to_owned(), |next| format!("wakes in {next} ms"));
+    let rest = supervisor.reloads.rest();
+    let rest = if rest.is_empty() { rest } else { format!(", {rest}") };
     let server = match &supervisor.server {
         ServerLife::Down(None) => "Down".to_owned(),
         ServerLife::Down(Some(_)) => "Down until".to_owned(),
@@ -160,13 +207,13 @@ fn state(supervisor: &Supervisor) -> String {
         Readiness::Probe(_) => "Probe".to_owned(),
         ready => format!("{ready:?}"),
     };
-    format!("{mount}, {server}, {:?}, {stage}, {ready}", supervisor.successor)
+    format!("{mount}, {server}, {:?}, {stage}{rest}, {ready}; {next}", supervisor.successor)
 }
 
 fn action(action: &Action) -> String {
     match action {
         Action::Answer(client, Outcome::Ok(_)) => format!("Answer({}, ok)", client.0),
-        Action::Answer(client, Outcome::Error(_)) => format!("Answer({}, error)", client.0),
+        Action::Answer(client, Outcome::Error(why)) => format!("Answer({}, error: {why})", client.0),
         Action::End(Plan { verdict, mount, links }) => {
             let verdict = match verdict {
                 Verdict::Failed(error) => format!("Failed({error:?})"),
@@ -195,12 +242,16 @@ fn every_event_in_every_state() {
             let mut world = World::new(*policy, *inherited);
             build(&mut world);
             let (event, value) = events().into_iter().nth(index).unwrap();
-            let before = state(&world.supervisor);
+            let before = state(&world);
             if std::mem::take(&mut heading) {
                 writeln!(table, "{name}: {before}").unwrap();
             }
+            if event == DUE {
+                let next = world.supervisor.next().unwrap_or(world.now.monotonic);
+                world.now.monotonic = next.max(world.now.monotonic);
+            }
             let actions = world.supervisor.handle(world.now, value);
-            let after = state(&world.supervisor);
+            let after = state(&world);
             if actions.is_empty() && before == after {
                 continue;
             }
@@ -297,6 +348,12 @@ fn a_failed_resolution_that_nobody_asked_for_is_tried_again() {
     }
     world.resolve(Err(false));
     assert_eq!(world.supervisor.next(), None, "only a change can help");
+    world.client();
+    world.resolve(Err(true));
+    assert!(world.supervisor.next().is_some(), "the change has not been followed, whoever asked besides");
+    world.wake();
+    world.resolve(Ok(1));
+    world.report();
     world.client();
     world.resolve(Err(true));
     assert_eq!(world.supervisor.next(), None, "who asked was told");

@@ -29,6 +29,7 @@ pub(super) struct Process {
     /// What it shows: nothing before it serves.
     pub(super) shows: Option<(u32, View)>,
     pub(super) killed: bool,
+    pub(super) answered: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +64,18 @@ pub(super) struct World {
     pub(super) waiting: BTreeMap<ClientId, u64>,
     pub(super) answered: BTreeSet<ClientId>,
     pub(super) ready: usize,
+    /// Whether the view has ever answered a probe.
+    view_answered: bool,
+    /// Whether a server has ever reported that it serves.
+    served: bool,
+    inherited: bool,
+    /// Starts that have led to no service, before the first that did.
+    in_vain: u32,
+    /// When the last server ended, and how many have ended in a row without an answer.
+    last_death: Option<Instant>,
+    useless: u32,
+    /// When the resolution under way began, and how much was logged then.
+    resolving_since: Option<(Instant, usize)>,
     pub(super) reloading: bool,
     pub(super) deaths: Vec<Duration>,
     pub(super) notes: Vec<Note>,
@@ -70,6 +83,8 @@ pub(super) struct World {
     next_client: u64,
     pub(super) starts: usize,
     fail_spawn: bool,
+    /// Whether the monitor has killed a server to replace it.
+    replaced: bool,
 }
 
 impl World {
@@ -105,6 +120,13 @@ impl World {
             waiting: BTreeMap::new(),
             answered: BTreeSet::new(),
             ready: 0,
+            view_answered: false,
+            served: false,
+            inherited: there,
+            in_vain: 0,
+            last_death: None,
+            useless: 0,
+            resolving_since: None,
             reloading: false,
             deaths: Vec::new(),
             notes: Vec::new(),
@@ -112,6 +134,7 @@ impl World {
             next_client: 0,
             starts: 0,
             fail_spawn: false,
+            replaced: false,
         };
         world.perform(actions);
         world.check();
@@ -141,7 +164,10 @@ impl World {
 
     fn act(&mut self, action: Action, events: &mut Vec<Event>) {
         match action {
-            Action::Resolve => self.resolving += 1,
+            Action::Resolve => {
+                self.resolving += 1;
+                self.resolving_since = Some((self.now.monotonic, self.notes.len()));
+            }
             Action::Settle { number, only } => self.settle(number, only),
             Action::Mount => {
                 assert_eq!((self.connection, self.mounting), (Connection::None, false));
@@ -162,8 +188,10 @@ impl World {
             }
             Action::KillServer => self.process.as_mut().expect("a server to kill").killed = true,
             Action::ReapLater => {
-                assert!(self.process.take().expect("a server to reap").killed);
+                let process = self.process.take().expect("a server to reap");
+                assert!(process.killed);
                 self.reaped += 1;
+                self.ended(&process);
             }
             Action::LookAtMount => {
                 assert!(self.process.is_none(), "looked while a server lives");
@@ -185,7 +213,7 @@ impl World {
             Action::Notify(Notice::Ready(status)) => {
                 assert!(status.starts_with("serving "), "{status}");
                 if self.ready == 0 {
-                    assert!(!self.probing && self.probed(), "READY=1 before the view has answered");
+                    assert!(self.view_answered, "READY=1 before the view has answered");
                 } else {
                     assert!(self.reloading, "READY=1 twice");
                 }
@@ -221,10 +249,6 @@ impl World {
         }
     }
 
-    fn probed(&self) -> bool {
-        self.starts > 0
-    }
-
     fn order(&self) -> (u32, View) {
         let content = self.supervisor.content().expect("something to show");
         let order = (content.epoch, content.view.clone());
@@ -241,13 +265,42 @@ impl World {
         assert!(self.process.is_none(), "two servers");
         assert_ne!(self.connection, Connection::None, "a server without a mount");
         assert!(self.journal || !resume, "resumed without a journal");
+        assert_eq!(self.supervisor.has_journal(), self.journal);
         self.starts += 1;
+        self.check_pause();
+        if !self.served && !self.inherited {
+            self.in_vain += 1;
+            assert!(self.in_vain <= START_ATTEMPTS, "started for ever");
+        }
         if std::mem::take(&mut self.fail_spawn) {
+            self.last_death = Some(self.now.monotonic);
+            self.useless += 1;
             return events.push(Event::NotStarted("no memory".into()));
         }
         let orders = VecDeque::from([self.order()]);
         let started = self.now.monotonic;
-        self.process = Some(Process { started, orders, shows: None, killed: false });
+        self.process = Some(Process { started, orders, shows: None, killed: false, answered: false });
+    }
+
+    /// Each start but the first follows a death that was logged, after a pause that grows from the fourth in a row on.
+    fn check_pause(&self) {
+        let logged = self.notes.iter().filter(|note| matches!(note, Note::Died { .. })).count();
+        assert_eq!(logged, self.starts - 1, "a death that was not logged");
+        let Some(death) = self.last_death else { return };
+        let least = match self.useless {
+            0..=3 => 0,
+            many => (50 << (many - 4).min(10)).min(5000),
+        };
+        let pause = self.now.monotonic - death;
+        assert!(pause >= Duration::from_millis(least), "{} in a row, and a pause of {pause:?}", self.useless);
+    }
+
+    fn ended(&mut self, process: &Process) {
+        self.deaths.push(self.now.monotonic - process.started);
+        self.last_death = Some(self.now.monotonic);
+        // One that the monitor replaces counts as useful.
+        self.useless = if process.answered || self.replaced { 0 } else { self.useless + 1 };
+        self.replaced = false;
     }
 
     fn settle(&mut self, number: u64, only: bool) {
@@ -283,7 +336,7 @@ impl World {
             }
             return;
         }
-        let next = self.supervisor.next();
+        let next = self.supervisor.due();
         let may_come = self.process.is_some() || self.resolving > 0 || self.mounting || next.is_some();
         assert!(may_come, "nothing will ever happen: {:?}", self.supervisor);
         assert!(self.resolving <= 1, "two resolutions at once");
@@ -349,18 +402,27 @@ impl World {
         let Some(process) = self.process.as_mut().filter(|process| !process.killed) else { return };
         let Some((epoch, view)) = process.orders.pop_front() else { return };
         let first = process.shows.replace((epoch, view)).is_none();
+        self.served = true;
         self.event(if first { Event::Serving { epoch, restored: 0 } } else { Event::Switched { epoch } });
     }
 
     pub(super) fn answered_one(&mut self) {
-        if self.process.as_ref().is_some_and(|process| !process.killed) {
+        if let Some(process) = self.process.as_mut().filter(|process| !process.killed) {
+            process.answered = true;
             self.event(Event::Answered);
         }
     }
 
     pub(super) fn refuse(&mut self, refusal: Refusal) {
-        if self.process.as_ref().is_some_and(|process| process.shows.is_none() && !process.killed) {
+        let begins = |process: &Process| process.shows.is_none() && !process.killed;
+        if self.plan.is_none() && self.process.as_ref().is_some_and(begins) {
+            let may_pass = matches!(refusal, Refusal::Passing(_));
             self.event(Event::Refused(refusal));
+            if !may_pass {
+                let plan = self.plan.as_ref().expect("a permanent failure is the end");
+                assert!(matches!(plan.verdict, Verdict::Failed(_)), "{plan:?}");
+                assert_eq!(plan.mount == MountEnd::Leave, self.inherited && !self.served, "{plan:?}");
+            }
         }
     }
 
@@ -373,7 +435,7 @@ impl World {
     /// The server ends: killed, crashed, or because its connection has ended.
     pub(super) fn exit(&mut self) {
         if let Some(process) = self.process.take() {
-            self.deaths.push(self.now.monotonic - process.started);
+            self.ended(&process);
             self.event(Event::Exited("exit status: 1".into()));
         }
     }
@@ -397,6 +459,7 @@ impl World {
         let serves = self.process.as_ref().is_some_and(|process| process.shows.is_some() && !process.killed);
         if self.probing && self.plan.is_none() && (serves || !answers) {
             self.probing = false;
+            self.view_answered |= answers;
             self.event(if answers { Event::Answers } else { Event::NotProbed });
         }
     }
@@ -409,6 +472,27 @@ impl World {
         self.now.monotonic += time;
         self.now.wall += time;
         self.event(Event::Time);
+        self.check_slow();
+    }
+
+    /// Whatever takes ten seconds was logged.
+    fn check_slow(&self) {
+        let logged = |from: usize| self.notes[from..].iter().any(|note| matches!(note, Note::Slow(_)));
+        if self.plan.is_some() {
+            return;
+        }
+        if let Some((since, notes)) = self.resolving_since.filter(|_| self.resolving > 0) {
+            assert!(since + SLOW > self.now.monotonic || logged(notes), "a slow store was not logged");
+        }
+        let begins = self.process.as_ref().filter(|process| process.shows.is_none() && !process.killed);
+        if let Some(process) = begins {
+            assert!(process.started + SLOW > self.now.monotonic || logged(0), "a slow server was not logged");
+        }
+    }
+
+    pub(super) fn moved(&mut self) {
+        self.replaced |= self.process.as_ref().is_some_and(|process| !process.killed);
+        self.event(Event::Moved);
     }
 
     /// Lets time pass until the supervisor wants to be woken.
