@@ -206,6 +206,8 @@ fn a_second_run_does_nothing() {
     let first = machine.run(&[]);
     assert!(first.status.success(), "{first:?}");
     assert_eq!(first.works, works(FIRST, LAST));
+    // Where the tests look for the system to boot.
+    assert!(machine.dir.path().join("cache/nix-store-fs/guest.tar").is_file());
     let second = machine.run(&[]);
     assert!(second.status.success(), "{second:?}");
     assert_eq!(second.works, <[&str; 0]>::default());

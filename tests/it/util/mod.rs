@@ -74,7 +74,7 @@ pub(crate) fn number(variable: &str, default: u64) -> u64 {
 pub(crate) fn guest() -> PathBuf {
     let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into()));
     let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(|| home().join(".cache"), Into::into);
-    cache.join("nix-store-fs/guest-trixie.tar")
+    cache.join("nix-store-fs/guest.tar")
 }
 
 /// Waits until one of the descriptors can be read; true for each one that can.
