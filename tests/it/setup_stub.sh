@@ -12,6 +12,8 @@ set -euo pipefail
 work() {
     printf '%s\n' "$1" >>"$STUBS/works"
     if [ "${BLOCK:-}" = "$1" ]; then
+        # As ninja does, which does not die of the signal.
+        trap 'exit 2' INT
         echo "$1" >"$STUBS/reached $1"
         read -r _ <"$STUBS/go"
     fi
