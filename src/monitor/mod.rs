@@ -65,33 +65,24 @@ pub fn run(settings: Settings, device: Option<OwnedFd>) -> Result<Ending, Monito
         prune: runtime.settings.prune,
         can_hand_over: systemd::is_there() && runtime.state.is_some(),
     };
-    let (mut supervisor, actions) = Supervisor::new(policy, inherited, now());
+    let (mut supervisor, mut actions) = Supervisor::new(policy, inherited, now());
     let mut events = VecDeque::new();
-    for action in actions {
-        match runtime.perform(action, &supervisor) {
-            Performed::Done => {}
-            Performed::Event(event) => events.push_back(event),
-            Performed::Ended(result) => {
-                systemd::finish();
-                return result;
-            }
-        }
-    }
     loop {
-        while let Some(event) = events.pop_front() {
-            for action in supervisor.handle(now(), event) {
-                match runtime.perform(action, &supervisor) {
-                    Performed::Done => {}
-                    Performed::Event(event) => events.push_back(event),
-                    Performed::Ended(result) => {
-                        systemd::finish();
-                        return result;
-                    }
+        for action in actions {
+            match runtime.perform(action, &supervisor) {
+                Performed::Done => {}
+                Performed::Event(event) => events.push_back(event),
+                Performed::Ended(result) => {
+                    systemd::finish();
+                    return result;
                 }
             }
         }
-        events.extend(runtime.wait(supervisor.next()));
-        events.push_back(Event::Time);
+        if events.is_empty() {
+            events.extend(runtime.wait(supervisor.next()));
+            events.push_back(Event::Time);
+        }
+        actions = events.pop_front().map(|event| supervisor.handle(now(), event)).unwrap_or_default();
     }
 }
 
