@@ -162,7 +162,7 @@ fn certain(path: PathBuf) -> Line {
     Line { path, awaited: false }
 }
 
-/// Holds what an earlier process served and this one goes on serving. What is no longer valid is left out.
+/// Holds what an earlier process served and this one continues to serve. What is no longer valid is left out.
 ///
 /// # Errors
 /// [`StoreError`].

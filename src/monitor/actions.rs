@@ -174,7 +174,7 @@ impl Runtime {
             report: self.settings.report,
             log: self.settings.log,
         };
-        // Opened anew for each server, and kept by none but it: what one has asked for ends with it.
+        // Opened again for each server, and kept by none but it: what one has asked for ends with it.
         let idle = open_idle(self.settings.idle_polling);
         let order = Order::Start(Box::new(start));
         // One that was started early may have ended since.

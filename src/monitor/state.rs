@@ -123,7 +123,7 @@ pub struct StateDir {
     _lock: File,
 }
 
-/// The files of a state directory. The lock is removed first: whoever opens the directory from then on makes it anew.
+/// The files of a state directory. The lock is removed first: whoever opens the directory from then on makes a new one.
 const FILES: [(&str, FileType); 7] = [
     ("lock", FileType::RegularFile),
     ("state", FileType::RegularFile),

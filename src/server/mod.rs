@@ -10,7 +10,7 @@
 //!    answer is thrown away, and then the device takes the place of the socket.
 //! 2. What the kernel has cached is invalidated only from threads that answer no request: the kernel waits for
 //!    locks that a request in flight may hold.
-//! 3. When the monitor dies the server goes on, and what is mounted stays readable; unless a service manager
+//! 3. When the monitor dies the server continues, and what is mounted stays readable; unless a service manager
 //!    keeps the device: then the next monitor starts a server, and two that read one device would give one id
 //!    to two names. The lock keeps a server from beginning before the last one has ended.
 //! 4. To invalidate a name the kernel waits, and no signal ends it, for whoever looks at the directory; and they wait

@@ -73,7 +73,7 @@ fn soft_limits_are_raised() {
     stop(view);
 }
 
-/// A limit of the size of files is to the journal what a full disk is: the view goes on, with the same server.
+/// A limit of the size of files is to the journal what a full disk is: the view is served on by the same server.
 #[test]
 fn a_hard_limit_of_the_size_of_files() {
     need!(Root, Fuse, Nix);

@@ -234,7 +234,7 @@ fn a_view_that_an_earlier_server_still_serves_is_refused() {
     // With the last mount the server ends, and then the name is free. Other tests make mount namespaces as well.
     let process = pidfd_open(server, PidfdFlags::empty()).unwrap();
     drop(holder);
-    assert_eq!(wait_readable([&process], Instant::now() + DEADLINE), [true], "the server goes on");
+    assert_eq!(wait_readable([&process], Instant::now() + DEADLINE), [true], "the server does not end");
     service.start_ready();
     assert_eq!(tree::list(service.path()).unwrap().len(), fixture.members().len());
     service.stop();

@@ -229,9 +229,9 @@ fn a_failed_step_is_named_and_resumed() {
         assert_eq!(machine.temporary(), <[PathBuf; 0]>::default(), "{work}");
         resumed = begins_with;
     }
-    let mended = machine.run(&[]);
-    assert!(mended.status.success(), "{mended:?}");
-    assert_eq!(mended.works, works(resumed, LAST));
+    let repaired = machine.run(&[]);
+    assert!(repaired.status.success(), "{repaired:?}");
+    assert_eq!(repaired.works, works(resumed, LAST));
 }
 
 /// Ctrl-C, or a signal to all of its processes, ends the run, which names the step; the next run resumes with this step.

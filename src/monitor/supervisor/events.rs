@@ -154,7 +154,7 @@ pub(in crate::monitor) enum Notice {
     Ready(String),
     /// This status.
     Status(String),
-    /// The start goes on, and waits for this: EXTEND_TIMEOUT_USEC=.
+    /// The start continues, and waits for this: EXTEND_TIMEOUT_USEC=.
     Starting(Slow),
 }
 

@@ -44,7 +44,7 @@ pub(super) use server_life::{ServerLife, Successor};
 const PROBE_PAUSE: Duration = Duration::from_secs(1);
 /// After this, what is waited for is logged.
 const SLOW: Duration = Duration::from_secs(10);
-/// How often the service manager is told that the start goes on: more often than it waits, and than it is asked to wait.
+/// How often the service manager is told that the start continues: more often than it waits, and than it is asked to wait.
 const EXTEND: Duration = Duration::from_secs(20);
 
 /// What is decided before the start.
@@ -109,7 +109,7 @@ pub(super) struct Supervisor {
     journal: bool,
     reloads: Reloads,
     readiness: Readiness,
-    /// When the service manager is told next that the start goes on.
+    /// When the service manager is told next that the start continues.
     extend: Instant,
     actions: Vec<Action>,
 }

@@ -87,7 +87,7 @@ impl Host {
         fs::write(file, format!("{}\n", roots.join("\n"))).unwrap();
     }
 
-    /// Puts a file of this text and mode in the place of the program; whoever runs from the real one goes on.
+    /// Puts a file of this text and mode in the place of the program; whoever runs from the real one continues to run.
     pub(super) fn replace_program(&self, text: &str, mode: u32) {
         let (program, real) = self.program();
         if !real.exists() {
