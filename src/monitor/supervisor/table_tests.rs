@@ -292,6 +292,13 @@ fn waits_are_logged_once_and_the_service_manager_is_asked_to_wait() {
     world.report();
     assert!(world.waiting.is_empty());
     assert_eq!(world.supervisor.next(), None, "nothing to wake for");
+
+    let mut taken_over = World::new(KEEPS, Some(1));
+    taken_over.resolve(Err(false));
+    let later = Now { monotonic: taken_over.now.monotonic + EXTEND, ..taken_over.now };
+    let actions = taken_over.supervisor.handle(later, Event::Time);
+    let told = actions.iter().find(|action| matches!(action, Action::Notify(_)));
+    assert!(matches!(told, Some(Action::Notify(Notice::Starting(Slow::Server)))), "{actions:?}");
 }
 
 /// A new view whose servers never serve is given up; one that was taken over never is.
