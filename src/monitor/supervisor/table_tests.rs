@@ -365,3 +365,19 @@ fn a_failed_resolution_that_nobody_asked_for_is_tried_again() {
     world.resolve(Err(true));
     assert_eq!(world.supervisor.next(), None, "who asked was told");
 }
+
+/// A reload that began before READY=1 is none for the service manager, which is told the new status all the same.
+#[test]
+fn a_reload_that_was_not_announced_changes_the_status() {
+    let mut world = World::new(KEEPS, None);
+    world.event(Event::Reload(None));
+    told(&mut world);
+    assert_eq!((world.ready, world.resolving), (1, 1));
+    world.resolve(Ok(3));
+    let actions = world.supervisor.handle(world.now, Event::Switched { epoch: 2 });
+    let status = actions.iter().find_map(|action| match action {
+        Action::Notify(Notice::Status(status)) => Some(status.as_str()),
+        _ => None,
+    });
+    assert!(status.is_some_and(|status| status.starts_with("serving 2 store paths")), "{actions:?}");
+}
