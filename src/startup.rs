@@ -12,7 +12,7 @@ use std::env::VarError;
 use std::os::fd::{OwnedFd, RawFd};
 
 use nix::sys::signal::{SigSet, Signal};
-use rustix::fs::{FileType, Mode};
+use rustix::fs::{FileType, Mode, Stat};
 use rustix::process::Resource;
 
 use crate::sys;
@@ -134,10 +134,14 @@ fn passed<'a>(
 }
 
 fn is_device(descriptor: &OwnedFd) -> bool {
-    rustix::fs::fstat(descriptor).is_ok_and(|stat| {
-        FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
-            && (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)) == DEVICE_NUMBER
-    })
+    rustix::fs::fstat(descriptor).is_ok_and(|stat| is_fuse_device(&stat))
+}
+
+/// Whether a file is the FUSE device.
+#[must_use]
+pub fn is_fuse_device(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+        && (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)) == DEVICE_NUMBER
 }
 
 #[cfg(test)]

@@ -130,10 +130,11 @@ fn run(config: Config, device: Option<OwnedFd>) -> Result<Exit, Failure> {
 
 /// Nobody may listen because the monitor has died, though its server still serves.
 fn explain_unserved(error: ReloadError, state: &Path, name: &str) -> ReloadError {
-    match (&error, mount::refuse_served(&monitor::state::server_lock(state), name)) {
-        (ReloadError::NotServed { .. }, Err(served @ MountError::Served(_))) => {
-            ReloadError::Unmonitored(served.to_string())
-        }
+    if !matches!(error, ReloadError::NotServed { .. }) {
+        return error;
+    }
+    match mount::refuse_served(&monitor::state::server_lock(state), name) {
+        Err(served @ MountError::Served(_)) => ReloadError::Unmonitored(served.to_string()),
         _ => error,
     }
 }

@@ -52,11 +52,7 @@ impl Runtime {
             }
             Action::Switch => self.switch(supervisor.content()),
             Action::KillServer => {
-                if let Some(server) = &mut self.server
-                    && let Err(error) = server.kill()
-                {
-                    tracing::warn!(%error, "cannot kill the server");
-                }
+                self.kill_server();
                 None
             }
             Action::ReapLater => {

@@ -69,7 +69,7 @@ impl Runtime {
             };
         }
         match mount {
-            MountEnd::Leave => self.kill_server(),
+            MountEnd::Leave => self.kill_and_wait(),
             MountEnd::Unmount | MountEnd::Gone => {
                 // Whoever still has it open gets errors instead of waiting for ever: the connection ends with its last
                 // descriptor.
@@ -141,18 +141,14 @@ impl Runtime {
             if used == Some(Used::Nowhere) {
                 tracing::warn!("the view is still mounted elsewhere; access to it will fail there");
             }
-            self.kill_server();
+            self.kill_and_wait();
         }
     }
 
-    fn kill_server(&mut self) {
-        if let Some(server) = &mut self.server
-            && let Err(error) = server.kill()
-        {
-            tracing::warn!(%error, "cannot kill the server");
-        }
+    /// Kills the server, and waits a moment so that its successor does not have to wait for it.
+    fn kill_and_wait(&mut self) {
+        self.kill_server();
         if let Some(server) = &mut self.server {
-            // So that its successor does not have to wait for it.
             let _ = server.ends_before(Instant::now() + SERVER_GRACE / 2);
         }
     }

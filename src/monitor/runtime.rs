@@ -45,3 +45,14 @@ pub(super) struct Runtime {
     pub(super) spare: Option<Server>,
     pub(super) probe: Option<Probe>,
 }
+
+impl Runtime {
+    /// Kills the server, if there is one. Its end is an event.
+    pub(super) fn kill_server(&mut self) {
+        if let Some(server) = &mut self.server
+            && let Err(error) = server.kill()
+        {
+            tracing::warn!(%error, "cannot kill the server");
+        }
+    }
+}

@@ -19,12 +19,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::FileType;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::poll;
 use super::probe::Probe;
+use crate::startup;
 
 pub use earlier::{Served, refuse_served};
 pub use place::place;
@@ -34,8 +34,6 @@ pub use table::{Mount, mounts};
 /// The file system type in the mount table.
 pub const TYPE: &str = "fuse.nix-store-fs";
 const DEVICE: &str = "/dev/fuse";
-/// Its major and minor number (`Documentation/admin-guide/devices.txt` of Linux).
-const FUSE_DEVICE: (u32, u32) = (10, 229);
 /// How long a file system that is in the way may take to answer.
 const PULSE: Duration = Duration::from_secs(2);
 
@@ -311,12 +309,7 @@ fn clear_dead(at: &Path, name: &str) -> Result<(), MountError> {
 /// Refuses another device in the place of the FUSE device; that none is there, or may be opened, is found when it is.
 fn check_device() -> Result<(), MountError> {
     let Ok(found) = rustix::fs::stat(DEVICE) else { return Ok(()) };
-    let is_device = FileType::from_raw_mode(found.st_mode) == FileType::CharacterDevice;
-    if is_device && found.st_rdev == rustix::fs::makedev(FUSE_DEVICE.0, FUSE_DEVICE.1) {
-        Ok(())
-    } else {
-        Err(MountError::NotFuse)
-    }
+    if startup::is_fuse_device(&found) { Ok(()) } else { Err(MountError::NotFuse) }
 }
 
 fn mount_as_root(at: &Path, source: &str) -> Result<OwnedFd, MountError> {

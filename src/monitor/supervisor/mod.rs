@@ -8,8 +8,8 @@
 //! Hard points:
 //! 1. A server may die in the middle of a switch. Its successor starts with the new view and invalidates what the kernel
 //!    may have cached of the old one, so the switch is complete when it serves.
-//! 2. The end of a server is not the end of the mount, and the end of the connection is neither: the mount table is looked
-//!    at each time ([`Action::LookAtMount`]).
+//! 2. The end of a server is not the end of the mount, and the end of the connection is neither: device and mount table
+//!    are looked at each time ([`Action::LookAtMount`]).
 //! 3. A late event of something that is over must do no harm: it finds no state that waits for it.
 
 mod content;
@@ -38,7 +38,7 @@ pub(super) use events::{
 };
 use reloads::{Cause, First, Reloads, Stage, Waiting};
 use server_life::{Backoff, Past, START_ATTEMPTS, Starting};
-pub(super) use server_life::{ServerLife, Successor};
+use server_life::{ServerLife, Successor};
 
 /// The pause before a probe is tried again for which no thread could be made.
 const PROBE_PAUSE: Duration = Duration::from_secs(1);
@@ -63,7 +63,7 @@ pub(super) enum MountLife {
     Absent,
     /// The mount thread works.
     Mounting,
-    /// It was in the mount table when it was last looked at.
+    /// Its connection lived when it was last looked at.
     Ours,
     /// Its connection has ended. It is looked up in the mount table at this time.
     Dead(Instant),

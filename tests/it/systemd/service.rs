@@ -97,7 +97,7 @@ fn a_changed_command_line_is_taken_over_by_a_reload() {
             .run(&format!("tr '\\0' ' ' </proc/{}/cmdline", host.property("MainPID")))
             .contains("--threads 3")
     );
-    assert_eq!(host.file_system(), file_system, "mounted anew");
+    assert_eq!(host.file_system(), file_system, "mounted again");
     assert_eq!(fs::read_to_string(host.view().join(&one.base).join("name")).unwrap(), "one\n");
     host.tell("stop");
     assert_eq!(host.mounts(), Vec::<String>::new());

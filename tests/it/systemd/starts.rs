@@ -142,7 +142,7 @@ fn a_view_is_resumed_after_its_program_failed() {
         host.tell("reset-failed");
         host.tell("start");
         readers.work();
-        assert_eq!(host.file_system(), file_system, "mounted anew");
+        assert_eq!(host.file_system(), file_system, "mounted again");
     }
     readers.finish();
     assert_eq!(host.systemctl(user), user_before);

@@ -15,7 +15,7 @@ fn under_load(put_through: impl FnOnce(&Host, &Readers)) {
     put_through(&host, &readers);
     readers.work();
     readers.finish();
-    assert_eq!(host.file_system(), file_system, "mounted anew");
+    assert_eq!(host.file_system(), file_system, "mounted again");
     assert_eq!(host.mounts().len(), 1, "{:?}", host.mounts());
 
     host.tell("stop");
