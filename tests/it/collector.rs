@@ -269,7 +269,7 @@ fn a_store_path_that_disappears() {
     }
     tree::list(service.path()).unwrap();
     for victim in &victims {
-        assert_eq!(service.logged(&victim.base), 1, "{}: {}", victim.base, service.log());
+        assert_eq!(service.logged_soon(&victim.base, 1), 1, "{}: {}", victim.base, service.log());
     }
     running.finish().judge("a store path that disappears");
     // A reload, a new server and an end are not disturbed either.

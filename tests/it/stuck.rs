@@ -102,7 +102,7 @@ fn a_mount_of_which_too_little_is_known_is_mounted_again() {
         assert_eq!(mounts::all().iter().filter(|mount| mount.at == service.path()).count(), 1, "{missing}");
         let real = tree::walk(&fixture.store.physical(), &fixture.data.base);
         tree::assert_same(&real, &tree::walk(service.path(), &fixture.data.base));
-        assert_eq!(service.logged("cannot be taken over"), 1, "{missing}: {}", service.log());
+        assert_eq!(service.logged_soon("cannot be taken over", 1), 1, "{missing}: {}", service.log());
         service.stop();
         fs::remove_file(service.path().with_file_name("stderr")).unwrap();
     }

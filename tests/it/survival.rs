@@ -197,7 +197,7 @@ fn a_dead_mount_is_cleaned_and_used_again() {
     assert!(mounts::at(service.path()).is_some(), "somebody else's dead mount was unmounted");
 
     service.start_ready();
-    assert_eq!(service.logged("clearing away the dead mount"), 1, "{}", service.log());
+    assert_eq!(service.logged_soon("clearing away the dead mount", 1), 1, "{}", service.log());
     assert_eq!(mounts::all().iter().filter(|mount| mount.at == service.path()).count(), 1);
     let real = tree::walk(&fixture.store.physical(), &fixture.data.base);
     tree::assert_same(&real, &tree::walk(service.path(), &fixture.data.base));
@@ -345,11 +345,11 @@ fn the_journal_is_on_a_full_disk() {
     service.start_ready();
     let real = tree::walk(&fixture.store.physical(), &many.base);
     tree::assert_same(&real, &tree::walk(service.path(), &many.base));
-    assert_eq!(service.logged("will not survive a crash of its server"), 1, "{}", service.log());
+    assert_eq!(service.logged_soon("will not survive a crash of its server", 1), 1, "{}", service.log());
     // Once said it is not said again, and what was opened goes on being read.
     load::drop_kernel_caches();
     tree::assert_same(&real, &tree::walk(service.path(), &many.base));
-    assert_eq!(service.logged("will not survive a crash of its server"), 1, "{}", service.log());
+    assert_eq!(service.logged_soon("will not survive a crash of its server", 1), 1, "{}", service.log());
     // The next server does not know all that this one has answered, and has the kernel ask again.
     service.kill(Victim::Server);
     tree::assert_same(&real, &tree::walk(service.path(), &many.base));
@@ -367,8 +367,8 @@ fn the_state_is_on_a_full_disk() {
     let filler = service.state().join("filler");
     let _full = fs::write(&filler, vec![1; 16 << 10]);
     service.start_ready();
-    assert_eq!(service.logged("would not survive a crash of its monitor"), 1, "{}", service.log());
-    assert_eq!(service.logged("would not survive a crash of its server"), 1, "{}", service.log());
+    assert_eq!(service.logged_soon("would not survive a crash of its monitor", 1), 1, "{}", service.log());
+    assert_eq!(service.logged_soon("would not survive a crash of its server", 1), 1, "{}", service.log());
     let real = tree::walk(&fixture.store.physical(), &fixture.data.base);
     tree::assert_same(&real, &tree::walk(service.path(), &fixture.data.base));
 

@@ -137,6 +137,16 @@ impl Service {
         self.log().lines().filter(|line| line.contains(what)).count()
     }
 
+    /// The same, once it is at least `times`: the log has a thread of its own, which may write a line after the service
+    /// manager or a client was told what follows it.
+    pub(crate) fn logged_soon(&self, what: &str, times: usize) -> usize {
+        let until = Instant::now() + DEADLINE;
+        while self.logged(what) < times && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.logged(what)
+    }
+
     /// How many notifications have come: the place to [`Self::wait`] from.
     pub(crate) fn heard(&self) -> usize {
         self.ear.heard.lock().messages.len()
