@@ -6,15 +6,17 @@
 //!    [`startup`]: what a process is started with. [`log`]: lines for standard error.
 //! 2. [`store`]: the only place that knows Nix's C++ store library.
 //! 3. [`closure`]: from a path that a person types to a closure that is held, and its printed forms.
-//! 4. [`view`]: what is served: node ids, the journal, the physical store, and the answers.
-//! 5. [`protocol`]: what is agreed on with the kernel, and what monitor, server and `--reload` say to each other.
-//! 6. [`server`]: one FUSE session.
-//! 7. [`monitor`]: the mount, and what keeps a view alive.
-//! 8. [`cli`]: arguments in, exit code out.
+//! 4. [`fuse`]: what the kernel and this program say to each other, as bytes, and the ledger of what was taken.
+//! 5. [`view`]: what is served: node ids, the journal, the physical store, and the answers.
+//! 6. [`protocol`]: what is agreed on with the kernel, and what monitor, server and `--reload` say to each other.
+//! 7. [`server`]: one FUSE session.
+//! 8. [`monitor`]: the mount, and what keeps a view alive.
+//! 9. [`cli`]: arguments in, exit code out.
 
 pub mod cli;
 pub mod closure;
 pub mod error;
+pub mod fuse;
 pub mod log;
 pub mod monitor;
 pub mod protocol;

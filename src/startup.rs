@@ -19,12 +19,14 @@ use crate::sys;
 
 /// Name of `/dev/fuse` in the service manager's descriptor store.
 pub const DEVICE: &str = "fuse";
+/// Name of the ledger there.
+pub const LEDGER: &str = "ledger";
 /// Its number as a character device: `Documentation/admin-guide/devices.txt` of Linux.
 const DEVICE_NUMBER: (u32, u32) = (10, 229);
 
 /// The first descriptor of the service manager (sd_listen_fds(3)).
 const FIRST: RawFd = 3;
-/// Descriptors of the service manager at most. A view stores one.
+/// Descriptors of the service manager at most. A view stores two.
 const MOST: u32 = 256;
 
 /// Variables that name descriptors of the process that was started with them, and of no child of it.
@@ -39,11 +41,20 @@ const IGNORED: [Signal; 4] = [Signal::SIGPIPE, Signal::SIGXFSZ, Signal::SIGTTIN,
 pub const TAKEN: [Signal; 5] =
     [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2];
 
+/// What the service manager has kept of an earlier process.
+#[derive(Debug, Default)]
+pub struct Stored {
+    /// The device of its view.
+    pub device: Option<OwnedFd>,
+    /// Ledgers, one of which may be that of its servers.
+    pub ledgers: Vec<OwnedFd>,
+}
+
 /// What an earlier process of this service has left to this one.
 #[derive(Debug, Default)]
 pub struct Inherited {
-    /// The device of its view.
-    pub device: Option<OwnedFd>,
+    /// Descriptors.
+    pub stored: Stored,
     complaints: Vec<String>,
 }
 
@@ -102,9 +113,10 @@ fn stored() -> Inherited {
     let [pid, fds, names] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"].map(variable);
     for (number, name) in passed(std::process::id(), pid.as_deref(), fds.as_deref(), names.as_deref()) {
         match sys::adopt(number) {
+            Ok(descriptor) if name == LEDGER => inherited.stored.ledgers.push(descriptor),
             Ok(descriptor) if name != DEVICE => drop(descriptor),
             // Only one view is served, so only the last one stored can be meant; others are closed.
-            Ok(descriptor) if is_device(&descriptor) => inherited.device = Some(descriptor),
+            Ok(descriptor) if is_device(&descriptor) => inherited.stored.device = Some(descriptor),
             Ok(_) => inherited.complaints.push(format!(
                 "the service manager passed descriptor {number} as '{DEVICE}', which is not the FUSE device; closed it"
             )),

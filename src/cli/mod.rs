@@ -9,7 +9,7 @@ mod exit;
 mod version;
 
 use std::io::{self, IsTerminal, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
 
@@ -26,6 +26,7 @@ use crate::protocol::control::ReloadError;
 use crate::protocol::wire::{LogSettings, Report};
 use crate::protocol::{control, wire};
 use crate::server::ServeError;
+use crate::startup::Stored;
 use crate::store::Store;
 use crate::{error, log, server, startup, sys};
 use args::Args;
@@ -50,7 +51,7 @@ pub fn main() -> ! {
     let settings = args.log();
     set_up_log(settings);
     inherited.complain();
-    let exit = match Config::check(args).map_err(Failure::from).and_then(|args| run(args, inherited.device)) {
+    let exit = match Config::check(args).map_err(Failure::from).and_then(|args| run(args, inherited.stored)) {
         Ok(exit) => exit,
         Err(failure) => {
             let why = error::chain(&failure);
@@ -86,7 +87,7 @@ fn explain(error: &clap::Error) -> Exit {
     Exit::Usage
 }
 
-fn run(config: Config, device: Option<OwnedFd>) -> Result<Exit, Failure> {
+fn run(config: Config, stored: Stored) -> Result<Exit, Failure> {
     if !matches!(config.action, Action::Mount(_)) {
         startup::do_not_take_signals();
     }
@@ -98,7 +99,7 @@ fn run(config: Config, device: Option<OwnedFd>) -> Result<Exit, Failure> {
         Action::Mount(settings) => {
             // The server is started from there as well.
             mount::mounts()?;
-            match monitor::run(*settings, device)? {
+            match monitor::run(*settings, stored)? {
                 Ending::Unmounted => Ok(Exit::Success),
                 Ending::HandedOver => Ok(Exit::HandedOver),
             }
@@ -200,9 +201,7 @@ fn set_up_log(settings: LogSettings) {
         3 => LevelFilter::DEBUG,
         _ => LevelFilter::TRACE,
     };
-    // The session library logs each request in detail: for who asks for everything.
-    let library = if settings.verbosity > 3 { level } else { LevelFilter::ERROR };
-    let filter = Targets::new().with_default(level).with_target("fuser", library);
+    let filter = Targets::new().with_default(level);
     let layer = tracing_subscriber::fmt::layer().with_writer(|| log::Lines);
     let registry = tracing_subscriber::registry().with(filter);
     let done = if settings.json {

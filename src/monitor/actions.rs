@@ -13,6 +13,7 @@ use super::runtime::Runtime;
 use super::state::{self, State, StateDir};
 use super::supervisor::{Action, Content, Event, Note, Notice, Seen, Slow, Supervisor};
 use super::systemd;
+use crate::fuse::ledger;
 use crate::protocol::wire::{Order, Start};
 use crate::server::idle::IdlePolling;
 
@@ -40,6 +41,8 @@ impl Runtime {
             }
             Action::Mount => self.mount(),
             Action::StoreDevice => {
+                // The device last: whoever finds it finds the ledger.
+                self.ledger.iter().for_each(systemd::store_ledger);
                 self.device.iter().for_each(systemd::store_device);
                 None
             }
@@ -113,7 +116,8 @@ impl Runtime {
 
     /// Keeps a new mount; returns whether there is a node journal.
     pub(super) fn keep_mount(&mut self, new: Result<New, MonitorError>) -> Result<bool, MonitorError> {
-        let New { mounted, device, agreement, journal } = new?;
+        let New { mounted, device, ledger, agreement, journal } = new?;
+        self.ledger = ledger;
         self.mounted = Some(mounted);
         self.device = Some(device);
         self.agreement = Some(agreement);
@@ -132,6 +136,7 @@ impl Runtime {
             made: mounted.made().to_vec(),
             mount_id: mounted.id(),
             agreement: agreement.clone(),
+            ledger: self.ledger.as_ref().and_then(ledger::token),
             view: content.view.clone(),
             roots: content.roots.clone(),
             link_dirs: self.link_dirs.clone(),
@@ -164,6 +169,8 @@ impl Runtime {
             threads: self.settings.threads,
             journal,
             resume,
+            has_ledger: self.ledger.is_some(),
+            crashed: self.crashed,
             invalidate: content.unsettled.iter().cloned().collect(),
             lock: self.state.as_ref().map(StateDir::server_lock),
             end_with: systemd::is_there().then(std::process::id),
@@ -173,15 +180,18 @@ impl Runtime {
         // Opened again for each server, and kept by none but it: what one has asked for ends with it.
         let idle = open_idle(self.settings.idle_polling);
         let order = Order::Start(Box::new(start));
+        let memory = self.ledger.as_ref();
         // One that was started early may have ended since.
-        let early =
-            self.spare.take().filter(|server| server.begin(&order, device, store, idle.as_ref()).is_ok());
+        let early = self
+            .spare
+            .take()
+            .filter(|server| server.begin(&order, device, store, memory, idle.as_ref()).is_ok());
         let server = match early {
             Some(server) => server,
             None => {
                 let mut server =
                     Server::spawn().map_err(|error| format!("cannot start the server: {error}"))?;
-                match server.begin(&order, device, store, idle.as_ref()) {
+                match server.begin(&order, device, store, memory, idle.as_ref()) {
                     // Its end is an event, as that of any other.
                     Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
                         let _ = server.kill();

@@ -58,10 +58,11 @@ impl Server {
         order: &Order,
         device: &OwnedFd,
         store: &OwnedFd,
+        ledger: Option<&OwnedFd>,
         idle: Option<&OwnedFd>,
     ) -> io::Result<()> {
-        let descriptors: Vec<_> =
-            [Some(device), Some(store), idle].into_iter().flatten().map(AsFd::as_fd).collect();
+        let all = [Some(device), Some(store), ledger, idle];
+        let descriptors: Vec<_> = all.into_iter().flatten().map(AsFd::as_fd).collect();
         self.send(order, &descriptors)
     }
 

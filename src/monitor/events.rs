@@ -1,6 +1,7 @@
 //! Descriptors become events.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -168,6 +169,7 @@ impl Runtime {
             Ok(None) => events.extend(hung_up),
             Ok(Some(status)) => {
                 events.push(Event::Exited(status.to_string()));
+                self.crashed = status.signal() != Some(Signal::SIGKILL as i32);
                 self.server = None;
             }
             Err(error) => {

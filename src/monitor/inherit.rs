@@ -13,6 +13,7 @@ use super::child::Server;
 use super::clients::Clients;
 use super::error::{MonitorError, system};
 use super::mount::{self, Mounted};
+use super::mounting;
 use super::runtime::Runtime;
 use super::settings::Settings;
 use super::state::{State, StateDir, StateError};
@@ -21,6 +22,8 @@ use super::supervisor::Content;
 use super::systemd;
 use super::watch;
 use crate::closure::roots::RootLinks;
+use crate::fuse::ledger;
+use crate::startup::Stored;
 use crate::values::View;
 
 /// What a monitor begins with.
@@ -35,6 +38,8 @@ pub(super) struct Begin {
 #[derive(Debug)]
 struct Inherited {
     device: OwnedFd,
+    /// None: the service manager had no room for it.
+    ledger: Option<OwnedFd>,
     mounted: Mounted,
     state: State,
 }
@@ -49,13 +54,9 @@ enum Earlier {
 }
 
 /// Opens what a monitor needs, and finds out what there is to take over. Nothing is mounted yet.
-pub(super) fn begin(
-    settings: Settings,
-    signals: SignalFd,
-    device: Option<OwnedFd>,
-) -> Result<Begin, MonitorError> {
+pub(super) fn begin(settings: Settings, signals: SignalFd, stored: Stored) -> Result<Begin, MonitorError> {
     let state = open_state(&settings)?;
-    let (inherited, link_dirs) = match inherit(state.as_ref(), &settings, device)? {
+    let (inherited, link_dirs) = match inherit(state.as_ref(), &settings, stored)? {
         Earlier::Nothing => (None, BTreeSet::new()),
         Earlier::Dead(link_dirs) => (None, link_dirs),
         Earlier::View(inherited) => {
@@ -91,11 +92,13 @@ pub(super) fn begin(
         mounting: None,
         mounted: None,
         device: None,
+        ledger: None,
         agreement: None,
         store_path: PathBuf::new(),
         store: None,
         link_dirs: link_dirs.into_iter().chain(settings.gc_root.clone()).collect(),
         server: None,
+        crashed: false,
         spare,
         probe: None,
         state,
@@ -106,13 +109,22 @@ pub(super) fn begin(
 }
 
 fn take_over(runtime: &mut Runtime, inherited: Inherited) -> Content {
-    let Inherited { device, mounted, state } = inherited;
+    let Inherited { device, ledger, mounted, state } = inherited;
     let State { view, roots, epoch, unsettled, agreement, store, .. } = state;
     tracing::info!(mountpoint = %mounted.at().display(), "taking over the view of an earlier monitor");
     if mounted.at() != runtime.settings.mountpoint {
         tracing::debug!(asked = %runtime.settings.mountpoint.display(), "the view stays where it is mounted");
     }
+    let ledger = ledger.or_else(|| {
+            tracing::warn!(
+                "the service manager has not kept what the last server was answering; some readers may get errors on kernels before 6.9. FileDescriptorStoreMax= has to be 2 at least"
+            );
+            mounting::begin_ledger(true)
+    });
+    // The device last: whoever finds it finds the ledger.
+    ledger.iter().for_each(systemd::store_ledger);
     systemd::store_device(&device);
+    runtime.ledger = ledger;
     runtime.store = open_store(&store)
         .inspect_err(|error| tracing::warn!(error = error as &dyn std::error::Error, "readers wait"))
         .ok();
@@ -142,7 +154,7 @@ fn open_state(settings: &Settings) -> Result<Option<StateDir>, MonitorError> {
 fn inherit(
     state: Option<&StateDir>,
     settings: &Settings,
-    device: Option<OwnedFd>,
+    Stored { device, ledgers }: Stored,
 ) -> Result<Earlier, MonitorError> {
     let Some(dir) = state else { return Ok(Earlier::Nothing) };
     let Some(device) = device else { return Ok(dead(dir)) };
@@ -178,7 +190,9 @@ fn inherit(
             "the view is not mounted here any more; serving it where it still is. To mount it here again, stop the view and start it"
         );
     }
-    Ok(Earlier::View(Box::new(Inherited { device, mounted, state })))
+    let of_this_mount = |found: &OwnedFd| state.ledger.is_some() && ledger::token(found) == state.ledger;
+    let ledger = ledgers.into_iter().find(of_this_mount);
+    Ok(Earlier::View(Box::new(Inherited { device, ledger, mounted, state })))
 }
 
 /// Unmounts what an earlier monitor left and nobody can take over, where it was and where the view is to be.

@@ -37,13 +37,12 @@ mod systemd;
 mod watch;
 
 use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
 use std::time::{Instant, SystemTime};
 
 use nix::sys::signal::SigSet;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use crate::startup;
+use crate::startup::{self, Stored};
 use actions::Performed;
 use error::system;
 use inherit::Begin;
@@ -53,14 +52,14 @@ pub use ending::Ending;
 pub use error::MonitorError;
 pub use settings::Settings;
 
-/// Mounts a view, or takes over one that is mounted, whose `device` the service manager has kept, and serves it to its
-/// end.
+/// Mounts a view, or takes over one that is mounted, of which the service manager has kept what is `stored`, and serves
+/// it to its end.
 ///
 /// # Errors
 /// [`MonitorError`]; what was mounted here is unmounted again, what was taken over is left to a successor.
-pub fn run(settings: Settings, device: Option<OwnedFd>) -> Result<Ending, MonitorError> {
+pub fn run(settings: Settings, stored: Stored) -> Result<Ending, MonitorError> {
     let signals = signals()?;
-    let Begin { mut runtime, inherited } = inherit::begin(settings, signals, device)?;
+    let Begin { mut runtime, inherited } = inherit::begin(settings, signals, stored)?;
     let policy = Policy {
         prune: runtime.settings.prune,
         can_hand_over: systemd::is_there() && runtime.state.is_some(),

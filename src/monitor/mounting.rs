@@ -14,6 +14,7 @@ use super::error::{MonitorError, system};
 use super::mount::{Mounted, Point, refuse_served};
 use super::poll;
 use super::state;
+use crate::fuse::ledger;
 use crate::protocol::handshake::{self, Agreement, Io, Wishes};
 use crate::view::journal::Journal;
 
@@ -42,6 +43,8 @@ pub(super) struct Task {
 pub(super) struct New {
     pub(super) mounted: Mounted,
     pub(super) device: OwnedFd,
+    /// None: there is no memory for one.
+    pub(super) ledger: Option<OwnedFd>,
     pub(super) agreement: Agreement,
     /// Whether there is a node journal.
     pub(super) journal: bool,
@@ -102,7 +105,17 @@ fn mount(task: &Task) -> Result<New, MonitorError> {
             return Err(error);
         }
     };
-    Ok(New { mounted, device, agreement, journal: task.journal.as_deref().is_some_and(begin_journal) })
+    let journal = task.journal.as_deref().is_some_and(begin_journal);
+    Ok(New { mounted, device, ledger: begin_ledger(false), agreement, journal })
+}
+
+/// The memory of what servers have taken; see [`ledger::create`].
+pub(super) fn begin_ledger(before: bool) -> Option<OwnedFd> {
+    ledger::create(before)
+        .inspect_err(|error| {
+            tracing::warn!(%error, "no ledger: on kernels before 6.9, what a server that is killed had taken is lost");
+        })
+        .ok()
 }
 
 /// The journal exists before anything can be known by the kernel: so a mount without one was served without one.

@@ -33,6 +33,8 @@ pub(super) struct Runtime {
     pub(super) mounting: Option<MountThread>,
     pub(super) mounted: Option<Mounted>,
     pub(super) device: Option<OwnedFd>,
+    /// What servers have taken and not answered ([`crate::fuse::ledger`]).
+    pub(super) ledger: Option<OwnedFd>,
     pub(super) agreement: Option<Agreement>,
     /// The physical store directory.
     pub(super) store_path: PathBuf,
@@ -41,6 +43,8 @@ pub(super) struct Runtime {
     /// Directories in which links of this view may be.
     pub(super) link_dirs: BTreeSet<PathBuf>,
     pub(super) server: Option<Server>,
+    /// Whether the last server ended by a fault of its own, and was not killed.
+    pub(super) crashed: bool,
     /// Started while the roots are being resolved: loading the program takes longer than that.
     pub(super) spare: Option<Server>,
     pub(super) probe: Option<Probe>,

@@ -46,6 +46,9 @@ pub struct State {
     pub mount_id: Option<u64>,
     /// What was agreed on with the kernel.
     pub agreement: Agreement,
+    /// Which ledger is this mount's ([`crate::fuse::ledger::token`]). Absent in what earlier versions wrote.
+    #[serde(default)]
+    pub ledger: Option<u64>,
     /// What is served.
     pub view: View,
     /// The roots whose closures that is. Absent in what earlier versions wrote.
@@ -308,7 +311,8 @@ mod tests {
             created: true,
             made: vec!["/a".into(), "/a/b".into()],
             mount_id: Some(36),
-            agreement: Agreement { request: vec![1, 2], io: Io::Cached, idmap: true },
+            agreement: Agreement { io: Io::Cached, idmap: true },
+            ledger: Some(u64::MAX),
             view: View::default(),
             roots: BTreeSet::new(),
             link_dirs: BTreeSet::new(),

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use sd_notify::NotifyState;
 
-use crate::startup::DEVICE;
+use crate::startup::{DEVICE, LEDGER};
 
 /// How long the end of the process waits for what is not sent yet.
 const END_GRACE: Duration = Duration::from_millis(700);
@@ -30,6 +30,7 @@ static NOTICES: Notices = Notices {
 #[derive(Debug)]
 enum Notice {
     Store(OwnedFd),
+    StoreLedger(OwnedFd),
     Forget,
     Ready(String),
     Status(String),
@@ -148,8 +149,15 @@ fn send(notice: &Notice) -> Option<bool> {
             ));
             return Some(sent.is_ok());
         }
+        Notice::StoreLedger(ledger) => {
+            let state = [NotifyState::FdStore, NotifyState::FdName(LEDGER), NotifyState::Custom("FDPOLL=0")];
+            if let Err(error) = sd_notify::notify_with_fds(&state, &[ledger.as_fd()]) {
+                tracing::warn!(%error, "the service manager does not keep the ledger");
+            }
+        }
         Notice::Forget => {
             notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(DEVICE)]);
+            notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(LEDGER)]);
             return Some(false);
         }
         Notice::Ready(status) => notify(&[NotifyState::Ready, NotifyState::Status(status)]),
@@ -209,7 +217,15 @@ pub(super) fn store_device(device: &OwnedFd) {
     }
 }
 
-/// Lets the device go.
+/// Keeps the ledger beyond this process. Without it a successor can do.
+pub(super) fn store_ledger(ledger: &OwnedFd) {
+    match ledger.try_clone() {
+        Ok(ledger) => NOTICES.push(Notice::StoreLedger(ledger)),
+        Err(error) => tracing::warn!(%error, "the service manager does not keep the ledger"),
+    }
+}
+
+/// Lets the device and the ledger go.
 pub(super) fn forget_device() {
     NOTICES.push(Notice::Forget);
 }

@@ -17,7 +17,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-use rustix::fs::MemfdFlags;
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
@@ -27,10 +26,11 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::handshake::Agreement;
+use crate::sys::memory;
 use crate::values::{StorePath, View, lossless};
 
-/// Descriptors of one order at most: the body, the device, the store directory, and where processors are kept awake.
-const DESCRIPTORS_MAX: usize = 4;
+/// Descriptors of one order at most: the body, the device, the store directory, the ledger, and where processors are kept awake.
+const DESCRIPTORS_MAX: usize = 5;
 /// No closure comes near this; a length above it is not ours.
 const ORDER_MAX: u64 = 1 << 30;
 /// Bytes of the longest report.
@@ -63,6 +63,10 @@ pub struct Start {
     pub journal: Option<PathBuf>,
     /// Whether an earlier server may have taken requests.
     pub resume: bool,
+    /// Whether the ledger comes with it.
+    pub has_ledger: bool,
+    /// Whether the last server ended by a fault of its own, and not because somebody killed it.
+    pub crashed: bool,
     /// Names that the kernel may have cached otherwise than they are.
     pub invalidate: Vec<StorePath>,
     /// The file that a server holds locked as long as it lives: two must never read one device.
@@ -176,13 +180,7 @@ pub fn send_order(socket: impl AsFd, order: &Order, descriptors: &[BorrowedFd<'_
 }
 
 fn memory_file(bytes: &[u8]) -> io::Result<File> {
-    let create = |more| rustix::fs::memfd_create("order", MemfdFlags::CLOEXEC | more);
-    // Kernels since 6.3 may demand the flag (`vm.memfd_noexec`), and older ones do not know it.
-    let file = match create(MemfdFlags::NOEXEC_SEAL) {
-        Err(Errno::INVAL) => create(MemfdFlags::empty()),
-        answer => answer,
-    };
-    let mut file = File::from(file?);
+    let mut file = memory::memory_file("order")?;
     file.write_all(bytes)?;
     Ok(file)
 }

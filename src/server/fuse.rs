@@ -14,32 +14,35 @@
 //! object that is not settled, once the answer has been given ([`Stale`]).
 
 use std::cell::RefCell;
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime};
 
-use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem,
-    Generation, INodeNo, IoctlFlags, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
-};
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use zerocopy::IntoBytes;
 
 use super::counts::{Counts, Op};
+use super::stops::{self, Stop};
+use crate::fuse::abi::{Attr, AttrOut, Dirent, DirentPlus, EntryOut, LseekOut, OpenOut, StatfsOut, fopen};
+use crate::fuse::device::Answer;
+use crate::fuse::request::{Forgets, Name};
+use crate::fuse::{Device, Ledger, Operation, Request};
 use crate::protocol::handshake::READ_MAX;
-use crate::view::backing::{Identity, Kind, Read, Stat, Target};
+use crate::view::backing::{Kind, Read, Stat, Target};
 use crate::view::trie::{NodeId, ROOT};
-use crate::view::{Counted, Entry, FsError, Missed, Node, Registrations, ServedView, Stale, Totals, Way};
+use crate::view::{
+    Counted, Entry, FsError, Handle, Missed, Node, Registrations, ServedView, Stale, Totals, Way,
+};
 
-/// Store paths never change: what the kernel was told holds until it is invalidated.
-const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
+/// Seconds. Store paths never change: what the kernel was told holds until it is invalidated.
+const FOR_EVER: u64 = u32::MAX as u64;
+/// SEEK_DATA and SEEK_HOLE of lseek(2); the kernel answers the others itself (`fuse_file_llseek`).
+const SEEK_DATA: u32 = 3;
+const SEEK_HOLE: u32 = 4;
 
-/// How long the kernel may cache an answer.
-fn lifetime(lasting: bool) -> Duration {
-    if lasting { FOR_EVER } else { Duration::ZERO }
+/// How long the kernel may cache an answer, in seconds.
+fn lifetime(lasting: bool) -> u64 {
+    if lasting { FOR_EVER } else { 0 }
 }
 
 /// The view as the kernel sees it.
@@ -47,6 +50,8 @@ fn lifetime(lasting: bool) -> Duration {
 pub struct StoreFs {
     view: Arc<ServedView>,
     counts: Arc<Counts>,
+    device: Arc<Device>,
+    ledger: Ledger,
     /// What the kernel reads by itself; none: everything is read through the server.
     registrations: Option<Arc<Registrations>>,
     /// Where names outside the closure are left; none: nobody wants to know.
@@ -54,104 +59,51 @@ pub struct StoreFs {
     warned: AtomicBool,
 }
 
-impl StoreFs {
-    /// Serves `view`.
-    #[must_use]
-    pub fn new(view: Arc<ServedView>, counts: Arc<Counts>) -> Self {
-        let registrations = view.registrations().cloned();
-        Self { view, counts, registrations, missed: None, warned: AtomicBool::new(false) }
-    }
-
-    /// Leaves names that the root does not have with `missed`.
-    #[must_use]
-    pub fn reporting(self, missed: Missed) -> Self {
-        Self { missed: Some(missed), ..self }
-    }
-
-    /// Opens `id` so that the kernel reads the file by itself.
-    fn pass_through(&self, registrations: &Registrations, id: NodeId, reply: ReplyOpen) {
-        if let Some(counted) = registrations.open(id) {
-            return self.answer_open(registrations, id, counted, reply);
-        }
-        let opened = self.view.file(id);
-        let registered = match &opened {
-            Ok(file) => Way::register(&reply, &**file),
-            Err(error) => return reply.error(errno(*error)),
-        };
-        let way = registered.unwrap_or_else(|error| {
-            if !self.warned.swap(true, Ordering::Relaxed) {
-                tracing::warn!(%error, "the kernel takes no backing file; reading such files through the server");
-            }
-            Way::Cached
-        });
-        self.answer_open(registrations, id, registrations.insert(id, way), reply);
-    }
-
-    fn answer_open(&self, registrations: &Registrations, id: NodeId, counted: Counted, reply: ReplyOpen) {
-        let Counted { way, unrecorded } = counted;
-        if unrecorded {
-            self.view.record(&[way.record(id)]);
-            registrations.recorded(id);
-        }
-        way.answer(registrations.handle(&way), reply);
-    }
-
-    fn refused(&self) -> Errno {
-        self.counts.add(Op::Refused);
-        errno(FsError::ReadOnly)
-    }
-
-    fn unsupported(&self) -> Errno {
-        self.counts.add(Op::Other);
-        errno(FsError::Unsupported)
-    }
-}
-
 /// The one table from errors to what the kernel is told.
 fn errno(error: FsError) -> Errno {
     match error {
         // The kernel repeats a path walk once when told this, from the root.
-        FsError::UnknownNode => Errno::ESTALE,
-        FsError::Absent | FsError::AbsentNow => Errno::ENOENT,
-        FsError::BadName => Errno::EINVAL,
-        FsError::ReadOnly => Errno::EROFS,
-        FsError::Unsupported => Errno::ENOSYS,
+        FsError::UnknownNode => Errno::STALE,
+        FsError::Absent | FsError::AbsentNow => Errno::NOENT,
+        FsError::BadName => Errno::INVAL,
+        FsError::ReadOnly => Errno::ROFS,
+        FsError::Unsupported => Errno::NOSYS,
         FsError::Backing(error) => match error {
             // A directory became a link or a mount: somebody changed a store path, which is never right.
-            rustix::io::Errno::LOOP | rustix::io::Errno::XDEV | rustix::io::Errno::NOTDIR => Errno::EIO,
+            Errno::LOOP | Errno::XDEV | Errno::NOTDIR => Errno::IO,
             // ENOSYS would end this kind of request for the whole mount.
-            rustix::io::Errno::NOSYS => Errno::EIO,
+            Errno::NOSYS => Errno::IO,
             // Of a store that is served by FUSE itself: from us they would say that this view is dead.
-            rustix::io::Errno::NOTCONN | rustix::io::Errno::CONNABORTED => Errno::EIO,
-            other => match other.raw_os_error() {
-                // The kernel does not take an answer with another code (`fuse_dev_do_write`), and whoever asked would
-                // wait for ever. Some file systems let such codes out: 524 is ENOTSUPP of the kernel's own.
-                code @ 1..512 => Errno::from_i32(code),
-                _ => Errno::EIO,
-            },
+            Errno::NOTCONN | Errno::CONNABORTED => Errno::IO,
+            // The kernel does not take an answer with another code (`fuse_dev_do_write`), and whoever asked would wait for
+            // ever. Some file systems let such codes out: 524 is ENOTSUPP of the kernel's own.
+            other if (1..512).contains(&other.raw_os_error()) => other,
+            _ => Errno::IO,
         },
     }
 }
 
-fn attributes(node: Node) -> FileAttr {
+fn mode(kind: Kind) -> u32 {
+    match kind {
+        Kind::File => 0o100_000,
+        Kind::Directory => 0o040_000,
+        Kind::Symlink => 0o120_000,
+    }
+}
+
+fn attributes(node: Node) -> Attr {
     let Stat { kind, perm, uid, gid, size, blocks, mtime: (seconds, nanoseconds), nlink, .. } = node.stat;
-    let since = Duration::new(seconds.unsigned_abs(), 0);
-    let time = if seconds < 0 { SystemTime::UNIX_EPOCH - since } else { SystemTime::UNIX_EPOCH + since }
-        + Duration::from_nanos(nanoseconds.into());
-    FileAttr {
-        ino: INodeNo(node.id.0),
+    Attr {
+        ino: node.id.0,
         size,
         blocks,
-        atime: time,
-        mtime: time,
-        ctime: time,
-        crtime: time,
-        kind: match kind {
-            Kind::File => FileType::RegularFile,
-            Kind::Directory => FileType::Directory,
-            Kind::Symlink => FileType::Symlink,
-        },
-        perm,
+        atime: seconds,
+        mtime: seconds,
+        ctime: seconds,
+        atimensec: nanoseconds,
+        mtimensec: nanoseconds,
+        ctimensec: nanoseconds,
+        mode: mode(kind) | u32::from(perm),
         nlink,
         uid,
         gid,
@@ -161,314 +113,299 @@ fn attributes(node: Node) -> FileAttr {
     }
 }
 
-/// A negative entry: nodeid 0 with a lifetime says that the name is absent (`fuse_lookup_name`).
-fn absent() -> FileAttr {
-    let none = Stat {
-        kind: Kind::File,
-        perm: 0,
-        uid: 0,
-        gid: 0,
+fn entry(node: Node, lasting: bool) -> EntryOut {
+    let valid = lifetime(lasting);
+    EntryOut {
+        node: node.id.0,
+        generation: 0,
+        entry_valid: valid,
+        attr_valid: valid,
+        entry_valid_nsec: 0,
+        attr_valid_nsec: 0,
+        attr: attributes(node),
+    }
+}
+
+/// A negative entry: node id 0 with a lifetime says that the name is absent (`fuse_lookup_name`).
+const ABSENT: EntryOut = EntryOut {
+    node: 0,
+    generation: 0,
+    entry_valid: FOR_EVER,
+    attr_valid: 0,
+    entry_valid_nsec: 0,
+    attr_valid_nsec: 0,
+    attr: Attr {
+        ino: 0,
         size: 0,
         blocks: 0,
-        mtime: (0, 0),
+        atime: 0,
+        mtime: 0,
+        ctime: 0,
+        atimensec: 0,
+        mtimensec: 0,
+        ctimensec: 0,
+        mode: 0,
         nlink: 0,
-        linked: None,
-        identity: Identity::Inode(0),
-        settled: true,
-    };
-    attributes(Node { id: NodeId(0), stat: none })
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: 0,
+        flags: 0,
+    },
+};
+
+fn writes(flags: u32) -> bool {
+    flags & (OFlags::ACCMODE | OFlags::TRUNC).bits() != OFlags::RDONLY.bits()
 }
 
-fn writes(flags: OpenFlags) -> bool {
-    flags.acc_mode() != OpenAccMode::O_RDONLY || flags.0 & rustix::fs::OFlags::TRUNC.bits() as i32 != 0
+thread_local! {
+    /// What is read; as long as the longest read yet.
+    static BYTES: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// What is listed. Not the same: it begins empty each time, and the other would have to be filled with zeros again.
+    static ENTRIES: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-impl Filesystem for StoreFs {
-    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.counts.add(Op::Lookup);
-        match self.view.lookup(NodeId(parent.0), name.as_bytes()) {
-            Ok(node) => reply.entry(&lifetime(node.stat.settled), &attributes(node), Generation(0)),
+impl StoreFs {
+    /// Serves `view` over `device`.
+    #[must_use]
+    pub fn new(view: Arc<ServedView>, counts: Arc<Counts>, device: Arc<Device>, ledger: Ledger) -> Self {
+        let registrations = view.registrations().cloned();
+        let warned = AtomicBool::new(false);
+        Self { view, counts, device, ledger, registrations, missed: None, warned }
+    }
+
+    /// Leaves names that the root does not have with `missed`.
+    #[must_use]
+    pub fn reporting(self, missed: Missed) -> Self {
+        Self { missed: Some(missed), ..self }
+    }
+
+    /// Answers `request`.
+    pub fn handle(&self, request: &Request<'_>, answer: Answer<'_>) {
+        let node = NodeId(request.node);
+        tracing::trace!(node = node.0, "{:?}", request.operation);
+        self.counts.add(counted(&request.operation));
+        match request.operation {
+            Operation::Lookup { name: Name(name) } => self.lookup(node, name, request.pid, answer),
+            Operation::Forget { lookups } => {
+                answer.none();
+                self.view.forget(node, lookups);
+            }
+            Operation::BatchForget(all) => {
+                answer.none();
+                self.forget_all(all);
+            }
+            Operation::Getattr => self.getattr(node, answer),
+            Operation::Readlink => self.readlink(node, answer),
+            Operation::Open { flags } if writes(flags) => answer.error(errno(FsError::ReadOnly)),
+            Operation::Open { .. } => match &self.registrations {
+                Some(registrations) => self.pass_through(registrations, node, answer),
+                None => answer.error(errno(FsError::Unsupported)),
+            },
+            Operation::Release { handle } => self.release(node, Handle(handle), answer),
+            Operation::Read { offset, size } => self.read(node, offset, size, answer),
+            Operation::Readdirplus { offset, size } => self.list(node, offset, size, answer),
+            Operation::Statfs => self.statfs(answer),
+            Operation::Lseek { offset, whence } => self.lseek(node, offset, whence, answer),
+            Operation::Write => {
+                self.ledger.promise();
+                answer.error(errno(FsError::ReadOnly));
+                self.view.invalidate(Stale::Pages(node));
+            }
+            Operation::Change => answer.error(errno(FsError::ReadOnly)),
+            Operation::Releasedir | Operation::Destroy => answer.done(),
+            Operation::NotifyReply => answer.none(),
+            Operation::Other => answer.error(errno(FsError::Unsupported)),
+            Operation::Malformed => {
+                tracing::error!(unique = request.unique, "the kernel sent what is no request; answering EIO");
+                answer.error(Errno::IO);
+            }
+        }
+    }
+
+    fn lookup(&self, parent: NodeId, name: &[u8], pid: u32, answer: Answer<'_>) {
+        let found = self.view.lookup(parent, name);
+        stops::at(Stop::Decided);
+        match found {
+            Ok(node) => answer.value(&entry(node, node.stat.settled)),
             Err(FsError::Absent) => {
-                if let Some(missed) = self.missed.as_ref().filter(|_| parent.0 == ROOT.0) {
-                    missed.note(name.as_bytes(), request.pid());
+                if let Some(missed) = self.missed.as_ref().filter(|_| parent == ROOT) {
+                    missed.note(name, pid);
                 }
-                reply.entry(&FOR_EVER, &absent(), Generation(0));
+                answer.value(&ABSENT);
             }
-            Err(error) => reply.error(errno(error)),
+            Err(error) => answer.error(errno(error)),
         }
     }
 
-    fn forget(&self, _: &Request, ino: INodeNo, nlookup: u64) {
-        self.counts.add(Op::Forget);
-        self.view.forget(NodeId(ino.0), nlookup);
+    fn forget_all(&self, all: Forgets<'_>) {
+        all.for_each(|one| self.view.forget(NodeId(one.node), one.lookups));
     }
 
-    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.counts.add(Op::Getattr);
-        match self.view.getattr(NodeId(ino.0)) {
-            Ok(node) => reply.attr(&lifetime(node.stat.settled), &attributes(node)),
-            Err(error) => reply.error(errno(error)),
+    fn getattr(&self, node: NodeId, answer: Answer<'_>) {
+        match self.view.getattr(node) {
+            Ok(node) => answer.value(&AttrOut {
+                valid: lifetime(node.stat.settled),
+                valid_nsec: 0,
+                padding: 0,
+                attr: attributes(node),
+            }),
+            Err(error) => answer.error(errno(error)),
         }
     }
 
-    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        self.counts.add(Op::Readlink);
-        match self.view.readlink(NodeId(ino.0)) {
-            Ok(Target { target, settled }) => {
-                reply.data(&target);
-                if !settled {
-                    self.view.invalidate(Stale::Pages(NodeId(ino.0)));
-                }
+    fn readlink(&self, node: NodeId, answer: Answer<'_>) {
+        match self.view.readlink(node) {
+            Ok(Target { target, settled }) => self.give_pages(node, &target, settled, answer),
+            Err(error) => answer.error(errno(error)),
+        }
+    }
+
+    /// Gives what the kernel caches of `node`, and has it dropped again if it may not be.
+    fn give_pages(&self, node: NodeId, bytes: &[u8], settled: bool, answer: Answer<'_>) {
+        stops::at(Stop::Decided);
+        if settled {
+            return answer.bytes(bytes);
+        }
+        self.ledger.promise();
+        answer.bytes(bytes);
+        self.view.invalidate(Stale::Pages(node));
+    }
+
+    /// Opens `node` so that the kernel reads the file by itself.
+    fn pass_through(&self, registrations: &Registrations, node: NodeId, answer: Answer<'_>) {
+        if let Some(counted) = registrations.open(node) {
+            return self.answer_open(registrations, node, counted, answer);
+        }
+        let opened = self.view.file(node);
+        let registered = match &opened {
+            Ok(file) => Way::register(&self.device, &**file),
+            Err(error) => return answer.error(errno(*error)),
+        };
+        let way = registered.unwrap_or_else(|error| {
+            if !self.warned.swap(true, Ordering::Relaxed) {
+                tracing::warn!(%error, "the kernel takes no backing file; reading such files through the server");
             }
-            Err(error) => reply.error(errno(error)),
-        }
+            Way::Cached
+        });
+        self.answer_open(registrations, node, registrations.insert(node, way), answer);
     }
 
-    fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        if writes(flags) {
-            return reply.error(self.refused());
+    fn answer_open(&self, registrations: &Registrations, node: NodeId, counted: Counted, answer: Answer<'_>) {
+        let Counted { way, unrecorded } = counted;
+        if unrecorded {
+            self.view.record(&[way.record(node)]);
+            registrations.recorded(node);
         }
-        self.counts.add(Op::Open);
-        match &self.registrations {
-            Some(registrations) => self.pass_through(registrations, NodeId(ino.0), reply),
-            None => reply.error(errno(FsError::Unsupported)),
-        }
+        stops::at(Stop::Decided);
+        let Handle(handle) = registrations.handle(&way);
+        answer.value(&match way.number() {
+            Some(backing) => OpenOut { handle, flags: fopen::PASSTHROUGH, backing },
+            None => OpenOut { handle, flags: fopen::KEEP_CACHE, backing: 0 },
+        });
     }
 
-    fn release(
-        &self,
-        _: &Request,
-        ino: INodeNo,
-        handle: FileHandle,
-        _: OpenFlags,
-        _: Option<LockOwner>,
-        _: bool,
-        reply: ReplyEmpty,
-    ) {
-        self.counts.add(Op::Other);
-        let ended =
-            self.registrations.as_ref().map(|all| all.close(NodeId(ino.0), handle)).unwrap_or_default();
+    fn release(&self, node: NodeId, handle: Handle, answer: Answer<'_>) {
+        let ended = self.registrations.as_ref().map(|all| all.close(node, handle)).unwrap_or_default();
         self.view.record(&ended.iter().map(|(node, way)| way.record_end(*node)).collect::<Vec<_>>());
-        reply.ok();
+        answer.done();
     }
 
-    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        reply.error(self.unsupported());
-    }
-
-    fn read(
-        &self,
-        _: &Request,
-        ino: INodeNo,
-        _: FileHandle,
-        offset: u64,
-        size: u32,
-        _: OpenFlags,
-        _: Option<LockOwner>,
-        reply: ReplyData,
-    ) {
-        thread_local!(static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) });
-        self.counts.add(Op::Read);
-        BUFFER.with_borrow_mut(|buffer| {
+    fn read(&self, node: NodeId, offset: u64, size: u32, answer: Answer<'_>) {
+        BYTES.with_borrow_mut(|buffer| {
             let size = size.min(READ_MAX) as usize;
             if buffer.len() < size {
                 buffer.resize(size, 0);
             }
             let room = buffer.get_mut(..size).unwrap_or_default();
-            match self.view.read(NodeId(ino.0), offset, room) {
+            match self.view.read(node, offset, room) {
                 Ok(Read { len, settled }) => {
-                    reply.data(room.get(..len).unwrap_or_default());
-                    if !settled {
-                        self.view.invalidate(Stale::Pages(NodeId(ino.0)));
-                    }
+                    self.give_pages(node, room.get(..len).unwrap_or_default(), settled, answer);
                 }
-                Err(error) => reply.error(errno(error)),
+                Err(error) => answer.error(errno(error)),
             }
         });
     }
 
-    fn readdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: u64, reply: ReplyDirectory) {
-        // Every kernel that has openat2(2) lists with attributes once FUSE_DO_READDIRPLUS is agreed on.
-        reply.error(self.unsupported());
-    }
-
-    fn readdirplus(
-        &self,
-        _: &Request,
-        ino: INodeNo,
-        _: FileHandle,
-        offset: u64,
-        mut reply: ReplyDirectoryPlus,
-    ) {
-        self.counts.add(Op::Readdirplus);
-        let answer = self.view.list(NodeId(ino.0), offset, |Entry { node, name, next, lasting }| {
-            let (name, lifetime) = (OsStr::from_bytes(name), lifetime(lasting));
-            !reply.add(INodeNo(node.id.0), next, name, &lifetime, &attributes(node), Generation(0))
-        });
-        match answer {
-            Ok(true) => reply.ok(),
-            Ok(false) => {
-                reply.ok();
-                self.view.invalidate(Stale::Pages(NodeId(ino.0)));
+    fn list(&self, node: NodeId, offset: u64, size: u32, answer: Answer<'_>) {
+        ENTRIES.with_borrow_mut(|buffer| {
+            let room = size.min(READ_MAX) as usize;
+            buffer.clear();
+            let listed = self.view.list(node, offset, |entry| add(buffer, room, &entry));
+            match listed {
+                Ok(settled) => self.give_pages(node, buffer, settled, answer),
+                Err(error) => answer.error(errno(error)),
             }
-            Err(error) => reply.error(errno(error)),
-        }
+        });
     }
 
-    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        self.counts.add(Op::Statfs);
+    fn statfs(&self, answer: Answer<'_>) {
         let Totals { paths, bytes } = self.view.totals();
-        reply.statfs(bytes.div_ceil(4096), 0, 0, paths, 0, 4096, 255, 4096);
+        stops::at(Stop::Decided);
+        answer.value(&StatfsOut {
+            blocks: bytes.div_ceil(4096),
+            bfree: 0,
+            bavail: 0,
+            files: paths,
+            ffree: 0,
+            bsize: 4096,
+            namelen: 255,
+            frsize: 4096,
+            padding: 0,
+            spare: [0; 6],
+        });
     }
 
-    fn lseek(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
-        self.counts.add(Op::Other);
-        // SEEK_DATA is 3 and SEEK_HOLE is 4; the kernel answers the others itself (`fuse_file_llseek`).
-        let answer = match (u64::try_from(offset), whence) {
-            (Ok(offset), 3 | 4) => self.view.seek(NodeId(ino.0), offset, whence == 4),
-            _ => Err(FsError::Backing(rustix::io::Errno::INVAL)),
+    fn lseek(&self, node: NodeId, offset: u64, whence: u32, answer: Answer<'_>) {
+        // An offset in a file is signed.
+        let found = match (i64::try_from(offset), whence) {
+            (Ok(_), SEEK_DATA | SEEK_HOLE) => self.view.seek(node, offset, whence == SEEK_HOLE),
+            _ => Err(FsError::Backing(Errno::INVAL)),
         };
-        match answer {
-            Ok(at) => reply.offset(i64::try_from(at).unwrap_or(i64::MAX)),
-            Err(error) => reply.error(errno(error)),
+        match found {
+            Ok(offset) => answer.value(&LseekOut { offset }),
+            Err(error) => answer.error(errno(error)),
         }
     }
+}
 
-    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        reply.error(self.unsupported());
+/// What a request counts as.
+fn counted(operation: &Operation<'_>) -> Op {
+    match operation {
+        Operation::Lookup { .. } => Op::Lookup,
+        Operation::Forget { .. } | Operation::BatchForget(_) => Op::Forget,
+        Operation::Getattr => Op::Getattr,
+        Operation::Readlink => Op::Readlink,
+        Operation::Open { flags } if writes(*flags) => Op::Refused,
+        Operation::Open { .. } => Op::Open,
+        Operation::Read { .. } => Op::Read,
+        Operation::Readdirplus { .. } => Op::Readdirplus,
+        Operation::Statfs => Op::Statfs,
+        Operation::Write | Operation::Change => Op::Refused,
+        Operation::Release { .. }
+        | Operation::Releasedir
+        | Operation::Lseek { .. }
+        | Operation::Destroy
+        | Operation::NotifyReply
+        | Operation::Other
+        | Operation::Malformed => Op::Other,
     }
+}
 
-    fn access(&self, _: &Request, _: INodeNo, _: AccessFlags, reply: ReplyEmpty) {
-        reply.error(self.unsupported());
+/// Puts one entry behind those in `buffer`, unless it would be longer than `room`: false.
+fn add(buffer: &mut Vec<u8>, room: usize, told: &Entry<'_>) -> bool {
+    let Entry { node, name, next, lasting } = told;
+    let filled = (size_of::<DirentPlus>() + name.len()).next_multiple_of(8);
+    let Ok(name_len) = u32::try_from(name.len()) else { return false };
+    if buffer.len() + filled > room {
+        return false;
     }
-
-    fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
-        reply.error(self.unsupported());
-    }
-
-    fn listxattr(&self, _: &Request, _: INodeNo, _: u32, reply: ReplyXattr) {
-        reply.error(self.unsupported());
-    }
-
-    fn ioctl(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: FileHandle,
-        _: IoctlFlags,
-        _: u32,
-        _: &[u8],
-        _: u32,
-        reply: ReplyIoctl,
-    ) {
-        reply.error(self.unsupported());
-    }
-
-    fn setattr(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: Option<u32>,
-        _: Option<u32>,
-        _: Option<u32>,
-        _: Option<u64>,
-        _: Option<TimeOrNow>,
-        _: Option<TimeOrNow>,
-        _: Option<SystemTime>,
-        _: Option<FileHandle>,
-        _: Option<SystemTime>,
-        _: Option<SystemTime>,
-        _: Option<SystemTime>,
-        _: Option<BsdFileFlags>,
-        reply: ReplyAttr,
-    ) {
-        reply.error(self.refused());
-    }
-
-    fn mknod(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {
-        reply.error(self.refused());
-    }
-
-    fn mkdir(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
-        reply.error(self.refused());
-    }
-
-    fn unlink(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
-        reply.error(self.refused());
-    }
-
-    fn rmdir(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
-        reply.error(self.refused());
-    }
-
-    fn symlink(&self, _: &Request, _: INodeNo, _: &OsStr, _: &Path, reply: ReplyEntry) {
-        reply.error(self.refused());
-    }
-
-    fn rename(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: &OsStr,
-        _: INodeNo,
-        _: &OsStr,
-        _: RenameFlags,
-        reply: ReplyEmpty,
-    ) {
-        reply.error(self.refused());
-    }
-
-    fn link(&self, _: &Request, _: INodeNo, _: INodeNo, _: &OsStr, reply: ReplyEntry) {
-        reply.error(self.refused());
-    }
-
-    fn create(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: i32, reply: ReplyCreate) {
-        reply.error(self.refused());
-    }
-
-    fn write(
-        &self,
-        _: &Request,
-        ino: INodeNo,
-        _: FileHandle,
-        _: u64,
-        _: &[u8],
-        _: WriteFlags,
-        _: OpenFlags,
-        _: Option<LockOwner>,
-        reply: ReplyWrite,
-    ) {
-        reply.error(self.refused());
-        self.view.invalidate(Stale::Pages(NodeId(ino.0)));
-    }
-
-    fn fallocate(&self, _: &Request, _: INodeNo, _: FileHandle, _: u64, _: u64, _: i32, reply: ReplyEmpty) {
-        reply.error(self.refused());
-    }
-
-    fn copy_file_range(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: FileHandle,
-        _: u64,
-        _: INodeNo,
-        _: FileHandle,
-        _: u64,
-        _: u64,
-        _: CopyFileRangeFlags,
-        reply: ReplyWrite,
-    ) {
-        reply.error(self.refused());
-    }
-
-    fn setxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: &[u8], _: i32, _: u32, reply: ReplyEmpty) {
-        reply.error(self.refused());
-    }
-
-    fn removexattr(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
-        reply.error(self.refused());
-    }
+    let dirent = Dirent { ino: node.id.0, offset: *next, name_len, kind: mode(node.stat.kind) >> 12 };
+    let end = buffer.len() + filled;
+    buffer.extend_from_slice(DirentPlus { entry: entry(*node, *lasting), dirent }.as_bytes());
+    buffer.extend_from_slice(name);
+    buffer.resize(end, 0);
+    true
 }
 
 #[cfg(test)]
@@ -478,27 +415,58 @@ mod tests {
     /// `FsError` has no wildcard in the table; what the backing store says is passed on but for these.
     #[test]
     fn a_store_that_was_tampered_with_is_an_io_error_and_nothing_is_ever_enosys_by_accident() {
-        let told = |error: rustix::io::Errno| errno(FsError::Backing(error)).code();
-        assert_eq!(told(rustix::io::Errno::LOOP), Errno::EIO.code());
-        assert_eq!(told(rustix::io::Errno::NOSYS), Errno::EIO.code());
-        assert_eq!(told(rustix::io::Errno::MFILE), Errno::EMFILE.code());
-        assert_eq!(told(rustix::io::Errno::NOTCONN), Errno::EIO.code());
+        let told = |error| errno(FsError::Backing(error));
+        assert_eq!(told(Errno::LOOP), Errno::IO);
+        assert_eq!(told(Errno::NOSYS), Errno::IO);
+        assert_eq!(told(Errno::MFILE), Errno::MFILE);
+        assert_eq!(told(Errno::NOTCONN), Errno::IO);
         for code in 1..4096 {
-            let told = told(rustix::io::Errno::from_raw_os_error(code));
-            assert!((1..512).contains(&told) && told != Errno::ENOSYS.code(), "{code} is told as {told}");
+            let told = told(Errno::from_raw_os_error(code));
+            assert!(
+                (1..512).contains(&told.raw_os_error()) && told != Errno::NOSYS,
+                "{code} is told as {told}"
+            );
         }
     }
 
     #[test]
     fn opening_for_anything_but_reading_is_writing() {
-        use rustix::fs::OFlags;
         for (flags, is) in [
             (OFlags::RDONLY, false),
+            (OFlags::RDONLY | OFlags::CLOEXEC, false),
             (OFlags::RDONLY | OFlags::TRUNC, true),
             (OFlags::WRONLY, true),
             (OFlags::RDWR, true),
         ] {
-            assert_eq!(writes(OpenFlags(flags.bits() as i32)), is, "{flags:?}");
+            assert_eq!(writes(flags.bits()), is, "{flags:?}");
         }
+    }
+
+    /// The kernel takes a reply apart by these lengths (`fuse_direntplus_...` of `fs/fuse/readdir.c`).
+    #[test]
+    fn entries_are_filled_up_to_eight_bytes_and_end_where_there_is_no_room() {
+        let stat = crate::view::backing::Stat {
+            kind: Kind::Directory,
+            perm: 0o555,
+            uid: 0,
+            gid: 0,
+            size: 0,
+            blocks: 0,
+            mtime: (1, 0),
+            nlink: 2,
+            linked: None,
+            identity: crate::view::backing::Identity::Inode(0),
+            settled: true,
+        };
+        let told = |name, next| Entry { node: Node { id: NodeId(9), stat }, name, next, lasting: true };
+        let mut buffer = Vec::new();
+        assert!(add(&mut buffer, 400, &told(b"eight888", 1)));
+        assert_eq!(buffer.len(), 160);
+        assert!(add(&mut buffer, 400, &told(b"nine99999", 2)));
+        assert_eq!(buffer.len(), 160 + 168);
+        assert!(!add(&mut buffer, 400, &told(b"x", 3)) && buffer.len() == 328);
+        assert_eq!(buffer[128..144], [9_u64.to_ne_bytes(), 1_u64.to_ne_bytes()].concat());
+        assert_eq!(buffer[144..152], [8_u32.to_ne_bytes(), 4_u32.to_ne_bytes()].concat());
+        assert_eq!(buffer[152..160], *b"eight888");
     }
 }

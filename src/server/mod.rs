@@ -3,11 +3,11 @@
 //! Invariants:
 //! - It needs `/dev/fuse`, the store directory and the names that the monitor sends, and nothing else of the
 //!   system: it never calls Nix.
-//! - All threads read the one descriptor of the device. A clone that is closed fails what was read through it.
+//! - It answers INIT never: that was the monitor's. So every start is a resumption ([`session`]).
 //!
 //! Hard points:
-//! 1. The session library insists on an INIT request: it gets the kernel's own again over a socket pair, its
-//!    answer is thrown away, and then the device takes the place of the socket.
+//! 1. A server may be killed at any moment, and no reader may notice. What it had taken is in the ledger ([`crate::fuse::ledger`]),
+//!    what the kernel knows in the journal.
 //! 2. What the kernel has cached is invalidated only from threads that answer no request: the kernel waits for
 //!    locks that a request in flight may hold.
 //! 3. When the monitor dies the server continues, and what is mounted stays readable; unless a service manager
@@ -20,36 +20,39 @@
 pub mod counts;
 pub mod fuse;
 pub mod idle;
+mod session;
+pub mod stops;
 
-use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use fuser::{INodeNo, Notifier, Session, SessionACL};
 use rustix::fs::{FlockOperation, OFlags};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::Resource;
 
-use crate::protocol::handshake::{self, Io};
+use crate::fuse::{Device, Ledger};
+use crate::protocol::handshake::Io;
 use crate::protocol::wire::{self, Cause, Order, Received, Report, Start};
 use crate::values::{StorePath, View};
 use crate::view::backing::{Backing, Identity};
 use crate::view::journal::{Journal, JournalError, Record};
-use crate::view::trie::{NodeId, NodeRecord, PathTrie, ROOT};
+use crate::view::trie::{Kept, NodeId, NodeRecord, PathTrie, ROOT};
 use crate::view::{MemberWatch, Missed, Registrations, ServedView, Stale};
 use crate::{log, sys};
 use counts::Counts;
 use fuse::StoreFs;
 use idle::Flow;
+use session::{Earlier, Session};
+use stops::Stop;
 
+/// Nodes of which an earlier server's promises are kept between two looks at new ones.
+const OWED_AT_ONCE: usize = 64;
 /// How long a server that ends waits for whoever reads its log: its successor waits for it.
 const LAST_WORDS: Duration = Duration::from_millis(300);
 
@@ -118,7 +121,7 @@ fn is_refusal(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::NOSYS | Errno::PERM))
 }
 
-fn session(doing: &'static str) -> impl Fn(io::Error) -> ServeError {
+fn failed(doing: &'static str) -> impl Fn(io::Error) -> ServeError {
     move |source| ServeError::Session { doing, source }
 }
 
@@ -129,6 +132,8 @@ pub struct Descriptors {
     pub device: OwnedFd,
     /// The store directory.
     pub store: OwnedFd,
+    /// What earlier servers of this mount had taken; none: a new one, which ends with this process.
+    pub ledger: Option<OwnedFd>,
     /// Where to ask for processors that stay awake, if that is to be done.
     pub idle: Option<OwnedFd>,
 }
@@ -143,7 +148,8 @@ pub fn receive_start(monitor: impl AsFd) -> Result<(Start, Descriptors), ServeEr
             let mut descriptors = descriptors.into_iter();
             match (descriptors.next(), descriptors.next()) {
                 (Some(device), Some(store)) => {
-                    Ok((*start, Descriptors { device, store, idle: descriptors.next() }))
+                    let ledger = start.has_ledger.then(|| descriptors.next()).flatten();
+                    Ok((*start, Descriptors { device, store, ledger, idle: descriptors.next() }))
                 }
                 _ => Err(ServeError::NoOrder(None)),
             }
@@ -158,12 +164,15 @@ pub fn receive_start(monitor: impl AsFd) -> Result<(Start, Descriptors), ServeEr
 /// # Errors
 /// [`ServeError`]; the mount is still there, and another server may take over.
 pub fn serve(start: Start, descriptors: Descriptors, monitor: OwnedFd) -> Result<(), ServeError> {
-    let Descriptors { device, store, idle } = descriptors;
+    let Descriptors { device, store, ledger, idle } = descriptors;
     if let Some(monitor) = start.end_with {
         end_with(monitor)?;
     }
     // Held until the process ends.
     let _lock = start.lock.as_deref().map(lock).transpose()?;
+    let device = Arc::new(Device::from(device));
+    // Nobody else uses it from here on.
+    let (ledger, slots) = Ledger::open(ledger).map_err(failed("mapping the ledger"))?;
     let watch = MemberWatch::new(&store);
     let trie = Arc::new(PathTrie::new());
     let backing = Backing::new(store);
@@ -198,32 +207,42 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: OwnedFd) -> Result
         })?;
     }
     let counts = Arc::new(counts);
-    let mut fs = StoreFs::new(view.clone(), counts.clone());
+    let mut fs = StoreFs::new(view.clone(), counts.clone(), device.clone(), ledger.clone());
     if start.report {
         let (missed, inquiry) = Missed::queue();
         fs = fs.reporting(missed);
         let view = view.clone();
         spawn("missed", move || inquiry.run(&view))?;
     }
-    let fuse = open_session(fs, &start, &device)?;
-    drop(device);
+    let session = Session::new(device.clone(), fs, ledger.clone());
 
-    let (device, notifier) = (fuse.as_fd().as_raw_fd(), fuse.notifier());
     let (dirtied, dirtied_nodes) = mpsc::channel();
-    spawn_notifier("drop-pages", device, move || drop_pages(&notifier, &dirtied_nodes))?;
+    let earlier = match (start.resume, ledger.is_whole()) {
+        (false, _) => Earlier::Nobody,
+        (true, true) => Earlier::Known { crashed: start.crashed },
+        (true, false) => Earlier::Unknown,
+    };
+    let owed = Owed::find(&ledger, &trie, earlier == Earlier::Unknown);
+    spawn_notifier("drop-pages", device.as_fd().as_raw_fd(), {
+        let device = device.clone();
+        move || drop_pages(&device, &ledger, &owed, &dirtied_nodes)
+    })?;
     let (jobs, outdated) = mpsc::channel::<Job>();
     let invalidator = Invalidator(jobs);
-    let notifier = fuse.notifier();
-    spawn_notifier("invalidate", device, move || {
-        for job in outdated {
-            invalidate(&notifier, &job);
+    spawn_notifier("invalidate", device.as_fd().as_raw_fd(), {
+        let device = device.clone();
+        move || {
+            for job in outdated {
+                invalidate(&device, &job);
+            }
         }
     })?;
+    drop(device);
     spawn("stale", {
         let (view, invalidator) = (view.clone(), invalidator.clone());
         move || follow_stale(&view, &stale_nodes, &dirtied, &invalidator)
     })?;
-    let reporter = Arc::new(Reporter(monitor.try_clone().map_err(session("reporting"))?));
+    let reporter = Arc::new(Reporter(monitor.try_clone().map_err(failed("reporting"))?));
     spawn("answered", {
         let reporter = reporter.clone();
         move || {
@@ -248,7 +267,8 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: OwnedFd) -> Result
     tracing::debug!(room, "descriptors for the store");
     view.backing().set_room(room, start.threads);
     spawn("members", move || watch.run(&view))?;
-    let answer = fuse.run().map_err(session("answering requests"));
+    let answer = session.run(start.threads, slots, earlier);
+    let answer = answer.map_err(failed("answering requests"));
     tracing::debug!(requests = %counts, nodes = trie.len(), "the session has ended");
     answer
 }
@@ -266,7 +286,7 @@ impl Reporter {
 /// Lets the kernel end this process when `monitor` ends.
 fn end_with(monitor: u32) -> Result<(), ServeError> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
-        .map_err(|error| session("tying it to the monitor")(error.into()))?;
+        .map_err(|error| failed("tying it to the monitor")(error.into()))?;
     // It may have ended before the kernel was asked.
     let parent = rustix::process::getppid().map(rustix::process::Pid::as_raw_pid);
     if parent.and_then(|parent| u32::try_from(parent).ok()) == Some(monitor) {
@@ -293,7 +313,7 @@ fn lock(path: &Path) -> Result<File, ServeError> {
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), ServeError> {
-    thread::Builder::new().name(name.to_owned()).spawn(work).map_err(session("starting a thread"))?;
+    thread::Builder::new().name(name.to_owned()).spawn(work).map_err(failed("starting a thread"))?;
     Ok(())
 }
 
@@ -400,36 +420,52 @@ fn open_journal(
     Ok(Some(Arc::new(journal)))
 }
 
-/// A session over the device, though the INIT exchange is long over.
-fn open_session(fs: StoreFs, start: &Start, device: &OwnedFd) -> Result<Session<StoreFs>, ServeError> {
-    let io_error = |error: rustix::io::Errno| io::Error::from(error);
-    let doing = "replaying the INIT request";
-    let (ours, theirs) =
-        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-            .map_err(io_error)
-            .map_err(session(doing))?;
-    rustix::io::write(&ours, &start.agreement.request).map_err(io_error).map_err(session(doing))?;
-    let mut config = fuser::Config::default();
-    config.n_threads = Some(start.threads);
-    config.clone_fd = false;
-    config.acl = SessionACL::All;
-    let fuse = Session::from_fd(fs, theirs, SessionACL::All, config).map_err(session(doing))?;
-    sys::replace(fuse.as_fd(), device).map_err(session("taking over the device"))?;
-    if start.resume
-        && let Err(error) = handshake::resend(device)
-    {
-        tracing::warn!(%error, "this kernel cannot repeat requests that the last server had taken; whoever waits for one waits until it is killed (Linux 6.9 or newer can)");
+/// What an earlier server was to have the kernel drop. Which nodes it was about is not known, so it is all of them: rare, as few
+/// objects are read while they are being made.
+struct Owed {
+    promises: u64,
+    nodes: Vec<NodeId>,
+}
+
+impl Owed {
+    /// Before requests are answered. `unknown`: an earlier server may have promised something elsewhere.
+    fn find(ledger: &Ledger, trie: &PathTrie, unknown: bool) -> Self {
+        let promises = ledger.owed();
+        let mut nodes = Vec::new();
+        if promises > 0 || unknown {
+            trie.for_each(|kept| match kept {
+                Kept::Node { id, .. } => nodes.push(id),
+                Kept::Replaced(_) => {}
+            });
+            tracing::debug!(
+                promises,
+                nodes = nodes.len(),
+                "an earlier server had pages to drop; dropping those of all nodes"
+            );
+        }
+        Self { promises, nodes }
     }
-    Ok(fuse)
 }
 
 /// Drops the pages and listings that the kernel has cached of nodes: see [`fuse`].
-fn drop_pages(notifier: &Notifier, nodes: &mpsc::Receiver<NodeId>) {
-    for node in nodes {
-        if let Err(error) = notifier.inval_inode(INodeNo(node.0), 0, 0) {
+fn drop_pages(device: &Device, ledger: &Ledger, owed: &Owed, nodes: &mpsc::Receiver<NodeId>) {
+    let drop_those = |node: NodeId| {
+        if let Err(error) = device.forget_pages(node.0) {
             tracing::warn!(%error, node = node.0, "cannot drop the kernel's cached pages of a file");
         }
+    };
+    let drop_new = |node| {
+        stops::at(Stop::Owed);
+        drop_those(node);
+        ledger.keep(1);
+    };
+    for old in owed.nodes.chunks(OWED_AT_ONCE) {
+        // Nobody waits for what may be many.
+        nodes.try_iter().for_each(drop_new);
+        old.iter().copied().for_each(drop_those);
     }
+    ledger.keep(owed.promises);
+    nodes.iter().for_each(drop_new);
 }
 
 /// Does what the monitor orders until it orders no more.
@@ -464,19 +500,18 @@ fn switch(view: &ServedView, invalidator: &Invalidator, next: &View, epoch: u32)
     let fresh = view.trie().prepare(next);
     view.record(&fresh.into_iter().map(Record::Node).collect::<Vec<_>>());
     let switch = view.trie().switch(next, epoch);
+    stops::at(Stop::Switched);
     invalidator.names(switch.added.into_iter().chain(switch.removed).collect());
     view.check_members();
 }
 
 /// Makes the kernel ask again for names at the root and for the root's listing, then for what it has cached of nodes.
-fn invalidate(notifier: &Notifier, job: &Job) {
-    // ENOENT, the kernel has cached nothing of the kind, is no error and is not given by the library.
+fn invalidate(device: &Device, job: &Job) {
     let at_root = job.names.iter().map(|name| (ROOT, name));
     let entries = at_root.chain(job.nodes.iter().map(|node| (node.parent, &node.name)));
-    let entries =
-        entries.map(|(parent, name)| notifier.inval_entry(INodeNo(parent.0), OsStr::from_bytes(name)));
+    let entries = entries.map(|(parent, name)| device.forget_name(parent.0, name));
     let nodes = [ROOT].into_iter().chain(job.nodes.iter().map(|node| node.id));
-    let nodes = nodes.map(|node| notifier.inval_inode(INodeNo(node.0), 0, 0));
+    let nodes = nodes.map(|node| device.forget_pages(node.0));
     for answer in entries.chain(nodes) {
         if let Err(error) = answer {
             tracing::warn!(%error, "the kernel may show the old view for a name");

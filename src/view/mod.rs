@@ -18,4 +18,4 @@ pub use answers::{Entry, FsError, Node, ServedView, Stale, Totals};
 pub use members::MemberWatch;
 pub use missed::{Inquiry, Missed};
 pub use passthrough::Registrations;
-pub(crate) use passthrough::{Counted, Way};
+pub(crate) use passthrough::{Counted, Handle, Way};

@@ -14,7 +14,7 @@
 //! 2. A successor does not know how many opens use what it takes over: the way is kept to the end. An id that
 //!    ended while a file is open would make every further open of that file an error. Each holds one open file of
 //!    the store in the kernel; an open of the node uses it again, so there is never more than one of a node.
-//! 3. A release may be repeated to a successor (FUSE_NOTIFY_RESEND), which has counted no such open. So a handle tells which
+//! 3. A release may be answered again by a successor, which has counted no such open. So a handle tells which
 //!    server gave it, and a release of another server's handle ends nothing.
 
 use std::collections::HashMap;
@@ -23,10 +23,10 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use fuser::{BackingId, FileHandle, FopenFlags, ReplyOpen};
 use parking_lot::Mutex;
 
-use crate::sys;
+use crate::fuse::Device;
+use crate::fuse::device::Registration;
 use crate::view::journal::Record;
 use crate::view::trie::NodeId;
 
@@ -63,7 +63,7 @@ struct Opened {
 #[derive(Debug, Clone)]
 pub(crate) enum Way {
     /// By the kernel, with a registration made by this server: it ends when the last of these is dropped.
-    Own(Arc<Owned>),
+    Own(Arc<Registration>),
     /// By the kernel, with a registration taken over from an earlier server, by its number.
     Inherited(u32),
     /// Through the server and the page cache of the view, because the kernel took no registration.
@@ -82,24 +82,20 @@ pub(crate) struct Counted {
     pub(crate) unrecorded: bool,
 }
 
-/// A registration of this server, with its number.
-#[derive(Debug)]
-pub(crate) struct Owned {
-    id: BackingId,
-    number: u32,
-}
+/// Names an open: which server answered it, and with which registration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Handle(pub(crate) u64);
 
 impl Way {
-    /// Registers `file` with the kernel that waits for `reply`.
-    pub(crate) fn register(reply: &ReplyOpen, file: impl AsFd) -> io::Result<Self> {
-        let number = reply.open_backing(file)?.into_raw();
-        Ok(Self::Own(Arc::new(Owned { id: sys::wrap_backing(reply, number), number })))
+    /// Registers `file` with the kernel at the other end of `device`.
+    pub(crate) fn register(device: &Arc<Device>, file: impl AsFd) -> io::Result<Self> {
+        Ok(Self::Own(Arc::new(Registration::new(device, file)?)))
     }
 
-    /// The number of the registration, if there is one: never 0 in the kernel.
-    fn number(&self) -> Option<u32> {
+    /// The number of the registration, if there is one: never 0 in the kernel. None: the file is read through the server.
+    pub(crate) fn number(&self) -> Option<u32> {
         match self {
-            Self::Own(owned) => Some(owned.number),
+            Self::Own(registration) => Some(registration.number()),
             Self::Inherited(number) => Some(*number),
             Self::Cached | Self::InheritedCached => None,
         }
@@ -117,20 +113,6 @@ impl Way {
     /// What the journal holds of its end.
     pub(crate) fn record_end(&self, node: NodeId) -> Record {
         self.number().map_or(Record::CachedEnded(node), |number| Record::BackingEnded(node, number))
-    }
-
-    /// Answers an open.
-    pub(crate) fn answer(&self, handle: FileHandle, reply: ReplyOpen) {
-        match self {
-            Self::Own(owned) => reply.opened_passthrough(handle, FopenFlags::empty(), &owned.id),
-            Self::Inherited(number) => {
-                let id = sys::wrap_backing(&reply, *number);
-                reply.opened_passthrough(handle, FopenFlags::empty(), &id);
-                // It is not this server's to end.
-                id.into_raw();
-            }
-            Self::Cached | Self::InheritedCached => reply.opened(handle, FopenFlags::FOPEN_KEEP_CACHE),
-        }
     }
 }
 
@@ -165,8 +147,8 @@ impl Registrations {
     }
 
     /// The handle of an open that is read in this way.
-    pub(crate) fn handle(&self, way: &Way) -> FileHandle {
-        FileHandle(u64::from(self.server) << 32 | u64::from(way.number().unwrap_or_default()))
+    pub(crate) fn handle(&self, way: &Way) -> Handle {
+        Handle(u64::from(self.server) << 32 | u64::from(way.number().unwrap_or_default()))
     }
 
     /// How `node` is read, counted as open once more, if that has been decided.
@@ -206,7 +188,7 @@ impl Registrations {
 
     /// The open of `node` with this handle has ended. Returns what ends now: the caller writes that down, then
     /// drops it.
-    pub(crate) fn close(&self, node: NodeId, handle: FileHandle) -> Vec<(NodeId, Way)> {
+    pub(crate) fn close(&self, node: NodeId, handle: Handle) -> Vec<(NodeId, Way)> {
         let mut table = self.table.lock();
         let table = &mut *table;
         let Some(found) = table.nodes.get_mut(&node) else { return Vec::new() };
@@ -286,7 +268,7 @@ mod tests {
         all.restore(&Record::Backing(NODE, 3));
         assert_eq!(number(all.open(NODE)), Some(3));
         assert_eq!(all.insert(NODE, Way::Inherited(9)).way.number(), Some(3), "the first one counts");
-        for handle in [FileHandle(3), FileHandle(0), all.handle(&Way::Inherited(3))] {
+        for handle in [Handle(3), Handle(0), all.handle(&Way::Inherited(3))] {
             assert!((0..5).all(|_| all.close(NODE, handle).is_empty()));
         }
         assert!(all.end_idle(NODE).is_none());
@@ -333,8 +315,7 @@ mod tests {
     fn a_handle_says_what_it_ends() {
         let (earlier, all) = (Registrations::new(1), Registrations::new(2));
         all.insert(NODE, Way::Cached);
-        let handles =
-            [earlier.handle(&Way::Cached), all.handle(&Way::Inherited(3)), FileHandle(0), FileHandle(3)];
+        let handles = [earlier.handle(&Way::Cached), all.handle(&Way::Inherited(3)), Handle(0), Handle(3)];
         assert!(handles.iter().all(|handle| all.close(NODE, *handle).is_empty()));
         assert_eq!(all.open(NODE).unwrap().way.number(), None);
         assert!(all.close(NODE, all.handle(&Way::Cached)).is_empty());
@@ -355,7 +336,7 @@ mod tests {
     #[test]
     fn what_is_unknown_is_closed_without_harm() {
         let all = Registrations::new(1);
-        assert!(all.close(NODE, FileHandle(0)).is_empty() && all.end_idle(NODE).is_none());
+        assert!(all.close(NODE, Handle(0)).is_empty() && all.end_idle(NODE).is_none());
     }
 
     #[test]

@@ -30,6 +30,7 @@ mod inherited;
 mod interrupted;
 mod kinds;
 mod large;
+mod ledger;
 mod life;
 mod list32;
 mod logging;

@@ -1,7 +1,7 @@
 /* Runs a command for which one system call always fails.
  *
  * usage: refuse ERRNO CALL COMMAND [ARGUMENT]...
- * CALL is readlinkat, preadv2, openat2 or dup3 (seccomp(2), SECCOMP_RET_ERRNO). */
+ * CALL is readlinkat, preadv2, openat2, or mmap=BYTES for mappings of so many bytes (seccomp(2), SECCOMP_RET_ERRNO). */
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <stddef.h>
@@ -15,20 +15,24 @@ int main(int argc, char **argv)
 {
     if (argc < 4)
         return 2;
-    unsigned number;
+    unsigned number, bytes = 0;
     if (!strcmp(argv[2], "readlinkat"))
         number = SYS_readlinkat;
     else if (!strcmp(argv[2], "preadv2"))
         number = SYS_preadv2;
     else if (!strcmp(argv[2], "openat2"))
         number = SYS_openat2;
-    else if (!strcmp(argv[2], "dup3"))
-        number = SYS_dup3;
+    else if (!strncmp(argv[2], "mmap=", 5)) {
+        number = SYS_mmap;
+        bytes = strtoul(argv[2] + 5, NULL, 10);
+    }
     else
         return 2;
     struct sock_filter filter[] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, number, 0, 1),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, number, 0, 3),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[1])),
+        BPF_JUMP(BPF_JMP | (bytes ? BPF_JEQ : BPF_JGE) | BPF_K, bytes, 0, 1),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | atoi(argv[1])),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
     };

@@ -5,14 +5,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The rooms, each with those that it may use besides itself.
-const ROOMS: [(&str, &[&str]); 8] = [
+const ROOMS: [(&str, &[&str]); 9] = [
     ("values", &[]),
     ("store", &["values"]),
     ("closure", &["values", "store"]),
-    ("view", &["values", "sys", "error"]),
-    ("protocol", &["values"]),
-    ("server", &["values", "sys", "error", "log", "view", "protocol"]),
-    ("monitor", &["values", "sys", "error", "startup", "store", "closure", "view", "protocol", "server"]),
+    ("fuse", &["sys"]),
+    ("view", &["values", "sys", "error", "fuse"]),
+    ("protocol", &["values", "sys", "fuse"]),
+    ("server", &["values", "sys", "error", "log", "fuse", "view", "protocol"]),
+    (
+        "monitor",
+        &["values", "sys", "error", "startup", "store", "closure", "fuse", "view", "protocol", "server"],
+    ),
     (
         "cli",
         &["values", "sys", "error", "log", "startup", "store", "closure", "protocol", "server", "monitor"],

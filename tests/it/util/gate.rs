@@ -22,6 +22,8 @@ pub(crate) enum Need {
     Guest,
     /// Linux 6.9, which no promise of the program's depends on.
     Passthrough,
+    /// Linux 6.9, which gives back what a killed server had taken.
+    Resend,
     /// Scratch files that the page cache can let go of, and read again.
     Disk,
     /// Linux 6.14 for `RWF_DONTCACHE`, which spares memory and is no promise.
@@ -64,6 +66,7 @@ impl Need {
                 "the system to boot that scripts/setup --test makes",
             ),
             Self::Passthrough => (kernel_release() >= (6, 9), "Linux 6.9 for passthrough"),
+            Self::Resend => (kernel_release() >= (6, 9), "Linux 6.9 to be given back what was taken"),
             Self::Disk => (is_on_disk(&std::env::temp_dir()), "ext4 or XFS for scratch files"),
             Self::DontCache => (kernel_release() >= (6, 14), "Linux 6.14 to read without caching"),
             Self::Idmap => (kernel_release() >= (6, 12), "Linux 6.12 for private users"),
@@ -94,7 +97,12 @@ impl Need {
     /// Continuous integration runs on the kernel and the disk that it is given.
     fn is_excused(self) -> bool {
         match self {
-            Self::Disk | Self::Passthrough | Self::DontCache | Self::Idmap | Self::LoopDevice => true,
+            Self::Disk
+            | Self::Passthrough
+            | Self::Resend
+            | Self::DontCache
+            | Self::Idmap
+            | Self::LoopDevice => true,
             // A missing mkfs is not excused.
             Self::Ext4 => Self::LoopDevice.missing().is_some(),
             Self::Btrfs => !kernel_mounts("btrfs"),

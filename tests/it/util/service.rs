@@ -58,6 +58,7 @@ pub(crate) struct Service {
     /// What is started the next time.
     pub(crate) binary: PathBuf,
     arguments: Vec<OsString>,
+    environment: Vec<(String, OsString)>,
     at: PathBuf,
     child: Option<Child>,
     /// The server of a monitor that was killed, or of this one when it was last looked at.
@@ -89,6 +90,7 @@ impl Service {
             name: name.clone(),
             binary: Program::PATH.into(),
             arguments: Vec::new(),
+            environment: Vec::new(),
             at: at.clone(),
             child: None,
             server: None,
@@ -109,6 +111,12 @@ impl Service {
     pub(crate) fn with<A: AsRef<OsStr>>(mut self, arguments: impl IntoIterator<Item = A>) -> Self {
         self.add(arguments);
         self
+    }
+
+    /// A variable of the environment, for every start from now on.
+    pub(crate) fn set(&mut self, name: &str, value: impl AsRef<OsStr>) {
+        self.environment.retain(|(known, _)| known != name);
+        self.environment.push((name.to_owned(), value.as_ref().to_owned()));
     }
 
     /// Another value of an argument, for every start from now on.
@@ -200,28 +208,34 @@ impl Service {
     fn launch(&mut self, managed: bool) {
         let log = File::options().create(true).append(true).open(self.dir.path().join("stderr")).unwrap();
         let heard = self.ear.heard.lock();
-        let device = heard.stored.get("fuse").filter(|_| managed).map(|device| device.try_clone().unwrap());
+        let stored = |name| heard.stored.get(name).filter(|_| managed).map(|kept| kept.try_clone().unwrap());
+        let (device, ledger) = (stored("fuse"), stored("ledger"));
         drop(heard);
         let mut command = Command::new("sh");
         // The number of the process is the program's: `exec` keeps it. Descriptors begin at number 3.
         command.args([
             "-c",
-            r#"[ -z "$LISTEN_FDS" ] || export LISTEN_PID=$$; exec "$@" 3<&0 </dev/null"#,
+            r#"[ -z "$LISTEN_FDS" ] || export LISTEN_PID=$$; exec "$@" 3<&0 4<&1 </dev/null >/dev/null"#,
             "sh",
         ]);
         nix_environment(command.arg(&self.binary).args(&self.arguments));
-        command.env_remove("NOTIFY_SOCKET").env("LC_ALL", "C").stdout(Stdio::null()).stderr(log);
+        command.env_remove("NOTIFY_SOCKET").env("LC_ALL", "C").stderr(log).envs(self.environment.clone());
         if managed {
             command.env("NOTIFY_SOCKET", self.dir.path().join("notify"));
         }
         match device {
             Some(device) => {
-                command.env("LISTEN_FDS", "1").env("LISTEN_FDNAMES", "fuse").stdin(device);
+                let count = 1 + usize::from(ledger.is_some());
+                command
+                    .env("LISTEN_FDS", count.to_string())
+                    .env("LISTEN_FDNAMES", "fuse:ledger")
+                    .stdin(device);
             }
             None => {
                 command.stdin(Stdio::null());
             }
         }
+        command.stdout(ledger.map_or_else(Stdio::null, Stdio::from));
         self.child = Some(command.spawn().unwrap());
         self.server = None;
     }
@@ -362,6 +376,11 @@ impl Service {
     /// What the descriptor store holds is closed, as when the service manager itself goes.
     pub(crate) fn lose_descriptors(&self) {
         self.ear.heard.lock().stored.clear();
+    }
+
+    /// The descriptor store loses the one of this name.
+    pub(crate) fn lose_descriptor(&self, name: &str) {
+        self.ear.heard.lock().stored.remove(name).expect("a stored descriptor");
     }
 
     pub(crate) fn stored(&self) -> Vec<String> {

@@ -1,13 +1,14 @@
-//! The raw calls that no library offers safely: descriptors by number, what a process is started with, its end, and the
-//! allocator's.
+//! The raw calls that no library offers safely: descriptors by number, what a process is started with, its end, the allocator's,
+//! shared [`memory`], and the ioctls of `/dev/fuse`.
 
 #![allow(unsafe_code)]
+
+pub mod memory;
 
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-use fuser::{BackingId, ReplyOpen};
 use nix::libc;
 use nix::sys::signal::Signal;
 use rustix::io::DupFlags;
@@ -137,13 +138,36 @@ pub fn exit_now(code: u8) -> ! {
     unsafe { libc::_exit(code.into()) }
 }
 
-/// A registered backing file by its number, for the answer to an open. Dropping it ends the registration;
-/// [`BackingId::into_raw`] gives it up without.
-#[must_use]
-pub fn wrap_backing(reply: &ReplyOpen, number: u32) -> BackingId {
-    // SAFETY: the kernel checks the number against those of this connection, so one that is not open there is an
-    // error of the open, and never reaches memory. Callers pass numbers that this connection's kernel handed out.
-    unsafe { reply.wrap_backing(number) }
+/// `struct fuse_backing_map` of `linux/fuse.h`.
+#[repr(C)]
+struct BackingMap {
+    fd: i32,
+    flags: u32,
+    padding: u64,
+}
+
+/// Lets the kernel of the connection `device` read `file` by itself; returns the number of the registration, never 0
+/// (FUSE_DEV_IOC_BACKING_OPEN, Linux 6.9; CAP_SYS_ADMIN).
+///
+/// # Errors
+/// Those of ioctl(2).
+pub fn open_backing(device: impl AsFd, file: impl AsFd) -> io::Result<u32> {
+    nix::ioctl_write_ptr!(backing_open, 229, 1, BackingMap);
+    let map = BackingMap { fd: file.as_fd().as_raw_fd(), flags: 0, padding: 0 };
+    // SAFETY: the kernel reads a `fuse_backing_map`, which this is, and writes nothing.
+    let number = unsafe { backing_open(device.as_fd().as_raw_fd(), &raw const map) }?;
+    u32::try_from(number).map_err(|_| rustix::io::Errno::IO.into())
+}
+
+/// Ends a registration by its number (FUSE_DEV_IOC_BACKING_CLOSE).
+///
+/// # Errors
+/// Those of ioctl(2).
+pub fn close_backing(device: impl AsFd, number: u32) -> io::Result<()> {
+    nix::ioctl_write_ptr!(backing_close, 229, 2, u32);
+    // SAFETY: the kernel reads one number, and checks it against those of this connection.
+    unsafe { backing_close(device.as_fd().as_raw_fd(), &raw const number) }?;
+    Ok(())
 }
 
 /// Gives memory that was freed back to the kernel (malloc_trim(3)); the allocator keeps it otherwise, where small

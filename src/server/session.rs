@@ -1,0 +1,242 @@
+//! The threads that answer: each takes a request into its slot of the ledger, has it answered, and marks it as answered.
+//!
+//! Invariants:
+//! - All threads read the one descriptor of the device. A clone that is closed fails what was read through it.
+//! - A thread begins with what an earlier server has left in its slots.
+//! - What an earlier server has taken is known from one source only. With the ledger of all servers of the mount the kernel is not
+//!   asked (FUSE_NOTIFY_RESEND): it would take back what living threads are answering, and have it answered twice.
+//! - A thread that panics ends the process: the request is in its slot, and the next server answers it.
+
+use std::io;
+use std::sync::Arc;
+use std::thread;
+
+use rustix::io::Errno;
+
+use super::fuse::StoreFs;
+use super::stops::{self, Stop};
+use crate::fuse::{Device, Ledger, Operation, Request, Slot};
+use crate::{log, sys};
+
+/// Requests whose copy may fail one after another, where memory is short, before a thread gives up.
+const FAILED_MAX: u32 = 100;
+/// Requests that may be answered with an error because nobody knows whether somebody waits for them.
+const LOST_MAX: u64 = 1 << 20;
+
+/// A session over a device that is mounted.
+#[derive(Debug)]
+pub(super) struct Session {
+    device: Arc<Device>,
+    fs: Arc<StoreFs>,
+    ledger: Ledger,
+}
+
+/// What is known of the requests that earlier servers of this mount had taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Earlier {
+    /// There was no server.
+    Nobody,
+    /// All of them are in the ledger. The last server may have `crashed` at one.
+    Known {
+        /// Not killed by somebody.
+        crashed: bool,
+    },
+    /// Their ledger is lost.
+    Unknown,
+}
+
+/// Whether a thread goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    Request,
+    /// The connection has ended.
+    End,
+}
+
+/// Ends the process if the thread that has it panics.
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            log::flush(super::LAST_WORDS);
+            sys::exit_now(1);
+        }
+    }
+}
+
+impl Session {
+    /// Answers with `fs` what comes from `device`, by way of the slots of `ledger`.
+    pub(super) fn new(device: Arc<Device>, fs: StoreFs, ledger: Ledger) -> Self {
+        Self { device, fs: Arc::new(fs), ledger }
+    }
+
+    /// Sees to it that nobody waits for what earlier servers had taken, of which nothing is known. Before any other thread reads.
+    ///
+    /// Where the kernel cannot give it back, ids decide: requests leave the queue in the order of their ids (one counter, under one
+    /// lock: `fuse_send_one`, `flush_bg_queue` before 6.9), so whatever is below the first one that is read now was taken before, and
+    /// is answered or lost. Those of FORGET are given at the read, and those of INTERRUPT are another request's: they do not count.
+    ///
+    /// `known` are in the ledger already, taken by a server that was killed here.
+    fn recover(&self, slot: &mut Slot, known: &[u64]) -> io::Result<Next> {
+        if stops::resends() && self.device.resend().is_ok() {
+            return Ok(Next::Request);
+        }
+        loop {
+            match slot.take(&self.device) {
+                Ok(()) => {}
+                Err(Errno::NOENT | Errno::INTR | Errno::AGAIN) => continue,
+                Err(Errno::NODEV) => return Ok(Next::End),
+                Err(error) => return Err(error.into()),
+            }
+            let Some(request) = Request::parse(slot.request()) else { continue };
+            let counts = request.unique.is_multiple_of(2) && request.operation.has_answer();
+            if counts {
+                let lowest = request.unique.saturating_sub(2 * LOST_MAX).max(2);
+                let lost = (lowest..request.unique).step_by(2).filter(|unique| !known.contains(unique));
+                let lost = lost.filter(|unique| self.device.answer(*unique).lost()).count();
+                tracing::warn!(
+                    lost,
+                    "requests of an earlier server were answered with an error, as nobody knows what they were"
+                );
+            }
+            self.fs.handle(&request, self.device.answer(request.unique));
+            slot.set_answered();
+            if counts {
+                return Ok(Next::Request);
+            }
+        }
+    }
+
+    /// Answers with `threads` threads until the connection ends.
+    ///
+    /// # Errors
+    /// Those of reading the device, and of making threads.
+    pub(super) fn run(self, threads: usize, mut slots: Vec<Slot>, earlier: Earlier) -> io::Result<()> {
+        let left_over: Vec<u64> = slots.iter().filter(|slot| slot.is_left_over()).map(Slot::unique).collect();
+        if !left_over.is_empty() {
+            tracing::debug!(requests = left_over.len(), "answering what an earlier server had taken");
+        }
+        if earlier == Earlier::Unknown
+            // One that nothing is left over in: there are more of them than threads.
+            && let Some(free) = slots.iter_mut().rfind(|slot| !slot.is_left_over())
+            && self.recover(free, &left_over)? == Next::End
+        {
+            return Ok(());
+        }
+        self.ledger.set_whole();
+        if earlier == (Earlier::Known { crashed: true }) {
+            // One by one, so that the one at which servers crash is known by its being the last that was begun.
+            for slot in slots.iter().filter(|slot| slot.is_left_over()) {
+                answer_again(&self.device, &self.fs, slot, slot.begin_after_crash());
+            }
+        }
+        let others = slots.split_off(threads.clamp(1, slots.len()));
+        let mut others: Vec<Vec<Slot>> = deal(others, slots.len());
+        let mut running = Vec::new();
+        for (number, own) in slots.into_iter().enumerate() {
+            let worker = Worker {
+                device: self.device.clone(),
+                fs: self.fs.clone(),
+                own,
+                others: others.get_mut(number).map(std::mem::take).unwrap_or_default(),
+            };
+            let thread = thread::Builder::new().name(format!("fuse-{number}"));
+            running.push(thread.spawn(move || worker.work())?);
+        }
+        let mut answer = Ok(());
+        for thread in running {
+            // None panics without the process ending.
+            if let Ok(Err(error)) = thread.join() {
+                answer = Err(error);
+            }
+        }
+        answer
+    }
+}
+
+/// `slots` among so many.
+fn deal(slots: Vec<Slot>, among: usize) -> Vec<Vec<Slot>> {
+    let mut dealt: Vec<Vec<Slot>> = (0..among).map(|_| Vec::new()).collect();
+    for (number, slot) in slots.into_iter().enumerate() {
+        if let Some(hand) = number.checked_rem(among).and_then(|hand| dealt.get_mut(hand)) {
+            hand.push(slot);
+        }
+    }
+    dealt
+}
+
+/// A thread that answers.
+struct Worker {
+    device: Arc<Device>,
+    fs: Arc<StoreFs>,
+    /// Where it takes requests into.
+    own: Slot,
+    /// What it looks through at its beginning.
+    others: Vec<Slot>,
+}
+
+impl Worker {
+    fn work(mut self) -> io::Result<()> {
+        let _bomb = Bomb;
+        if let Err(error) = self.own.keep_in_memory() {
+            tracing::debug!(%error, "a request that is taken while memory is short and the server is killed ends with an error");
+        }
+        for slot in std::iter::once(&self.own).chain(&self.others).filter(|slot| slot.is_left_over()) {
+            answer_again(&self.device, &self.fs, slot, true);
+        }
+        self.others = Vec::new();
+        let mut failed = 0;
+        loop {
+            match self.own.take(&self.device) {
+                Ok(()) => {
+                    failed = 0;
+                    stops::at(Stop::Taken);
+                    let next = self.answer(&self.own);
+                    stops::at(Stop::Answered);
+                    self.own.set_answered();
+                    stops::at(Stop::Free);
+                    if next == Next::End {
+                        return Ok(());
+                    }
+                }
+                // It was taken back, or this thread was interrupted.
+                Err(Errno::NOENT | Errno::INTR | Errno::AGAIN) => {}
+                Err(Errno::NODEV) => return Ok(()),
+                // The request could not be copied, and the kernel has answered it with EIO (`fuse_dev_do_read`).
+                Err(Errno::FAULT | Errno::NOMEM) if failed < FAILED_MAX => {
+                    failed += 1;
+                    self.own.set_answered();
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn answer(&self, slot: &Slot) -> Next {
+        // The kernel gives no request without a header, and reports nothing shorter as read.
+        let Some(request) = Request::parse(slot.request()) else { return Next::Request };
+        self.fs.handle(&request, self.device.answer(request.unique));
+        if matches!(request.operation, Operation::Destroy) { Next::End } else { Next::Request }
+    }
+}
+
+/// Answers what an earlier server took; with an error, unless it is to `begin` again. Which answers were given already the kernel
+/// knows.
+fn answer_again(device: &Device, fs: &StoreFs, slot: &Slot, begin: bool) {
+    let Some(request) = Request::parse(slot.request()) else { return };
+    let answer = device.answer(request.unique);
+    if begin {
+        stops::at(Stop::Taken);
+        fs.handle(&request, answer);
+        stops::at(Stop::Answered);
+    } else {
+        tracing::error!(
+            unique = request.unique,
+            operation = ?request.operation,
+            "every server crashes at this request; answering it with an error. This is a bug, please report it"
+        );
+        if request.operation.has_answer() { answer.error(Errno::IO) } else { answer.none() }
+    }
+    slot.set_answered_again();
+}

@@ -1,0 +1,78 @@
+//! Where a test can stop a server, to kill it there: in builds for tests only.
+//!
+//! `NSF_STOP=POINT:FILE` stops (SIGSTOP) the first server that comes to POINT and can remove FILE, so one server stops for each
+//! time that FILE is made. `NSF_CRASH=POINT:FILE` crashes every server that comes to POINT while FILE exists. `NSF_RESEND=no` keeps a server from asking the kernel for what an earlier one had taken, as on kernels
+//! before 6.9.
+
+/// A point in the life of a request, or of what follows from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// It is in the server's memory, and nothing was done about it.
+    Taken,
+    /// The answer is known, and what the journal has to hold is in it.
+    Decided,
+    /// The kernel has the answer.
+    Answered,
+    /// The ledger knows that it was answered.
+    Free,
+    /// Pages are to be invalidated, and are not.
+    Owed,
+    /// A view was switched, and nothing is invalidated.
+    Switched,
+}
+
+#[cfg(debug_assertions)]
+mod active {
+    use std::sync::OnceLock;
+
+    use rustix::process::{Signal, getpid, kill_process};
+
+    use super::Stop;
+
+    static STOP: OnceLock<Option<(Stop, String)>> = OnceLock::new();
+    static CRASH: OnceLock<Option<(Stop, String)>> = OnceLock::new();
+
+    fn wanted(variable: &str) -> Option<(Stop, String)> {
+        let value = std::env::var(variable).ok()?;
+        let (point, file) = value.split_once(':')?;
+        let all = [Stop::Taken, Stop::Decided, Stop::Answered, Stop::Free, Stop::Owed, Stop::Switched];
+        let point = all.into_iter().find(|stop| format!("{stop:?}").eq_ignore_ascii_case(point))?;
+        Some((point, file.to_owned()))
+    }
+
+    /// Stops or crashes here, if a test wants it.
+    pub fn at(point: Stop) {
+        if let Some((wanted, file)) = CRASH.get_or_init(|| wanted("NSF_CRASH"))
+            && *wanted == point
+            && std::fs::exists(file).is_ok_and(|there| there)
+        {
+            std::process::abort();
+        }
+        if let Some((wanted, file)) = STOP.get_or_init(|| wanted("NSF_STOP"))
+            && *wanted == point
+            && std::fs::remove_file(file).is_ok()
+        {
+            let _ = kill_process(getpid(), Signal::STOP);
+        }
+    }
+
+    /// Whether the kernel is asked for what an earlier server had taken.
+    pub fn resends() -> bool {
+        std::env::var_os("NSF_RESEND").is_none_or(|value| value != "no")
+    }
+}
+
+#[cfg(not(debug_assertions))]
+mod active {
+    use super::Stop;
+
+    /// Nothing: this build is not for tests.
+    pub fn at(_: Stop) {}
+
+    /// Always.
+    pub fn resends() -> bool {
+        true
+    }
+}
+
+pub use active::{at, resends};
