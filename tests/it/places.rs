@@ -5,12 +5,12 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
 use crate::util::fixture::Fixture;
+use crate::util::namespace::Namespace;
 use crate::util::program::{Mounted, Program, unique_name};
 use crate::util::service::{Service, Victim};
 use crate::util::{DEADLINE, mounts, tree, wait_readable};
@@ -187,7 +187,7 @@ fn a_view_that_an_earlier_server_still_serves_is_refused() {
         std::thread::sleep(Duration::from_millis(1));
     }
     let server = service.server();
-    let holder = Holder::new();
+    let holder = Namespace::new();
     service.kill_monitor_only();
     let state = || {
         let entry = |name: PathBuf| (name.clone(), fs::read(service.state().join(name)).ok());
@@ -204,7 +204,7 @@ fn a_view_that_an_earlier_server_still_serves_is_refused() {
         let refused = start(at);
         assert_eq!(refused.status.code(), Some(6), "{refused:?}");
         let place = format!("'{}'", service.path().display());
-        let holder = format!("sleep ({})", holder.0.id());
+        let holder = format!("sleep ({})", holder.pid());
         for part in [&server_pid, &place, "monitor that has died", &holder] {
             assert!(refused.stderr.contains(part), "{part}: {refused:?}");
         }
@@ -222,7 +222,7 @@ fn a_view_that_an_earlier_server_still_serves_is_refused() {
     for at in [service.path(), other.path()] {
         let refused = start(at);
         assert_eq!(refused.status.code(), Some(6), "{refused:?}");
-        let holder = format!("sleep ({})", holder.0.id());
+        let holder = format!("sleep ({})", holder.pid());
         for part in [&server_pid, "monitor that has died", &holder] {
             assert!(refused.stderr.contains(part), "{part}: {refused:?}");
         }
@@ -309,34 +309,4 @@ fn a_mount_point_that_is_not_utf8() {
     view.signal(Signal::TERM);
     assert_eq!(view.end().code(), Some(0), "{}", view.stderr());
     assert!(tree::list(dir.path()).unwrap().iter().all(|name| name.to_str().is_some()), "left behind");
-}
-
-/// A process with a mount namespace of its own, in which everything stays mounted that is mounted now.
-struct Holder(Child);
-
-impl Holder {
-    fn new() -> Self {
-        let holder = Self(Command::new("unshare").args(["-m", "sleep", "1000"]).spawn().unwrap());
-        let until = Instant::now() + DEADLINE;
-        while fs::read_to_string(format!("/proc/{}/comm", holder.0.id())).unwrap() != "sleep\n" {
-            assert!(Instant::now() < until, "no process with a mount namespace");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        holder
-    }
-
-    /// What a command prints in its mount namespace.
-    fn inside(&self, command: &[&str]) -> String {
-        let pid = self.0.id().to_string();
-        let output = Command::new("nsenter").args(["-t", &pid, "-m"]).args(command).output().unwrap();
-        assert!(output.status.success(), "{output:?}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-}
-
-impl Drop for Holder {
-    fn drop(&mut self) {
-        let _gone = self.0.kill();
-        let _reaped = self.0.wait();
-    }
 }

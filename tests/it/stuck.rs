@@ -138,13 +138,9 @@ fn an_aborted_connection_leaves_no_dead_mount() {
     service.stop();
 }
 
-/// Aborts the connection of what is mounted at `at`, as `/sys/fs/fuse/connections/N/abort` does.
+/// Aborts the connection of what is mounted at `at`.
 fn abort(at: &Path) {
-    let dir = crate::util::scratch();
-    let _control = mounts::Own::mount("fusectl", dir.path(), "");
-    let device =
-        rustix::fs::minor(fs::metadata(at).map(|m| std::os::unix::fs::MetadataExt::dev(&m)).unwrap());
-    fs::write(dir.path().join(device.to_string()).join("abort"), "1").unwrap();
+    mounts::abort(rustix::fs::minor(std::os::unix::fs::MetadataExt::dev(&fs::metadata(at).unwrap())));
 }
 
 /// A view that was unmounted in one place and is mounted in another is served there, also by the next server.

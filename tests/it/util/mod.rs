@@ -10,6 +10,7 @@ pub(crate) mod load;
 pub(crate) mod mapped;
 pub(crate) mod memory;
 pub(crate) mod mounts;
+pub(crate) mod namespace;
 pub(crate) mod program;
 pub(crate) mod random;
 pub(crate) mod service;

@@ -82,3 +82,10 @@ impl Drop for Own {
         }
     }
 }
+
+/// Aborts a FUSE connection, as `/sys/fs/fuse/connections/N/abort` does; nothing if there is none with this number.
+pub(crate) fn abort(connection: u32) {
+    let dir = super::scratch();
+    let _control = Own::mount("fusectl", dir.path(), "");
+    let _absent = std::fs::write(dir.path().join(connection.to_string()).join("abort"), "1");
+}
