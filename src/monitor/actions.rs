@@ -135,6 +135,7 @@ impl Runtime {
             created: mounted.made().iter().any(|made| made == mounted.at()),
             made: mounted.made().to_vec(),
             mount_id: mounted.id(),
+            connection: mounted.connection().map(|number| number.0),
             agreement: agreement.clone(),
             ledger: self.ledger.as_ref().and_then(ledger::token),
             view: content.view.clone(),

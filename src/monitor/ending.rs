@@ -1,10 +1,18 @@
 //! The end: every step has a limit, and the process ends whatever the steps do.
+//!
+//! Invariants:
+//! - Whoever waits for an answer when a view has ended gets an error. Closing the device is not enough for that, so a
+//!   connection that is still alive is aborted: see [`mount::Connection`]. Nothing is aborted where unmounting has ended it.
+//! - A view that is handed over, or that cannot be unmounted and that nobody waits for, keeps its connection.
+//!
+//! Hard point: the abort comes when the server had the time to answer what it has taken, and before it is killed. It may be
+//! unable to end before, as it may itself wait for a reader; and so may threads of this process that look for users.
 
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use super::error::MonitorError;
-use super::mount::{self, MountError, Mounted};
+use super::mount::{self, Connection, Detach, MountError, Mounted, Number};
 use super::runtime::Runtime;
 use super::store_thread::Left;
 use super::supervisor::{Links, MountEnd, Plan, Verdict};
@@ -17,6 +25,10 @@ const MOUNT_GRACE: Duration = Duration::from_millis(500);
 const USERS_GRACE: Duration = Duration::from_millis(600);
 /// How long an unmount may take, with looking for users.
 const UNMOUNT_GRACE: Duration = Duration::from_millis(1200);
+/// How long somebody must have waited for an answer of a view that cannot be unmounted, so that its connection is aborted.
+const WAITING_GRACE: Duration = Duration::from_millis(200);
+/// How long an unmount may take that waited for what an abort has ended.
+const ABORTED_GRACE: Duration = Duration::from_millis(100);
 /// How long a server has to notice that its mount is gone.
 const SERVER_GRACE: Duration = Duration::from_millis(400);
 
@@ -53,13 +65,18 @@ impl Runtime {
         }
         // A probe waits for an answer that may never come. It holds nothing.
         self.probe = None;
+        let number = self.mounted.as_ref().and_then(Mounted::connection);
         let unmounted = match mount {
-            MountEnd::Unmount => self.unmount(),
+            MountEnd::Unmount => self.unmount(number),
             MountEnd::Nothing | MountEnd::Gone | MountEnd::Leave => Ok(Used::Nowhere),
         };
         let used = unmounted.as_ref().ok().copied();
         if let Err(error) = unmounted {
-            // The view is still there, and so is what a successor needs.
+            if self.free_who_waits(number) || self.device.as_ref().is_some_and(mount::has_ended) {
+                self.end_connection(number, used);
+                self.store_thread.end(Left::Nothing);
+            }
+            // Otherwise the view is still there, and so is what a successor needs.
             return match verdict {
                 Verdict::Failed(why) => {
                     tracing::error!(error = &error as &dyn std::error::Error, "cannot unmount the view");
@@ -70,13 +87,7 @@ impl Runtime {
         }
         match mount {
             MountEnd::Leave => self.kill_and_wait(),
-            MountEnd::Unmount | MountEnd::Gone => {
-                // Whoever still has it open gets errors instead of waiting for ever: the connection ends with its last
-                // descriptor.
-                systemd::forget_device();
-                self.device = None;
-                self.end_server(used);
-            }
+            MountEnd::Unmount | MountEnd::Gone => self.end_connection(number, used),
             MountEnd::Nothing => {}
         }
         if mount == MountEnd::Gone
@@ -119,28 +130,67 @@ impl Runtime {
     }
 
     /// Unmounts; if the view is in use, it is detached, and the log names who used it.
-    fn unmount(&mut self) -> Result<Used, MountError> {
+    fn unmount(&mut self, number: Option<Number>) -> Result<Used, MountError> {
         let Some(mounted) = self.mounted.take() else { return Ok(Used::Nowhere) };
         let at = mounted.at().to_owned();
+        // Where the connection cannot be aborted later, now is the time.
+        let detach = match self.connection(number) {
+            Some(Err(_)) => Detach::Forcibly,
+            Some(Ok(_)) | None => Detach::Gently,
+        };
         let (tell, told) = channel();
         let work = move || {
-            let _ = tell.send(unmount(&mounted));
+            let _ = tell.send(unmount(&mounted, detach));
         };
         let no_answer = |source| MountError::Point { doing: "unmount", at, source };
-        match std::thread::Builder::new().name("unmount".to_owned()).spawn(work) {
-            Ok(_) => told.recv_timeout(UNMOUNT_GRACE).unwrap_or_else(|_| {
-                Err(no_answer(std::io::Error::new(std::io::ErrorKind::TimedOut, "it takes too long")))
-            }),
-            Err(error) => Err(no_answer(error)),
+        if let Err(error) = std::thread::Builder::new().name("unmount".to_owned()).spawn(work) {
+            return Err(no_answer(error));
         }
+        if let Ok(result) = told.recv_timeout(UNMOUNT_GRACE) {
+            return result;
+        }
+        // It may itself wait for somebody who waits for an answer.
+        let freed = self.free_who_waits(number).then(|| told.recv_timeout(ABORTED_GRACE).ok()).flatten();
+        freed.unwrap_or_else(|| {
+            Err(no_answer(std::io::Error::new(std::io::ErrorKind::TimedOut, "it takes too long")))
+        })
     }
 
-    fn end_server(&mut self, used: Option<Used>) {
-        let Some(server) = &mut self.server else { return };
-        if !server.ends_before(Instant::now() + SERVER_GRACE) {
-            if used == Some(Used::Nowhere) {
-                tracing::warn!("the view is still mounted elsewhere; access to it will fail there");
-            }
+    /// Access to the connection, if there is one that has not ended.
+    fn connection(&self, number: Option<Number>) -> Option<std::io::Result<Connection>> {
+        let device = self.device.as_ref().filter(|device| !mount::has_ended(device))?;
+        Some(Connection::open(number, device))
+    }
+
+    /// Aborts the connection of a view that cannot be unmounted if somebody waits for an answer: no server is going to give
+    /// it. Returns whether it has.
+    fn free_who_waits(&self, number: Option<Number>) -> bool {
+        let Some(Ok(connection)) = self.connection(number) else { return false };
+        let aborts = connection.is_waited_for(WAITING_GRACE) && connection.abort().is_ok();
+        if aborts {
+            tracing::warn!(
+                "the view cannot be unmounted and somebody waits for an answer; ending its connection, so whoever uses it gets errors"
+            );
+        }
+        aborts
+    }
+
+    /// Ends the connection, in whatever state it is, and the server.
+    fn end_connection(&mut self, number: Option<Number>, used: Option<Used>) {
+        systemd::forget_device();
+        let ended =
+            self.server.as_mut().is_none_or(|server| server.ends_before(Instant::now() + SERVER_GRACE));
+        if !ended && used == Some(Used::Nowhere) {
+            tracing::warn!("the view is still mounted elsewhere; access to it will fail there");
+        }
+        if let Some(Err(error)) =
+            self.connection(number).map(|connection| connection.and_then(|connection| connection.abort()))
+        {
+            // It ends with its last descriptor.
+            tracing::debug!(%error, "cannot abort the connection; closing the device");
+        }
+        self.device = None;
+        if !ended {
             self.kill_and_wait();
         }
     }
@@ -154,9 +204,9 @@ impl Runtime {
     }
 }
 
-fn unmount(mounted: &Mounted) -> Result<Used, MountError> {
+fn unmount(mounted: &Mounted, detach: Detach) -> Result<Used, MountError> {
     let mut used = Used::Nowhere;
-    mounted.unmount(|at| {
+    mounted.unmount(detach, |at| {
         used = Used::Here;
         let users = mount::users(at, USERS_GRACE);
         let users = if users.is_empty() { "unknown processes".to_owned() } else { users.join(", ") };

@@ -12,7 +12,7 @@ use rustix::fs::{Mode, OFlags};
 use super::child::Server;
 use super::clients::Clients;
 use super::error::{MonitorError, system};
-use super::mount::{self, Mounted};
+use super::mount::{self, Connection, Detach, Mounted, Number};
 use super::mounting;
 use super::runtime::Runtime;
 use super::settings::Settings;
@@ -161,9 +161,8 @@ fn inherit(
     if mount::has_ended(&device) {
         // Somebody has unmounted or aborted it meanwhile. What is in the mount table has no server.
         systemd::forget_device();
-        drop(device);
         let earlier = dead(dir);
-        unmount_earlier(settings, dir, "its connection to the kernel has ended")?;
+        unmount_earlier(settings, dir, device, "its connection to the kernel has ended")?;
         return Ok(earlier);
     }
     let Some(state) = dir.read()? else {
@@ -173,17 +172,19 @@ fn inherit(
             "the service manager kept a mount, and there is no state of a view of this name: it may be another view's, whose readers get errors now"
         );
         systemd::forget_device();
-        unmount_earlier(settings, dir, "there is no state of it")?;
+        unmount_earlier(settings, dir, device, "there is no state of it")?;
         return Ok(Earlier::Nothing);
     };
     if !dir.journal().exists() {
         // It was mounted without a journal: nobody knows what the kernel knows of it.
         systemd::forget_device();
-        unmount_earlier(settings, dir, "there is no node journal of it")?;
+        unmount_earlier(settings, dir, device, "there is no node journal of it")?;
         return Ok(Earlier::Dead(state.link_dirs));
     }
     // Its connection lives. It may have been moved, covered by another mount, or be mounted in a container alone.
-    let mounted = Mounted::inherited(&state.mountpoint, &settings.name, state.mount_id, state.made.clone());
+    let connection = state.connection.map(Number);
+    let made = state.made.clone();
+    let mounted = Mounted::inherited(&state.mountpoint, &settings.name, state.mount_id, connection, made);
     if !mounted.is_there()? {
         tracing::warn!(
             mountpoint = %state.mountpoint.display(),
@@ -195,17 +196,30 @@ fn inherit(
     Ok(Earlier::View(Box::new(Inherited { device, ledger, mounted, state })))
 }
 
-/// Unmounts what an earlier monitor left and nobody can take over, where it was and where the view is to be.
-fn unmount_earlier(settings: &Settings, dir: &StateDir, why: &str) -> Result<(), MonitorError> {
+/// Unmounts what an earlier monitor left and nobody can take over, where it was and where the view is to be, and ends the
+/// connection of its `device`: whoever waits gets an error.
+fn unmount_earlier(
+    settings: &Settings,
+    dir: &StateDir,
+    device: OwnedFd,
+    why: &str,
+) -> Result<(), MonitorError> {
     let state = dir.read().ok().flatten();
+    let mut number = state.as_ref().and_then(|state| state.connection).map(Number);
     let was = state.map(|state| (state.mountpoint, state.made));
     for (at, made) in was.into_iter().chain([(settings.mountpoint.clone(), Vec::new())]) {
         if let Some(mounted) = Mounted::found(&at, &settings.name, made)? {
             tracing::warn!(
                 "an earlier monitor left a mount that cannot be taken over: {why}; unmounting it and mounting the view again"
             );
-            mounted.unmount(|_| ())?;
+            number = number.or(mounted.connection());
+            mounted.unmount(Detach::Gently, |_| ())?;
         }
+    }
+    if !mount::has_ended(&device)
+        && let Err(error) = Connection::open(number, &device).and_then(|connection| connection.abort())
+    {
+        tracing::debug!(%error, "cannot abort the connection of the earlier view");
     }
     Ok(())
 }

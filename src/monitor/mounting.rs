@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::error::{MonitorError, system};
-use super::mount::{Mounted, Point, refuse_served};
+use super::mount::{Detach, Mounted, Point, refuse_served};
 use super::poll;
 use super::state;
 use crate::fuse::ledger;
@@ -99,7 +99,7 @@ fn mount(task: &Task) -> Result<New, MonitorError> {
     let agreement = match agree(task, &mounted, &device) {
         Ok(agreement) => agreement,
         Err(error) => {
-            if let Err(error) = mounted.unmount(|_| ()) {
+            if let Err(error) = mounted.unmount(Detach::Gently, |_| ()) {
                 tracing::error!(error = &error as &dyn std::error::Error, "cannot unmount the view again");
             }
             return Err(error);

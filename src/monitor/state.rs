@@ -44,6 +44,9 @@ pub struct State {
     /// Its number in the mount table. Absent in what earlier versions wrote, and unknown of other mount namespaces.
     #[serde(default)]
     pub mount_id: Option<u64>,
+    /// The number of its connection. Absent in what earlier versions wrote.
+    #[serde(default)]
+    pub connection: Option<u32>,
     /// What was agreed on with the kernel.
     pub agreement: Agreement,
     /// Which ledger is this mount's ([`crate::fuse::ledger::token`]). Absent in what earlier versions wrote.
@@ -311,6 +314,7 @@ mod tests {
             created: true,
             made: vec!["/a".into(), "/a/b".into()],
             mount_id: Some(36),
+            connection: Some(42),
             agreement: Agreement { io: Io::Cached, idmap: true },
             ledger: Some(u64::MAX),
             view: View::default(),

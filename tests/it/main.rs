@@ -19,6 +19,7 @@ mod bad_input;
 mod collector;
 mod command_line;
 mod container;
+mod ending;
 mod failing_disk;
 mod few_descriptors;
 mod file_systems;

@@ -1,7 +1,8 @@
 /* Runs a command for which one system call always fails.
  *
  * usage: refuse ERRNO CALL COMMAND [ARGUMENT]...
- * CALL is readlinkat, preadv2, openat2, or mmap=BYTES for mappings of so many bytes (seccomp(2), SECCOMP_RET_ERRNO). */
+ * CALL is readlinkat, preadv2, openat2, fsopen, or mmap=BYTES for mappings of so many bytes (seccomp(2),
+ * SECCOMP_RET_ERRNO). */
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <stddef.h>
@@ -26,6 +27,8 @@ int main(int argc, char **argv)
         number = SYS_mmap;
         bytes = strtoul(argv[2] + 5, NULL, 10);
     }
+    else if (!strcmp(argv[2], "fsopen"))
+        number = SYS_fsopen;
     else
         return 2;
     struct sock_filter filter[] = {

@@ -6,6 +6,7 @@
 //! Invariants: nothing of somebody else is ever unmounted or mounted over; a directory that was made here is removed
 //! here.
 
+mod connection;
 mod earlier;
 mod fusermount;
 mod place;
@@ -26,6 +27,7 @@ use super::poll;
 use super::probe::Probe;
 use crate::startup;
 
+pub use connection::{Connection, Number};
 pub use earlier::{Served, refuse_served};
 pub use place::place;
 pub use processes::users;
@@ -145,8 +147,19 @@ pub struct Mounted {
     source: String,
     /// Its number in the mount table: it may be moved, or covered by another mount.
     id: Option<u64>,
+    /// The number of its connection.
+    connection: Option<Number>,
     /// Directories that were made for it, outermost first.
     made: Vec<PathBuf>,
+}
+
+/// How a mount that is in use is detached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Detach {
+    /// Its connection lives as long as somebody uses it.
+    Gently,
+    /// Its connection ends at once, if the kernel allows it.
+    Forcibly,
 }
 
 /// The source of a view called `name` in the mount table.
@@ -246,8 +259,10 @@ impl Point {
             fusermount::mount(&self.at, &source)?
         };
         let made = std::mem::take(&mut self.made);
-        let id = top(&self.at)?.filter(|mount| mount.is(TYPE, &source)).map(|mount| mount.id);
-        Ok((Mounted { at: std::mem::take(&mut self.at), source, id, made }, device))
+        let found = top(&self.at)?.filter(|mount| mount.is(TYPE, &source));
+        let id = found.as_ref().map(|mount| mount.id);
+        let connection = found.and_then(|mount| Number::of(&mount.device));
+        Ok((Mounted { at: std::mem::take(&mut self.at), source, id, connection, made }, device))
     }
 }
 
@@ -292,7 +307,7 @@ fn clear_dead(at: &Path, name: &str) -> Result<(), MountError> {
         let pulse = if mount.kind.starts_with("fuse") { pulse(at) } else { Pulse::Answers };
         if pulse == Pulse::Dead && mount.is(TYPE, &source(name)) {
             tracing::warn!(mountpoint = %at.display(), "clearing away the dead mount of an earlier run");
-            detach(at)?;
+            detach(at, Detach::Gently)?;
             continue;
         }
         let health = match pulse {
@@ -338,13 +353,19 @@ fn mount_as_root(at: &Path, source: &str) -> Result<OwnedFd, MountError> {
     Ok(device)
 }
 
-fn detach(at: &Path) -> Result<(), MountError> {
-    let fail = |source| MountError::Point { doing: "unmount", at: at.to_owned(), source };
-    if rustix::process::geteuid().is_root() {
-        rustix::mount::unmount(at, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).map_err(|e| fail(e.into()))
-    } else {
-        fusermount::unmount(at, true)
+fn detach(at: &Path, how: Detach) -> Result<(), MountError> {
+    if !rustix::process::geteuid().is_root() {
+        return fusermount::unmount(at, true);
     }
+    let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+    if how == Detach::Forcibly && rustix::mount::unmount(at, flags | UnmountFlags::FORCE).is_ok() {
+        return Ok(());
+    }
+    rustix::mount::unmount(at, flags).map_err(|error| MountError::Point {
+        doing: "unmount",
+        at: at.to_owned(),
+        source: error.into(),
+    })
 }
 
 impl Mounted {
@@ -353,20 +374,38 @@ impl Mounted {
     /// # Errors
     /// [`MountError::Table`].
     pub fn found(at: &Path, name: &str, made: Vec<PathBuf>) -> Result<Option<Self>, MountError> {
-        let mounted = Self { at: at.to_owned(), source: source(name), id: None, made };
-        Ok(mounted.is_there()?.then_some(mounted))
+        let mut mounted = Self { at: at.to_owned(), source: source(name), id: None, connection: None, made };
+        let Some(found) = mounted.find()? else { return Ok(None) };
+        mounted.connection = Number::of(&found.device);
+        Ok(Some(mounted))
     }
 
     /// The mount of an earlier process whose connection lives, wherever it is mounted now.
     #[must_use]
-    pub fn inherited(at: &Path, name: &str, id: Option<u64>, made: Vec<PathBuf>) -> Self {
-        Self { at: at.to_owned(), source: source(name), id, made }
+    pub fn inherited(
+        at: &Path,
+        name: &str,
+        id: Option<u64>,
+        connection: Option<Number>,
+        made: Vec<PathBuf>,
+    ) -> Self {
+        let mut mounted = Self { at: at.to_owned(), source: source(name), id, connection, made };
+        if connection.is_none() {
+            mounted.connection = mounted.find().ok().flatten().and_then(|mount| Number::of(&mount.device));
+        }
+        mounted
     }
 
     /// Its number in the mount table, if it is known.
     #[must_use]
     pub fn id(&self) -> Option<u64> {
         self.id
+    }
+
+    /// The number of its connection, if it is known.
+    #[must_use]
+    pub fn connection(&self) -> Option<Number> {
+        self.connection
     }
 
     /// Lets the kernel read ahead by `bytes`, in place of the 128 KiB that FUSE begins with. Needs root and a
@@ -424,19 +463,19 @@ impl Mounted {
         Ok(all.iter().find(|mount| known(mount)).or(placed).cloned())
     }
 
-    /// Unmounts, lazily if it is in use, and removes the directories that were made for it. `in_use` is called before it
-    /// is detached, while one can still see who uses it.
+    /// Unmounts, and if it is in use detaches it in this way; removes the directories that were made for it. `in_use` is
+    /// called before it is detached, while one can still see who uses it.
     ///
     /// # Errors
     /// [`MountError::Point`], [`MountError::Covered`].
-    pub fn unmount(&self, in_use: impl FnOnce(&Path)) -> Result<(), MountError> {
+    pub fn unmount(&self, how: Detach, in_use: impl FnOnce(&Path)) -> Result<(), MountError> {
         if let Some(Mount { id, at, .. }) = self.find()? {
             if let Some(cover) = top(&at)?.filter(|top| top.id != id) {
                 return Err(MountError::Covered { at, by: format!("'{}' ({})", cover.source, cover.kind) });
             }
             if !unmount_unused(&at)? {
                 in_use(&at);
-                detach(&at)?;
+                detach(&at, how)?;
             }
         }
         self.remove_made();

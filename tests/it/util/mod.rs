@@ -18,6 +18,7 @@ pub(crate) mod service;
 pub(crate) mod snapshot;
 pub(crate) mod store;
 pub(crate) mod systems;
+pub(crate) mod thief;
 pub(crate) mod tree;
 pub(crate) mod user;
 

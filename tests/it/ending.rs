@@ -1,0 +1,300 @@
+//! The end of a view frees everybody, whatever it is that they wait for: SIGTERM ends the program with the documented exit
+//! code, and whoever waits for an answer gets an error and is gone.
+
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
+
+use rustix::fs::FlockOperation;
+use rustix::mount::UnmountFlags;
+use rustix::process::{Pid, Signal};
+
+use crate::util::fixture::Fixture;
+use crate::util::namespace::Namespace;
+use crate::util::program::Program;
+use crate::util::service::{Service, Victim};
+use crate::util::thief::{self, Thief, Waiter};
+use crate::util::{DEADLINE, mounts, tree};
+
+fn service(fixture: &Fixture) -> Service {
+    Service::new(&fixture.store).with(["--system", &fixture.system.path])
+}
+
+/// A command that looks at a name that nobody has looked at.
+fn look(at: &Path) -> Command {
+    let mut command = Command::new("stat");
+    command.arg(at);
+    command
+}
+
+/// A process waits for a request of which its server knows nothing; the thief still has the device.
+fn lose(service: &mut Service, fixture: &Fixture) -> (Thief, Waiter) {
+    let thief = Thief::of(service.monitor());
+    let (connection, name) = (thief::connection(service.path()), service.path().join(&fixture.file.base));
+    let waiter = Waiter::lose(connection, &thief, service.server(), &mut look(&name));
+    (thief, waiter)
+}
+
+/// Ends the view, which has to end so, and free everybody who waits.
+fn end<const N: usize>(service: &mut Service, code: i32, waiters: [&mut Waiter; N]) {
+    service.signal(Signal::TERM);
+    assert_eq!(service.ended().code(), Some(code), "{}", service.log());
+    for waiter in waiters {
+        assert!(!waiter.ended().success(), "answered, and by whom?");
+    }
+    assert!(service.stored().is_empty(), "the descriptor is not given back");
+    if code == 0 {
+        assert!(!is_mounted(service), "still mounted");
+    }
+}
+
+fn is_mounted(service: &Service) -> bool {
+    mounts::all().iter().any(|mount| mount.source == format!("nix-store-fs:{}", service.name))
+}
+
+/// And the next start serves.
+fn starts_again(service: &mut Service, fixture: &Fixture) {
+    service.start_ready();
+    assert_eq!(tree::list(service.path()).unwrap().len(), fixture.members().len());
+    service.stop();
+}
+
+/// A request that got lost; with somebody else who holds the device, and without.
+#[test]
+fn a_lost_request_keeps_nobody() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let mut service = service(&fixture);
+    for held in [false, true] {
+        service.start_ready();
+        let (thief, mut waiter) = lose(&mut service, &fixture);
+        let thief = Some(thief).filter(|_| held);
+        end(&mut service, 0, [&mut waiter]);
+        drop(thief);
+        starts_again(&mut service, &fixture);
+    }
+}
+
+/// The same, and the one who waits was killed: it cannot end before it gets an answer.
+#[test]
+fn a_killed_reader_can_end() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let mut service = service(&fixture);
+    for held in [false, true] {
+        service.start_ready();
+        let (thief, mut waiter) = lose(&mut service, &fixture);
+        let thief = Some(thief).filter(|_| held);
+        waiter.kill();
+        end(&mut service, 0, [&mut waiter]);
+        drop(thief);
+        starts_again(&mut service, &fixture);
+    }
+}
+
+/// A page that somebody waits for is locked: others wait for the lock, and not for an answer.
+#[test]
+fn a_page_that_is_waited_for_keeps_nobody() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let mut service = service(&fixture).with(["--io", "cached"]);
+    service.start_ready();
+    let data = service.path().join(&fixture.data.base);
+    let long = data.join("long");
+    // From now on the kernel opens files without asking.
+    fs::read(data.join("text")).unwrap();
+    fs::metadata(&long).unwrap();
+    let thief = Thief::of(service.monitor());
+    let (server, connection) = (service.server(), thief::connection(service.path()));
+    let cat = || {
+        let mut command = Command::new("head");
+        command.args(["-c", "1"]).arg(&long);
+        command
+    };
+    let mut first = Waiter::lose(connection, &thief, server, &mut cat());
+    let mut second = Waiter::start(connection, &mut cat());
+    second.wait_uninterruptible();
+    end(&mut service, 0, [&mut first, &mut second]);
+    drop(thief);
+    starts_again(&mut service, &fixture);
+}
+
+/// A server that is stopped, and somebody else who holds the device.
+#[test]
+fn a_stopped_server_keeps_nobody() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let mut service = service(&fixture);
+    for held in [false, true] {
+        service.start_ready();
+        let thief = Thief::of(service.monitor());
+        let connection = thief::connection(service.path());
+        thief::stop(service.server());
+        let mut waiter = Waiter::start(connection, &mut look(&service.path().join(&fixture.file.base)));
+        thief.wait();
+        let thief = Some(thief).filter(|_| held);
+        end(&mut service, 0, [&mut waiter]);
+        drop(thief);
+        starts_again(&mut service, &fixture);
+    }
+}
+
+/// A reload invalidates a name: the kernel waits for the directory, which somebody has locked who waits for an answer.
+/// No signal ends that wait, so the server cannot be killed, and it holds the device.
+#[test]
+fn a_reload_that_hangs_keeps_nobody() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let link = fixture.store.profile("web/system", &fixture.system.path);
+    let mut service = Service::new(&fixture.store).with([Path::new("--system"), &link]);
+    service.start_ready();
+    // The kernel knows that it is absent.
+    assert!(!service.path().join(&fixture.outside.base).exists());
+    let (thief, mut waiter) = lose(&mut service, &fixture);
+    drop(thief);
+    let server = service.server();
+    let next = link.with_extension("next");
+    symlink(&fixture.outside.path, &next).unwrap();
+    fs::rename(&next, &link).unwrap();
+    let (tell, told) = channel();
+    let name = service.name.clone();
+    std::thread::spawn(move || tell.send(Program::new().args(["--reload", &name]).run()));
+    let until = Instant::now() + DEADLINE;
+    while !invalidates(server) {
+        assert!(Instant::now() < until, "nothing is invalidated: {}", service.log());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    end(&mut service, 0, [&mut waiter]);
+    assert_eq!(told.recv_timeout(DEADLINE).expect("an answer").status.code(), Some(8));
+    assert!(!Path::new(&format!("/proc/{}", server.as_raw_nonzero())).exists(), "the server lives");
+    service.start_ready();
+    assert!(service.path().join(&fixture.outside.base).exists());
+    service.stop();
+}
+
+/// Whether the thread that invalidates names waits for a directory.
+fn invalidates(server: Pid) -> bool {
+    let threads = fs::read_dir(format!("/proc/{}/task", server.as_raw_nonzero()));
+    threads.into_iter().flatten().flatten().any(|thread| {
+        let status = fs::read_to_string(thread.path().join("status")).unwrap_or_default();
+        let line = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
+        line("Name:") == Some("invalidate") && line("State:").is_some_and(|state| state.starts_with('D'))
+    })
+}
+
+/// A successor whose server waits for the end of an earlier one.
+#[test]
+fn a_start_that_waits_keeps_nobody() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let mut service = service(&fixture);
+    service.start_ready();
+    let connection = thief::connection(service.path());
+    let (thief, mut lost) = lose(&mut service, &fixture);
+    service.kill(Victim::Both);
+    let lock = fs::File::open(service.state().join("server")).unwrap();
+    rustix::fs::flock(&lock, FlockOperation::LockExclusive).unwrap();
+    let mut waiter = Waiter::start(connection, &mut look(&service.path().join(&fixture.data.base)));
+    thief.wait();
+    service.start();
+    service.wait_logged("taking over the view", 1);
+    let _server = service.server();
+    end(&mut service, 0, [&mut lost, &mut waiter]);
+    drop((thief, lock));
+    starts_again(&mut service, &fixture);
+}
+
+/// A view that somebody has detached or moved.
+#[test]
+fn a_view_that_is_not_where_it_was_mounted_keeps_nobody() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let dir = crate::util::scratch();
+    let above = dir.path().join("above");
+    fs::create_dir_all(above.join("view")).unwrap();
+    let mut service = service(&fixture);
+    let usual = service.path().to_owned();
+    service.replace(&usual, &above.join("view"));
+    for how in ["detached", "moved"] {
+        service.start_ready();
+        let view = above.join("view");
+        let thief = Thief::of(service.monitor());
+        let (server, connection) = (service.server(), thief::connection(&view));
+        let mut waiter = Waiter::lose(connection, &thief, server, &mut look(&view.join(&fixture.file.base)));
+        match how {
+            "detached" => rustix::mount::unmount(&view, UnmountFlags::DETACH).unwrap(),
+            _ => fs::rename(&above, dir.path().join("moved")).unwrap(),
+        }
+        end(&mut service, 0, [&mut waiter]);
+        drop(thief);
+    }
+}
+
+/// A view that a container alone still has, also where a successor has taken it over.
+#[test]
+fn a_view_that_only_a_container_has_keeps_nobody() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let mut service = service(&fixture);
+    for taken_over in [false, true] {
+        service.start_ready();
+        let container = Namespace::new();
+        let connection = thief::connection(service.path());
+        rustix::mount::unmount(service.path(), UnmountFlags::empty()).unwrap();
+        if taken_over {
+            service.kill(Victim::Both);
+            service.start_ready();
+        }
+        let thief = Thief::of(service.monitor());
+        let server = service.server();
+        let name: PathBuf = service.path().join(&fixture.file.base);
+        let mut waiter = Waiter::lose(connection, &thief, server, container.command("stat").arg(&name));
+        end(&mut service, 0, [&mut waiter]);
+        drop((thief, container));
+        starts_again(&mut service, &fixture);
+    }
+}
+
+/// A view that something else covers stays in the mount table, as it cannot be unmounted; whoever waits is freed all the same.
+/// If nobody waits, nothing is given up: see `stuck::a_covered_view_is_not_given_up`.
+#[test]
+fn a_covered_view_keeps_nobody() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let mut service = service(&fixture);
+    service.start_ready();
+    let thief = Thief::of(service.monitor());
+    let (server, connection) = (service.server(), thief::connection(service.path()));
+    let below = fs::File::open(service.path()).unwrap();
+    let cover = mounts::Own::mount("tmpfs", service.path(), "");
+    let mut command = look(Path::new(&fixture.file.base));
+    command.current_dir(format!("/proc/{}/fd/{}", std::process::id(), below.as_raw_fd()));
+    let mut waiter = Waiter::lose(connection, &thief, server, &mut command);
+    end(&mut service, 6, [&mut waiter]);
+    assert!(service.log().contains("is mounted over it"), "{}", service.log());
+    drop((thief, below, cover));
+    starts_again(&mut service, &fixture);
+}
+
+/// Where fusectl can neither be mounted nor found, and the kernel lets the view be unmounted by force.
+#[test]
+fn where_there_is_no_fusectl_nobody_is_kept_either() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let scratch = crate::util::scratch();
+    let refuse = crate::util::compile("refuse.c", scratch.path()).display().to_string();
+    let refused = rustix::io::Errno::PERM.raw_os_error().to_string();
+    let mut view = fixture.program().inside([refuse.as_str(), &refused, "fsopen"]).mount();
+    let thief = Thief::of(view.pid());
+    let (connection, server) = (thief::connection(view.path()), view.server_now().unwrap());
+    let name = view.path().join(&fixture.file.base);
+    let mut waiter = Waiter::lose(connection, &thief, server, &mut look(&name));
+    view.signal(Signal::TERM);
+    assert_eq!(view.end().code(), Some(0), "{}", view.stderr());
+    assert!(!waiter.ended().success(), "answered, and by whom?");
+    assert!(mounts::at(view.path()).is_none());
+}
