@@ -24,7 +24,7 @@ const MOUNT_GRACE: Duration = Duration::from_millis(500);
 /// How long users of a view are looked for, so that they can be named.
 const USERS_GRACE: Duration = Duration::from_millis(600);
 /// How long an unmount may take, with looking for users.
-const UNMOUNT_GRACE: Duration = Duration::from_millis(1200);
+const UNMOUNT_GRACE: Duration = Duration::from_millis(1000);
 /// How long somebody must have waited for an answer of a view that cannot be unmounted, so that its connection is aborted.
 const WAITING_GRACE: Duration = Duration::from_millis(200);
 /// How long an unmount may take that waited for what an abort has ended.

@@ -30,7 +30,7 @@ use crate::values::{StorePath, View};
 use super::watch::Arming;
 
 /// How long the end waits for a thread that may hang in a call of Nix.
-const END_GRACE: Duration = Duration::from_secs(2);
+const END_GRACE: Duration = Duration::from_millis(1800);
 
 /// What the thread is asked.
 #[derive(Debug)]
