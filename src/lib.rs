@@ -9,14 +9,16 @@
 //! 4. [`fuse`]: what the kernel and this program say to each other, as bytes, and the ledger of what was taken.
 //! 5. [`view`]: what is served: node ids, the journal, the physical store, and the answers.
 //! 6. [`protocol`]: what is agreed on with the kernel, and what monitor, server and `--reload` say to each other.
-//! 7. [`server`]: one FUSE session.
-//! 8. [`monitor`]: the mount, and what keeps a view alive.
-//! 9. [`cli`]: arguments in, exit code out.
+//! 7. [`kernel`]: what the running kernel gives, found out by trying it.
+//! 8. [`server`]: one FUSE session.
+//! 9. [`monitor`]: the mount, and what keeps a view alive.
+//! 10. [`cli`]: arguments in, exit code out.
 
 pub mod cli;
 pub mod closure;
 pub mod error;
 pub mod fuse;
+pub mod kernel;
 pub mod log;
 pub mod monitor;
 pub mod protocol;

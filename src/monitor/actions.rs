@@ -102,6 +102,7 @@ impl Runtime {
                 store,
                 journal: self.state.as_ref().map(StateDir::journal),
                 state: self.settings.state.clone(),
+                trial: self.trial.take(),
             }),
             None => Err(system("mount")(std::io::Error::other("internal error: no store is open"))),
         };

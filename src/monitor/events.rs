@@ -155,7 +155,12 @@ impl Runtime {
         let Some(server) = &mut self.server else { return };
         let hung_up = loop {
             match server.report() {
-                Ok(Received::Message(report)) => events.push(event(report)),
+                Ok(Received::Message(report)) => {
+                    if let (Report::Serving { .. }, Some(agreement)) = (&report, &mut self.agreement) {
+                        agreement.served();
+                    }
+                    events.push(event(report));
+                }
                 Ok(Received::Nothing) => break None,
                 Ok(Received::Closed) => break Some(Event::HungUp(None)),
                 Err(error) => break Some(Event::HungUp(Some(error.to_string()))),

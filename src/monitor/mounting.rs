@@ -15,7 +15,8 @@ use super::mount::{Detach, Mounted, Point, refuse_served};
 use super::poll;
 use super::state;
 use crate::fuse::ledger;
-use crate::protocol::handshake::{self, Agreement, Io, Wishes};
+use crate::kernel::{Finding, Findings, Trial};
+use crate::protocol::handshake::{self, Absences, Agreement, Io, Wishes};
 use crate::view::journal::Journal;
 
 /// `OVERLAYFS_SUPER_MAGIC` of `linux/magic.h`.
@@ -36,6 +37,8 @@ pub(super) struct Task {
     pub(super) state: PathBuf,
     /// Where the node journal is to be, if there is a place for it.
     pub(super) journal: Option<PathBuf>,
+    /// What the kernel does is being found out.
+    pub(super) trial: Option<Trial>,
 }
 
 /// A new mount.
@@ -67,7 +70,7 @@ impl MountThread {
         let signal = ready.clone();
         let (tell, result) = channel();
         let work = move || {
-            let _ = tell.send(mount(&task));
+            let _ = tell.send(mount(task));
             poll::raise(&signal);
         };
         thread::Builder::new().name("mount".to_owned()).spawn(work).map_err(system("start a thread"))?;
@@ -92,11 +95,12 @@ impl MountThread {
 }
 
 /// A failure leaves nothing mounted.
-fn mount(task: &Task) -> Result<New, MonitorError> {
+fn mount(mut task: Task) -> Result<New, MonitorError> {
     refuse_served(&state::server_lock(&task.state), &task.name)?;
     let point = Point::prepare(&task.mountpoint, &task.name)?;
     let (mounted, device) = point.inheriting(&state::made_before(&task.state)).mount(&task.name)?;
-    let agreement = match agree(task, &mounted, &device) {
+    let findings = task.trial.take().map(Trial::findings).unwrap_or_default();
+    let agreement = match agree(&task, findings, &mounted, &device) {
         Ok(agreement) => agreement,
         Err(error) => {
             if let Err(error) = mounted.unmount(Detach::Gently, |_| ()) {
@@ -130,16 +134,34 @@ fn begin_journal(path: &std::path::Path) -> bool {
         .is_ok()
 }
 
-fn agree(task: &Task, mounted: &Mounted, device: &OwnedFd) -> Result<Agreement, MonitorError> {
+/// What is to become of absences at the root of a new mount.
+pub(super) fn absences(findings: Findings) -> Absences {
+    match findings.forgets_absences {
+        Finding::Yes => Absences::Cached,
+        Finding::No | Finding::Unknown => Absences::Asked,
+    }
+}
+
+fn agree(
+    task: &Task,
+    findings: Findings,
+    mounted: &Mounted,
+    device: &OwnedFd,
+) -> Result<Agreement, MonitorError> {
     let root = rustix::process::geteuid().is_root();
     let stacked = rustix::fs::fstatfs(&task.store).is_ok_and(|fs| u32::try_from(fs.f_type) == Ok(OVERLAYFS));
     let io = if root { task.io } else { Io::Cached };
-    let wishes = Wishes { io, idmap: root, store_depth: u32::from(stacked) };
+    let wishes = Wishes { io, idmap: root, store_depth: u32::from(stacked), absences: absences(findings) };
     let agreement = handshake::answer(device, wishes)?;
     if root && let Err(error) = mounted.set_read_ahead(handshake::READ_MAX) {
         tracing::debug!(
             error = &error as &dyn std::error::Error,
             "cannot raise the read-ahead; files are read in smaller requests"
+        );
+    }
+    if root && !agreement.idmap {
+        tracing::info!(
+            "this kernel cannot map the owners of a view (Linux 6.12 can): private users see files of nobody"
         );
     }
     if agreement.io != task.io {

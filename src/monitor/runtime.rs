@@ -17,6 +17,7 @@ use super::settings::Settings;
 use super::state::StateDir;
 use super::store_thread::StoreThread;
 use super::watch::Changes;
+use crate::kernel::Trial;
 use crate::protocol::handshake::Agreement;
 
 /// What the monitor has in its hands. The [`supervisor`](super::supervisor) decides what becomes of it.
@@ -48,6 +49,8 @@ pub(super) struct Runtime {
     /// Started while the roots are being resolved: loading the program takes longer than that.
     pub(super) spare: Option<Server>,
     pub(super) probe: Option<Probe>,
+    /// What the kernel does is being found out, for a mount that is not made yet.
+    pub(super) trial: Option<Trial>,
 }
 
 impl Runtime {

@@ -305,7 +305,7 @@ mod tests {
     use std::os::unix::ffi::OsStrExt;
 
     use super::*;
-    use crate::protocol::handshake::Io;
+    use crate::protocol::handshake::{Absences, Io};
 
     fn state() -> State {
         State {
@@ -315,7 +315,7 @@ mod tests {
             made: vec!["/a".into(), "/a/b".into()],
             mount_id: Some(36),
             connection: Some(42),
-            agreement: Agreement { io: Io::Cached, idmap: true },
+            agreement: Agreement { io: Io::Cached, idmap: true, absences: Absences::Asked },
             ledger: Some(u64::MAX),
             view: View::default(),
             roots: BTreeSet::new(),

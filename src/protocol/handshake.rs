@@ -33,6 +33,20 @@ pub enum Io {
     Passthrough,
 }
 
+/// What becomes of the knowledge that the root has no such name. Store paths never change, but the root does, with each reload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Absences {
+    /// The kernel caches it, and forgets it name by name when it is told to.
+    Cached,
+    /// The kernel asks each time. It does not forget it by name, or nobody knows.
+    Asked,
+    /// The kernel asks each time from now on. What servers of an earlier version let it cache, it may not forget by name: so the
+    /// next server has it ask for every name once.
+    #[default]
+    Leftover,
+}
+
 /// What the monitor would like of the kernel.
 #[derive(Debug, Clone, Copy)]
 pub struct Wishes {
@@ -42,6 +56,8 @@ pub struct Wishes {
     pub idmap: bool,
     /// How many file systems the store itself is stacked on others (overlayfs: 1).
     pub store_depth: u32,
+    /// How absences are to be cached: nothing that is negotiated.
+    pub absences: Absences,
 }
 
 /// What kernel and monitor agreed on.
@@ -51,6 +67,18 @@ pub struct Agreement {
     pub io: Io,
     /// Whether the mount may be idmapped.
     pub idmap: bool,
+    /// What becomes of absences at the root. What earlier versions wrote does not have it.
+    #[serde(default)]
+    pub absences: Absences,
+}
+
+impl Agreement {
+    /// A server that was told of it serves: nothing is left over from earlier ones.
+    pub fn served(&mut self) {
+        if self.absences == Absences::Leftover {
+            self.absences = Absences::Asked;
+        }
+    }
 }
 
 /// Why there is no agreement.
@@ -157,6 +185,7 @@ fn agree(request: &[u8], wishes: Wishes) -> Result<(Agreement, Vec<u8>), Handsha
     let agreement = Agreement {
         io: if passthrough { Io::Passthrough } else { Io::Cached },
         idmap: flags & init::ALLOW_IDMAP != 0,
+        absences: wishes.absences,
     };
     Ok((agreement, [header.as_bytes(), out.as_bytes()].concat()))
 }
@@ -176,7 +205,8 @@ mod tests {
         bytes
     }
 
-    const WISHES: Wishes = Wishes { io: Io::Passthrough, idmap: true, store_depth: 0 };
+    const WISHES: Wishes =
+        Wishes { io: Io::Passthrough, idmap: true, store_depth: 0, absences: Absences::Cached };
 
     fn told(reply: &[u8]) -> (u64, u32) {
         let word = |at: usize| u32::from_ne_bytes(reply[at..at + 4].try_into().unwrap());

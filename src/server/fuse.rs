@@ -27,7 +27,7 @@ use crate::fuse::abi::{Attr, AttrOut, Dirent, DirentPlus, EntryOut, LseekOut, Op
 use crate::fuse::device::Answer;
 use crate::fuse::request::{Forgets, Name};
 use crate::fuse::{Device, Ledger, Operation, Request};
-use crate::protocol::handshake::READ_MAX;
+use crate::protocol::handshake::{Absences, READ_MAX};
 use crate::view::backing::{Kind, Read, Stat, Target};
 use crate::view::trie::{NodeId, ROOT};
 use crate::view::{
@@ -56,6 +56,7 @@ pub struct StoreFs {
     registrations: Option<Arc<Registrations>>,
     /// Where names outside the closure are left; none: nobody wants to know.
     missed: Option<Missed>,
+    absences: Absences,
     warned: AtomicBool,
 }
 
@@ -126,7 +127,8 @@ fn entry(node: Node, lasting: bool) -> EntryOut {
     }
 }
 
-/// A negative entry: node id 0 with a lifetime says that the name is absent (`fuse_lookup_name`).
+/// A negative entry: node id 0 with a lifetime says that the name is absent (`fuse_lookup_name`), without one that
+/// it is absent now.
 const ABSENT: EntryOut = EntryOut {
     node: 0,
     generation: 0,
@@ -168,10 +170,16 @@ thread_local! {
 impl StoreFs {
     /// Serves `view` over `device`.
     #[must_use]
-    pub fn new(view: Arc<ServedView>, counts: Arc<Counts>, device: Arc<Device>, ledger: Ledger) -> Self {
+    pub fn new(
+        view: Arc<ServedView>,
+        counts: Arc<Counts>,
+        device: Arc<Device>,
+        ledger: Ledger,
+        absences: Absences,
+    ) -> Self {
         let registrations = view.registrations().cloned();
         let warned = AtomicBool::new(false);
-        Self { view, counts, device, ledger, registrations, missed: None, warned }
+        Self { view, counts, device, ledger, registrations, missed: None, absences, warned }
     }
 
     /// Leaves names that the root does not have with `missed`.
@@ -232,7 +240,9 @@ impl StoreFs {
                 if let Some(missed) = self.missed.as_ref().filter(|_| parent == ROOT) {
                     missed.note(name, pid);
                 }
-                answer.value(&ABSENT);
+                // Below the root nothing changes.
+                let lasting = parent != ROOT || self.absences == Absences::Cached;
+                answer.value(&EntryOut { entry_valid: lifetime(lasting), ..ABSENT });
             }
             Err(error) => answer.error(errno(error)),
         }

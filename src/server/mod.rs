@@ -37,7 +37,7 @@ use rustix::io::Errno;
 use rustix::process::Resource;
 
 use crate::fuse::{Device, Ledger};
-use crate::protocol::handshake::Io;
+use crate::protocol::handshake::{Absences, Io};
 use crate::protocol::wire::{self, Cause, Order, Received, Report, Start};
 use crate::values::{StorePath, View};
 use crate::view::backing::{Backing, Identity};
@@ -207,7 +207,8 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: OwnedFd) -> Result
         })?;
     }
     let counts = Arc::new(counts);
-    let mut fs = StoreFs::new(view.clone(), counts.clone(), device.clone(), ledger.clone());
+    let mut fs =
+        StoreFs::new(view.clone(), counts.clone(), device.clone(), ledger.clone(), start.agreement.absences);
     if start.report {
         let (missed, inquiry) = Missed::queue();
         fs = fs.reporting(missed);
@@ -216,6 +217,12 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: OwnedFd) -> Result
     }
     let session = Session::new(device.clone(), fs, ledger.clone());
 
+    if start.agreement.absences == Absences::Leftover {
+        // Before anything is reported. It waits for nothing.
+        if let Err(error) = device.forget_all_names() {
+            tracing::debug!(%error, "absences that an earlier server let the kernel cache are forgotten by name");
+        }
+    }
     let (dirtied, dirtied_nodes) = mpsc::channel();
     let earlier = match (start.resume, ledger.is_whole()) {
         (false, _) => Earlier::Nobody,

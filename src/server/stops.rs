@@ -1,7 +1,10 @@
 //! Where a test can stop a server, to kill it there: in builds for tests only.
 //!
 //! `NSF_STOP=POINT:FILE` stops (SIGSTOP) the first server that comes to POINT and can remove FILE, so one server stops for each
-//! time that FILE is made. `NSF_CRASH=POINT:FILE` crashes every server that comes to POINT while FILE exists. `NSF_RESEND=no` keeps a server from asking the kernel for what an earlier one had taken, as on kernels
+//! time that FILE is made. `NSF_CRASH=POINT:FILE` crashes every server that comes to POINT while FILE exists. `NSF_HOLD=DIR` holds
+//! back one thread: where there is a pipe `DIR/POINT` (mkfifo(3)), the first that comes to POINT and can remove it waits there until
+//! whoever opened it for writing closes it; others go on. `NSF_RESEND=no` keeps a server from asking the kernel for what an earlier
+//! one had taken, as on kernels
 //! before 6.9.
 
 /// A point in the life of a request, or of what follows from it.
@@ -23,6 +26,9 @@ pub enum Stop {
 
 #[cfg(debug_assertions)]
 mod active {
+    use std::fs::{self, File};
+    use std::io::Read;
+    use std::path::PathBuf;
     use std::sync::OnceLock;
 
     use rustix::process::{Signal, getpid, kill_process};
@@ -31,6 +37,7 @@ mod active {
 
     static STOP: OnceLock<Option<(Stop, String)>> = OnceLock::new();
     static CRASH: OnceLock<Option<(Stop, String)>> = OnceLock::new();
+    static HOLD: OnceLock<Option<PathBuf>> = OnceLock::new();
 
     fn wanted(variable: &str) -> Option<(Stop, String)> {
         let value = std::env::var(variable).ok()?;
@@ -53,6 +60,18 @@ mod active {
             && std::fs::remove_file(file).is_ok()
         {
             let _ = kill_process(getpid(), Signal::STOP);
+        }
+        if let Some(dir) = HOLD.get_or_init(|| std::env::var_os("NSF_HOLD").map(PathBuf::from)) {
+            hold(dir.join(format!("{point:?}").to_lowercase()));
+        }
+    }
+
+    /// Opening the pipe waits for a writer, so whoever has opened it for writing knows that a thread is here.
+    fn hold(pipe: PathBuf) {
+        if let Ok(mut held) = File::open(&pipe)
+            && fs::remove_file(pipe).is_ok()
+        {
+            let _ = held.read(&mut [0]);
         }
     }
 

@@ -15,6 +15,7 @@
 #[macro_use]
 mod util;
 
+mod absence;
 mod bad_input;
 mod collector;
 mod command_line;

@@ -5,21 +5,28 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The rooms, each with those that it may use besides itself.
-const ROOMS: [(&str, &[&str]); 9] = [
+const ROOMS: [(&str, &[&str]); 10] = [
     ("values", &[]),
     ("store", &["values"]),
     ("closure", &["values", "store"]),
     ("fuse", &["sys"]),
     ("view", &["values", "sys", "error", "fuse"]),
     ("protocol", &["values", "sys", "fuse"]),
+    ("kernel", &["sys", "fuse", "protocol"]),
     ("server", &["values", "sys", "error", "log", "fuse", "view", "protocol"]),
     (
         "monitor",
-        &["values", "sys", "error", "startup", "store", "closure", "fuse", "view", "protocol", "server"],
+        &[
+            "values", "sys", "error", "startup", "store", "closure", "fuse", "view", "protocol", "kernel",
+            "server",
+        ],
     ),
     (
         "cli",
-        &["values", "sys", "error", "log", "startup", "store", "closure", "protocol", "server", "monitor"],
+        &[
+            "values", "sys", "error", "log", "startup", "store", "closure", "protocol", "kernel", "server",
+            "monitor",
+        ],
     ),
 ];
 

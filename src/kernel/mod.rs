@@ -1,0 +1,42 @@
+//! What the running kernel gives, found out by trying it.
+//!
+//! Versions tell little: distributions carry changes back and forth, and a fault of two releases is in no list of features. So
+//! the kernel is asked on a mount of the program's own, which is attached nowhere ([`trial`]). What cannot be found out is
+//! [`Finding::Unknown`], and then what is right on every kernel is done.
+
+pub mod trial;
+
+pub use trial::Trial;
+
+/// Whether the kernel does something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Finding {
+    /// It was seen to.
+    Yes,
+    /// It was seen not to.
+    No,
+    /// It could not be tried.
+    #[default]
+    Unknown,
+}
+
+impl From<bool> for Finding {
+    fn from(does: bool) -> Self {
+        if does { Self::Yes } else { Self::No }
+    }
+}
+
+/// What was found out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Findings {
+    /// A cached absence is forgotten by its name. Not on Linux 6.19 and 7.0.
+    pub forgets_absences: Finding,
+    /// All names are asked for again when it is told to (Linux 6.16).
+    pub forgets_all_names: Finding,
+    /// What a dead server had taken is given again (Linux 6.9).
+    pub resends: Finding,
+    /// It reads the store's files by itself (Linux 6.9).
+    pub passthrough: Finding,
+    /// A mount of the view can be idmapped (Linux 6.12).
+    pub idmap: Finding,
+}

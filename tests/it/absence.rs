@@ -1,0 +1,249 @@
+//! The absence of a name at the root is never seen longer than it lasts, whenever the name was asked for and whatever the kernel
+//! forgets. Linux 6.19 and 7.0 do not forget a cached absence by its name.
+//!
+//! Orders are forced: a build for tests holds a thread of the server back where a pipe is (`src/server/stops.rs`).
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::Instant;
+
+use rustix::fs::{CWD, Mode};
+
+use crate::util::DEADLINE;
+use crate::util::program::{Finished, Program};
+use crate::util::service::{Service, Victim};
+use crate::util::systems::Systems;
+
+/// A view of the first system, and what only the second one has.
+struct View {
+    systems: Systems,
+    service: Service,
+    hold: PathBuf,
+    /// In the view.
+    new: PathBuf,
+}
+
+/// A point of the server at which a thread is held back, until this is dropped.
+struct Held(#[expect(dead_code, reason = "dropping it lets the thread go")] File);
+
+impl View {
+    /// `tried`: what the program is to believe of the kernel; none: what it finds out.
+    fn start(tried: Option<&str>) -> Self {
+        let systems = Systems::new(2);
+        let mut service = systems.service();
+        let hold = service.path().parent().unwrap().join("hold");
+        fs::create_dir(&hold).unwrap();
+        service.set("NSF_HOLD", &hold);
+        tried.into_iter().for_each(|tried| service.set("NSF_ABSENCES", tried));
+        service.start_ready();
+        let new = service.path().join(&systems.systems[1].1.base);
+        Self { systems, service, hold, new }
+    }
+
+    /// Has the first thread held back that comes to `point`. What this returns has it when it is there.
+    fn arm(&self, point: &str) -> Receiver<Held> {
+        let pipe = self.hold.join(point);
+        rustix::fs::mkfifoat(CWD, &pipe, Mode::RUSR | Mode::WUSR).unwrap();
+        // This waits until the pipe is opened for reading.
+        background(move || Held(File::options().write(true).open(pipe).unwrap()))
+    }
+
+    fn look(&self) -> Receiver<io::Result<()>> {
+        let new = self.new.clone();
+        background(move || new.symlink_metadata().map(drop))
+    }
+
+    fn reload(&self) -> Receiver<Finished> {
+        self.systems.select(1);
+        let name = self.service.name.clone();
+        background(move || Program::new().args(["--reload", &name]).run())
+    }
+
+    fn wait<T>(&self, what: &str, told: &Receiver<T>) -> T {
+        told.recv_timeout(DEADLINE).unwrap_or_else(|_| panic!("{what}: never\n{}", self.service.log()))
+    }
+
+    fn expect_reloaded(&self, told: &Receiver<Finished>) {
+        let finished = self.wait("the reload's end", told);
+        assert_eq!(finished.status.code(), Some(0), "{finished:?}\n{}", self.service.log());
+    }
+
+    fn expect_absent(&self) {
+        let error = self.new.symlink_metadata().expect_err("a name that is not there yet");
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+
+    /// The name is there, by itself and on the way to another.
+    fn expect_there(&self) {
+        let log = self.service.log();
+        assert!(self.new.symlink_metadata().is_ok(), "the name stays absent\n{log}");
+        assert!(self.new.join("number").exists(), "what is below stays absent\n{log}");
+    }
+
+    fn members(&self) -> u64 {
+        rustix::fs::statfs(self.service.path()).unwrap().f_files
+    }
+}
+
+fn background<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Receiver<T> {
+    let (tell, told) = channel();
+    thread::spawn(move || {
+        let _given_up = tell.send(work());
+    });
+    told
+}
+
+/// Whether the thread of this name waits in the kernel for something that no signal ends.
+fn waits_in_kernel(process: rustix::process::Pid, name: &str) -> bool {
+    let tasks = format!("/proc/{}/task", process.as_raw_nonzero());
+    let is_it = |task: &Path| {
+        fs::read_to_string(task.join("stat")).is_ok_and(|stat| stat.contains(&format!("({name}) D ")))
+    };
+    fs::read_dir(tasks).is_ok_and(|all| all.flatten().any(|task| is_it(&task.path())))
+}
+
+fn asked_for_before(tried: Option<&str>) {
+    let mut view = View::start(tried);
+    view.expect_absent();
+    view.expect_absent();
+    view.systems.select(1);
+    view.service.reload_well();
+    view.expect_there();
+    view.service.stop();
+}
+
+#[test]
+fn an_absence_asked_for_before_a_reload_is_gone_after_it() {
+    need!(Root, Fuse, Nix, Busybox);
+    asked_for_before(None);
+}
+
+/// Where the program could not find out what the kernel does, as it is for ordinary users.
+#[test]
+fn an_absence_is_gone_after_a_reload_where_nothing_is_known_of_the_kernel() {
+    need!(Root, Fuse, Nix, Busybox);
+    asked_for_before(Some("unknown"));
+}
+
+/// The look-up was decided before the switch, and its answer arrives when everything else is done but what waits for it.
+fn decided_before_a_switch(tried: Option<&str>) {
+    let mut view = View::start(tried);
+    let server = view.service.server();
+    let before = view.members();
+    let decided = view.arm("decided");
+    let look = view.look();
+    let held = view.wait("the look-up", &decided);
+    let reload = view.reload();
+    // The kernel waits for the look-up before it forgets the name; one that does not would have let the reload end.
+    let until = Instant::now() + DEADLINE;
+    let ended = loop {
+        if let Ok(finished) = reload.try_recv() {
+            break Some(finished);
+        }
+        if view.members() != before && waits_in_kernel(server, "invalidate") {
+            break None;
+        }
+        assert!(Instant::now() < until, "the switch never came\n{}", view.service.log());
+        thread::yield_now();
+    };
+    drop(held);
+    assert!(view.wait("the answer", &look).is_err(), "it was decided before");
+    match ended {
+        Some(finished) => assert_eq!(finished.status.code(), Some(0), "{finished:?}"),
+        None => view.expect_reloaded(&reload),
+    }
+    view.expect_there();
+    view.service.stop();
+}
+
+#[test]
+fn an_absence_decided_before_a_switch_is_gone_after_it() {
+    need!(Root, Fuse, Nix, Busybox);
+    decided_before_a_switch(None);
+}
+
+#[test]
+fn an_absence_decided_before_a_switch_is_gone_where_nothing_is_known_of_the_kernel() {
+    need!(Root, Fuse, Nix, Busybox);
+    decided_before_a_switch(Some("unknown"));
+}
+
+/// The answer arrives between the switch and what the kernel is told of it.
+#[test]
+fn an_absence_that_arrives_before_the_kernel_is_told_of_a_switch_is_gone_after_it() {
+    need!(Root, Fuse, Nix, Busybox);
+    let mut view = View::start(None);
+    let [decided, switched] = ["decided", "switched"].map(|point| view.arm(point));
+    let look = view.look();
+    let held = view.wait("the look-up", &decided);
+    let reload = view.reload();
+    let held_switch = view.wait("the switch", &switched);
+    drop(held);
+    assert!(view.wait("the answer", &look).is_err(), "it was decided before");
+    drop(held_switch);
+    view.expect_reloaded(&reload);
+    view.expect_there();
+    view.service.stop();
+}
+
+/// The server dies with the look-up decided, the view switched and nothing told to the kernel.
+#[test]
+fn an_absence_that_a_killed_server_had_decided_is_none() {
+    need!(Root, Fuse, Nix, Busybox);
+    for victim in [Victim::Server, Victim::Both] {
+        let mut view = View::start(None);
+        let [decided, switched] = ["decided", "switched"].map(|point| view.arm(point));
+        let look = view.look();
+        let held = view.wait("the look-up", &decided);
+        let reload = view.reload();
+        let held_switch = view.wait("the switch", &switched);
+        view.service.kill(victim);
+        drop((held, held_switch));
+        if victim == Victim::Both {
+            view.service.start_ready();
+        }
+        view.wait("the answer", &look).expect("the successor knows the name");
+        view.wait("the reload's end", &reload);
+        view.service.reload_well();
+        view.expect_there();
+        view.service.stop();
+    }
+}
+
+/// A monitor that takes over from an earlier version, whose servers let the kernel cache absences whatever it is: `tried` is
+/// what the new one believes.
+fn cached_by_an_earlier_version(tried: Option<&str>) {
+    let mut view = View::start(Some("forgotten"));
+    view.expect_absent();
+    view.service.kill(Victim::Both);
+    let state = view.service.state().join("state");
+    let written = fs::read_to_string(&state).unwrap();
+    let earlier = written.replace(",\"absences\":\"cached\"", "");
+    assert_ne!(written, earlier, "what earlier versions did not write");
+    fs::write(&state, earlier).unwrap();
+    match tried {
+        Some(tried) => view.service.set("NSF_ABSENCES", tried),
+        None => view.service.set("NSF_ABSENCES", "found"),
+    }
+    view.service.start_ready();
+    view.expect_absent();
+    view.systems.select(1);
+    view.service.reload_well();
+    view.expect_there();
+    view.service.stop();
+}
+
+#[test]
+fn an_absence_cached_by_an_earlier_version_is_gone_after_a_reload() {
+    need!(Root, Fuse, Nix, Busybox);
+    cached_by_an_earlier_version(None);
+}
+
+#[test]
+fn an_absence_cached_by_an_earlier_version_is_gone_where_nothing_is_known_of_the_kernel() {
+    need!(Root, Fuse, Nix, Busybox);
+    cached_by_an_earlier_version(Some("unknown"));
+}
