@@ -127,6 +127,7 @@ fn take_over(runtime: &mut Runtime, inherited: Inherited) -> Content {
         tracing::debug!(asked = %runtime.settings.mountpoint.display(), "the view stays where it is mounted");
     }
     let ledger = ledger.or_else(|| {
+        systemd::forget_ledgers();
             tracing::warn!(
                 "the service manager has not kept what the last server was answering; some readers may get errors on kernels before 6.9. FileDescriptorStoreMax= has to be 2 at least"
             );

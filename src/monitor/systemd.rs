@@ -31,6 +31,7 @@ static NOTICES: Notices = Notices {
 enum Notice {
     Store(OwnedFd),
     StoreLedger(OwnedFd),
+    ForgetLedgers,
     Forget,
     Ready(String),
     Status(String),
@@ -155,6 +156,7 @@ fn send(notice: &Notice) -> Option<bool> {
                 tracing::warn!(%error, "the service manager does not keep the ledger");
             }
         }
+        Notice::ForgetLedgers => notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(LEDGER)]),
         Notice::Forget => {
             notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(DEVICE)]);
             notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(LEDGER)]);
@@ -223,6 +225,11 @@ pub(super) fn store_ledger(ledger: &OwnedFd) {
         Ok(ledger) => NOTICES.push(Notice::StoreLedger(ledger)),
         Err(error) => tracing::warn!(%error, "the service manager does not keep the ledger"),
     }
+}
+
+/// Lets ledgers go that are not this mount's: they would take the place of its own.
+pub(super) fn forget_ledgers() {
+    NOTICES.push(Notice::ForgetLedgers);
 }
 
 /// Lets the device and the ledger go.

@@ -240,7 +240,8 @@ impl StoreFs {
                 if let Some(missed) = self.missed.as_ref().filter(|_| parent == ROOT) {
                     missed.note(name, pid);
                 }
-                // Below the root nothing changes.
+                // Below the root nothing changes. Made here: the kernel copies an answer from memory that is there for certain, and a
+                // constant lies in a page of the program that may have to be read from disk.
                 let lasting = parent != ROOT || self.absences == Absences::Cached;
                 answer.value(&EntryOut { entry_valid: lifetime(lasting), ..ABSENT });
             }

@@ -4,8 +4,8 @@
 //! time that FILE is made. `NSF_CRASH=POINT:FILE` crashes every server that comes to POINT while FILE exists. `NSF_HOLD=DIR` holds
 //! back one thread: where there is a pipe `DIR/POINT` (mkfifo(3)), the first that comes to POINT and can remove it waits there until
 //! whoever opened it for writing closes it; others go on. `NSF_RESEND=no` keeps a server from asking the kernel for what an earlier
-//! one had taken, as on kernels
-//! before 6.9.
+//! one had taken, as on kernels before 6.9. `NSF_FORGETS=no` keeps the kernel from forgetting names at the root one by one, as
+//! absences on Linux 6.19 and 7.0.
 
 /// A point in the life of a request, or of what follows from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +75,11 @@ mod active {
         }
     }
 
+    /// Whether the kernel is told which names at the root to forget.
+    pub fn forgets() -> bool {
+        std::env::var_os("NSF_FORGETS").is_none_or(|value| value != "no")
+    }
+
     /// Whether the kernel is asked for what an earlier server had taken.
     pub fn resends() -> bool {
         std::env::var_os("NSF_RESEND").is_none_or(|value| value != "no")
@@ -89,9 +94,14 @@ mod active {
     pub fn at(_: Stop) {}
 
     /// Always.
+    pub fn forgets() -> bool {
+        true
+    }
+
+    /// Always.
     pub fn resends() -> bool {
         true
     }
 }
 
-pub use active::{at, resends};
+pub use active::{at, forgets, resends};

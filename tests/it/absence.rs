@@ -30,14 +30,18 @@ struct View {
 struct Held(#[expect(dead_code, reason = "dropping it lets the thread go")] File);
 
 impl View {
-    /// `tried`: what the program is to believe of the kernel; none: what it finds out.
+    /// `tried`: what the program is to believe of a kernel that forgets no absence by its name; none: this kernel, and what
+    /// is found out about it.
     fn start(tried: Option<&str>) -> Self {
         let systems = Systems::new(2);
         let mut service = systems.service();
         let hold = service.path().parent().unwrap().join("hold");
         fs::create_dir(&hold).unwrap();
         service.set("NSF_HOLD", &hold);
-        tried.into_iter().for_each(|tried| service.set("NSF_ABSENCES", tried));
+        if let Some(tried) = tried {
+            service.set("NSF_ABSENCES", tried);
+            service.set("NSF_FORGETS", "no");
+        }
         service.start_ready();
         let new = service.path().join(&systems.systems[1].1.base);
         Self { systems, service, hold, new }
@@ -121,11 +125,13 @@ fn an_absence_asked_for_before_a_reload_is_gone_after_it() {
     asked_for_before(None);
 }
 
-/// Where the program could not find out what the kernel does, as it is for ordinary users.
+/// The kernel forgets no absence, and the program could not find out whether it does, as it is for ordinary users.
 #[test]
-fn an_absence_is_gone_after_a_reload_where_nothing_is_known_of_the_kernel() {
+fn an_absence_is_gone_after_a_reload_where_the_kernel_forgets_none() {
     need!(Root, Fuse, Nix, Busybox);
-    asked_for_before(Some("unknown"));
+    for tried in ["unknown", "kept"] {
+        asked_for_before(Some(tried));
+    }
 }
 
 /// The look-up was decided before the switch, and its answer arrives when everything else is done but what waits for it.
@@ -166,7 +172,7 @@ fn an_absence_decided_before_a_switch_is_gone_after_it() {
 }
 
 #[test]
-fn an_absence_decided_before_a_switch_is_gone_where_nothing_is_known_of_the_kernel() {
+fn an_absence_decided_before_a_switch_is_gone_where_the_kernel_forgets_none() {
     need!(Root, Fuse, Nix, Busybox);
     decided_before_a_switch(Some("unknown"));
 }
@@ -226,7 +232,10 @@ fn cached_by_an_earlier_version(tried: Option<&str>) {
     fs::write(&state, earlier).unwrap();
     match tried {
         Some(tried) => view.service.set("NSF_ABSENCES", tried),
-        None => view.service.set("NSF_ABSENCES", "found"),
+        None => {
+            view.service.set("NSF_ABSENCES", "found");
+            view.service.set("NSF_FORGETS", "yes");
+        }
     }
     view.service.start_ready();
     view.expect_absent();
@@ -243,7 +252,7 @@ fn an_absence_cached_by_an_earlier_version_is_gone_after_a_reload() {
 }
 
 #[test]
-fn an_absence_cached_by_an_earlier_version_is_gone_where_nothing_is_known_of_the_kernel() {
-    need!(Root, Fuse, Nix, Busybox);
+fn an_absence_cached_by_an_earlier_version_is_gone_where_the_kernel_forgets_none() {
+    need!(Root, Fuse, Nix, Busybox, Epoch);
     cached_by_an_earlier_version(Some("unknown"));
 }

@@ -22,6 +22,8 @@ pub(crate) enum Need {
     Guest,
     /// Linux 6.9, which no promise of the program's depends on.
     Passthrough,
+    /// Linux 6.16, which can be told to ask for every name again.
+    Epoch,
     /// Linux 6.9, which gives back what a killed server had taken.
     Resend,
     /// Scratch files that the page cache can let go of, and read again.
@@ -65,6 +67,7 @@ impl Need {
                 super::guest().is_file() && Path::new("/nix").is_dir(),
                 "the system to boot that scripts/setup --test makes",
             ),
+            Self::Epoch => (kernel_release() >= (6, 16), "Linux 6.16 for FUSE_NOTIFY_INC_EPOCH"),
             Self::Passthrough => (kernel_release() >= (6, 9), "Linux 6.9 for passthrough"),
             Self::Resend => (kernel_release() >= (6, 9), "Linux 6.9 to be given back what was taken"),
             Self::Disk => (is_on_disk(&std::env::temp_dir()), "ext4 or XFS for scratch files"),
@@ -98,6 +101,7 @@ impl Need {
     fn is_excused(self) -> bool {
         match self {
             Self::Disk
+            | Self::Epoch
             | Self::Passthrough
             | Self::Resend
             | Self::DontCache
