@@ -15,9 +15,10 @@
 //!    to two names. The lock keeps a server from beginning before the last one has ended.
 //! 4. To invalidate a name the kernel waits, and no signal ends it, for whoever looks at the directory; and they wait
 //!    for an answer. A server that is killed then does not end before another answers them. So what the next one
-//!    waits for, the lock and the monitor's socket, is not held by a thread that notifies: see [`spawn_notifier`].
+//!    waits for, the lock and the monitor's socket, is not held by a thread that notifies: see [`forgetting`].
 
 pub mod counts;
+mod forgetting;
 pub mod fuse;
 pub mod idle;
 mod session;
@@ -25,7 +26,7 @@ pub mod stops;
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
@@ -39,20 +40,19 @@ use rustix::process::Resource;
 use crate::fuse::{Device, Ledger};
 use crate::protocol::handshake::{Absences, Io};
 use crate::protocol::wire::{self, Cause, Order, Received, Report, Start};
-use crate::values::{StorePath, View};
+use crate::values::View;
 use crate::view::backing::{Backing, Identity};
 use crate::view::journal::{Journal, JournalError, Record};
-use crate::view::trie::{Kept, NodeId, NodeRecord, PathTrie, ROOT};
-use crate::view::{MemberWatch, Missed, Registrations, ServedView, Stale};
+use crate::view::trie::{NodeId, PathTrie};
+use crate::view::{MemberWatch, Missed, Registrations, ServedView};
 use crate::{log, sys};
 use counts::Counts;
+use forgetting::{Invalidator, Owed};
 use fuse::StoreFs;
 use idle::Flow;
 use session::{Earlier, Session};
 use stops::Stop;
 
-/// Nodes of which an earlier server's promises are kept between two looks at new ones.
-const OWED_AT_ONCE: usize = 64;
 /// How long a server that ends waits for whoever reads its log: its successor waits for it.
 const LAST_WORDS: Duration = Duration::from_millis(300);
 
@@ -223,32 +223,13 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: OwnedFd) -> Result
             tracing::debug!(%error, "absences that an earlier server let the kernel cache are forgotten by name");
         }
     }
-    let (dirtied, dirtied_nodes) = mpsc::channel();
     let earlier = match (start.resume, ledger.is_whole()) {
         (false, _) => Earlier::Nobody,
         (true, true) => Earlier::Known { crashed: start.crashed },
         (true, false) => Earlier::Unknown,
     };
     let owed = Owed::find(&ledger, &trie, earlier == Earlier::Unknown);
-    spawn_notifier("drop-pages", device.as_fd().as_raw_fd(), {
-        let device = device.clone();
-        move || drop_pages(&device, &ledger, &owed, &dirtied_nodes)
-    })?;
-    let (jobs, outdated) = mpsc::channel::<Job>();
-    let invalidator = Invalidator(jobs);
-    spawn_notifier("invalidate", device.as_fd().as_raw_fd(), {
-        let device = device.clone();
-        move || {
-            for job in outdated {
-                invalidate(&device, &job);
-            }
-        }
-    })?;
-    drop(device);
-    spawn("stale", {
-        let (view, invalidator) = (view.clone(), invalidator.clone());
-        move || follow_stale(&view, &stale_nodes, &dirtied, &invalidator)
-    })?;
+    let invalidator = forgetting::begin(device, ledger, owed, view.clone(), stale_nodes)?;
     let reporter = Arc::new(Reporter(monitor.try_clone().map_err(failed("reporting"))?));
     spawn("answered", {
         let reporter = reporter.clone();
@@ -324,81 +305,6 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), ServeEr
     Ok(())
 }
 
-/// A thread that notifies the kernel through `device`. It holds no other descriptor of the process.
-fn spawn_notifier(name: &str, device: RawFd, work: impl FnOnce() + Send + 'static) -> Result<(), ServeError> {
-    spawn(name, move || {
-        if let Err(error) = sys::keep_descriptor(device) {
-            tracing::debug!(%error, "if this server is killed at a reload, the next one may have to wait for its end");
-        }
-        work();
-    })
-}
-
-/// What the kernel is to forget.
-struct Job {
-    /// Names at the root; its listing goes as well.
-    names: Vec<Box<[u8]>>,
-    /// Nodes by their names, then their attributes, pages and listings.
-    nodes: Vec<NodeRecord>,
-    /// Dropped when it is done.
-    _done: mpsc::Sender<()>,
-}
-
-/// The thread that has the kernel forget names.
-#[derive(Clone)]
-struct Invalidator(mpsc::Sender<Job>);
-
-impl Invalidator {
-    /// Returns when the kernel has forgotten `names` at the root.
-    fn names(&self, names: Vec<StorePath>) {
-        if names.is_empty() {
-            return;
-        }
-        // One that nobody asks for: the kernel waits for the directory, and forgets nothing.
-        let told = |name| if stops::forgets() { name } else { &b"forgotten-by-nobody"[..] };
-        let names = names.iter().map(|name| told(name.as_str().as_bytes()).into()).collect();
-        let _ = self.begin(names, Vec::new()).recv();
-    }
-
-    /// Has the kernel forget `names` at the root, and then what it has cached of `nodes`. Nothing can be received from
-    /// what this returns, but it is closed when that is done.
-    fn begin(&self, names: Vec<Box<[u8]>>, nodes: Vec<NodeRecord>) -> mpsc::Receiver<()> {
-        let (done, is_done) = mpsc::channel();
-        // The thread ends with the process only.
-        let _ = self.0.send(Job { names, nodes, _done: done });
-        is_done
-    }
-}
-
-/// Passes on what the kernel is not to have cached. The threads that notify it do nothing with the view themselves: see
-/// [`spawn_notifier`].
-fn follow_stale(
-    view: &Arc<ServedView>,
-    stale: &mpsc::Receiver<Stale>,
-    dirtied: &mpsc::Sender<NodeId>,
-    invalidator: &Invalidator,
-) {
-    for stale in stale {
-        match stale {
-            Stale::Pages(node) => {
-                let _ = dirtied.send(node);
-            }
-            Stale::Member(member) => {
-                let (view, is_done) =
-                    (view.clone(), invalidator.begin(Vec::new(), view.forget_replaced(member)));
-                // Rare, and the kernel may wait for a reader meanwhile.
-                let recorded = spawn("replaced", move || {
-                    let _ = is_done.recv();
-                    view.invalidated(member);
-                });
-                if let Err(error) = recorded {
-                    tracing::debug!(%error, "the next server will invalidate this store path again");
-                }
-            }
-        }
-    }
-}
-
 /// How many more files this process may open.
 fn descriptors_left() -> usize {
     /// Where it cannot be counted: more than a server has open besides the store's files.
@@ -427,54 +333,6 @@ fn open_journal(
     })?;
     trie.skip(journal.lost_ids());
     Ok(Some(Arc::new(journal)))
-}
-
-/// What an earlier server was to have the kernel drop. Which nodes it was about is not known, so it is all of them: rare, as few
-/// objects are read while they are being made.
-struct Owed {
-    promises: u64,
-    nodes: Vec<NodeId>,
-}
-
-impl Owed {
-    /// Before requests are answered. `unknown`: an earlier server may have promised something elsewhere.
-    fn find(ledger: &Ledger, trie: &PathTrie, unknown: bool) -> Self {
-        let promises = ledger.owed();
-        let mut nodes = Vec::new();
-        if promises > 0 || unknown {
-            trie.for_each(|kept| match kept {
-                Kept::Node { id, .. } => nodes.push(id),
-                Kept::Replaced(_) => {}
-            });
-            tracing::debug!(
-                promises,
-                nodes = nodes.len(),
-                "an earlier server had pages to drop; dropping those of all nodes"
-            );
-        }
-        Self { promises, nodes }
-    }
-}
-
-/// Drops the pages and listings that the kernel has cached of nodes: see [`fuse`].
-fn drop_pages(device: &Device, ledger: &Ledger, owed: &Owed, nodes: &mpsc::Receiver<NodeId>) {
-    let drop_those = |node: NodeId| {
-        if let Err(error) = device.forget_pages(node.0) {
-            tracing::warn!(%error, node = node.0, "cannot drop the kernel's cached pages of a file");
-        }
-    };
-    let drop_new = |node| {
-        stops::at(Stop::Owed);
-        drop_those(node);
-        ledger.keep(1);
-    };
-    for old in owed.nodes.chunks(OWED_AT_ONCE) {
-        // Nobody waits for what may be many.
-        nodes.try_iter().for_each(drop_new);
-        old.iter().copied().for_each(drop_those);
-    }
-    ledger.keep(owed.promises);
-    nodes.iter().for_each(drop_new);
 }
 
 /// Does what the monitor orders until it orders no more.
@@ -512,18 +370,4 @@ fn switch(view: &ServedView, invalidator: &Invalidator, next: &View, epoch: u32)
     stops::at(Stop::Switched);
     invalidator.names(switch.added.into_iter().chain(switch.removed).collect());
     view.check_members();
-}
-
-/// Makes the kernel ask again for names at the root and for the root's listing, then for what it has cached of nodes.
-fn invalidate(device: &Device, job: &Job) {
-    let at_root = job.names.iter().map(|name| (ROOT, name));
-    let entries = at_root.chain(job.nodes.iter().map(|node| (node.parent, &node.name)));
-    let entries = entries.map(|(parent, name)| device.forget_name(parent.0, name));
-    let nodes = [ROOT].into_iter().chain(job.nodes.iter().map(|node| node.id));
-    let nodes = nodes.map(|node| device.forget_pages(node.0));
-    for answer in entries.chain(nodes) {
-        if let Err(error) = answer {
-            tracing::warn!(%error, "the kernel may show the old view for a name");
-        }
-    }
 }
