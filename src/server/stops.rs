@@ -2,8 +2,8 @@
 //!
 //! `NSF_STOP=POINT:FILE` stops (SIGSTOP) the first server that comes to POINT and can remove FILE, so one server stops for each
 //! time that FILE is made. `NSF_CRASH=POINT:FILE` crashes every server that comes to POINT while FILE exists. `NSF_HOLD=DIR` holds
-//! back one thread: where there is a pipe `DIR/POINT` (mkfifo(3)), the first that comes to POINT and can remove it waits there until
-//! whoever opened it for writing closes it; others go on. `NSF_RESEND=no` keeps a server from asking the kernel for what an earlier
+//! back one thread: where there is a pipe `DIR/POINT` (mkfifo(3)), the first that comes to POINT and can rename it to `POINT.held`
+//! waits there until whoever has it open for writing closes it; others go on. `NSF_RESEND=no` keeps a server from asking the kernel for what an earlier
 //! one had taken, as on kernels before 6.9. `NSF_FORGETS=no` keeps the kernel from forgetting names at the root one by one, as
 //! absences on Linux 6.19 and 7.0.
 
@@ -66,10 +66,11 @@ mod active {
         }
     }
 
-    /// Opening the pipe waits for a writer, so whoever has opened it for writing knows that a thread is here.
+    /// The new name says that a thread is here. It comes first: a server that is killed here leaves no pipe to its successor.
     fn hold(pipe: PathBuf) {
-        if let Ok(mut held) = File::open(&pipe)
-            && fs::remove_file(pipe).is_ok()
+        let held = pipe.with_extension("held");
+        if fs::rename(pipe, &held).is_ok()
+            && let Ok(mut held) = File::open(held)
         {
             let _ = held.read(&mut [0]);
         }

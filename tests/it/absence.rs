@@ -51,8 +51,17 @@ impl View {
     fn arm(&self, point: &str) -> Receiver<Held> {
         let pipe = self.hold.join(point);
         rustix::fs::mkfifoat(CWD, &pipe, Mode::RUSR | Mode::WUSR).unwrap();
-        // This waits until the pipe is opened for reading.
-        background(move || Held(File::options().write(true).open(pipe).unwrap()))
+        // For reading as well: then opening it waits for nobody.
+        let held = File::options().read(true).write(true).open(&pipe).unwrap();
+        let there = pipe.with_extension("held");
+        background(move || {
+            let until = Instant::now() + DEADLINE;
+            while !there.exists() && Instant::now() < until {
+                thread::yield_now();
+            }
+            assert!(there.exists(), "no thread comes there");
+            Held(held)
+        })
     }
 
     fn look(&self) -> Receiver<io::Result<()>> {
