@@ -52,6 +52,8 @@ const MARK_AT: usize = 0;
 /// Which mount it belongs to: [`token`].
 const TOKEN_AT: usize = 8;
 const OWED_AT: usize = 16;
+/// Slots that were ever used, counted from the first: the others are not looked at, which would make a page of each.
+const USED_AT: usize = 32;
 /// 1: every server of the mount has had this ledger, or what those before had taken is settled.
 const WHOLE_AT: usize = 24;
 
@@ -173,6 +175,11 @@ impl Slot {
     /// # Errors
     /// Those of [`Device::read`].
     pub fn take(&mut self, device: &Device) -> Result<(), Errno> {
+        if let Some(used) = self.words.get(USED_AT)
+            && used.load(Ordering::Relaxed) <= self.number as u64
+        {
+            used.fetch_max(self.number as u64 + 1, Ordering::AcqRel);
+        }
         device.read(self.buffer.bytes_mut()).map(drop)
     }
 
@@ -185,6 +192,10 @@ impl Slot {
     /// The request that is here was taken and not answered.
     #[must_use]
     pub fn is_left_over(&self) -> bool {
+        let used = self.words.get(USED_AT).map_or(0, |used| used.load(Ordering::Acquire));
+        if self.number as u64 >= used {
+            return false;
+        }
         let unique = self.unique();
         unique != 0 && self.answered().is_some_and(|answered| answered.load(Ordering::Acquire) != unique)
     }

@@ -119,7 +119,7 @@ impl Session {
         }
         if earlier == Earlier::Unknown
             // One that nothing is left over in: there are more of them than threads.
-            && let Some(free) = slots.iter_mut().rfind(|slot| !slot.is_left_over())
+            && let Some(free) = slots.iter_mut().find(|slot| !slot.is_left_over())
             && self.recover(free, &left_over)? == Next::End
         {
             return Ok(());
