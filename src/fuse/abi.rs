@@ -34,7 +34,6 @@ pub mod opcode {
     pub const INIT: u32 = 26;
     pub const RELEASEDIR: u32 = 29;
     pub const CREATE: u32 = 35;
-    pub const INTERRUPT: u32 = 36;
     pub const DESTROY: u32 = 38;
     pub const NOTIFY_REPLY: u32 = 41;
     pub const BATCH_FORGET: u32 = 42;
@@ -73,7 +72,6 @@ pub mod init {
     pub const NO_OPENDIR_SUPPORT: u64 = 1 << 24;
     pub const INIT_EXT: u64 = 1 << 30;
     pub const PASSTHROUGH: u64 = 1 << 37;
-    pub const HAS_RESEND: u64 = 1 << 39;
     pub const ALLOW_IDMAP: u64 = 1 << 40;
 }
 

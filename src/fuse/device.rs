@@ -16,15 +16,6 @@ use crate::sys;
 #[derive(Debug)]
 pub struct Device(OwnedFd);
 
-/// What the kernel did when it was to forget something.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Forgotten {
-    /// It has forgotten it.
-    Known,
-    /// It says that it knew nothing of the kind (`ENOENT`).
-    Unknown,
-}
-
 impl AsFd for Device {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
@@ -65,7 +56,7 @@ impl Device {
     ///
     /// # Errors
     /// Those of write(2).
-    pub fn forget_name(&self, parent: u64, name: &[u8]) -> io::Result<Forgotten> {
+    pub fn forget_name(&self, parent: u64, name: &[u8]) -> io::Result<()> {
         let name_len = u32::try_from(name.len()).map_err(|_| Errno::NAMETOOLONG)?;
         let head = InvalEntryOut { parent, name_len, flags: 0 };
         self.notify(notify::INVAL_ENTRY, &[head.as_bytes(), name, b"\0"])
@@ -76,7 +67,7 @@ impl Device {
     ///
     /// # Errors
     /// Those of write(2).
-    pub fn forget_pages(&self, node: u64) -> io::Result<Forgotten> {
+    pub fn forget_pages(&self, node: u64) -> io::Result<()> {
         self.notify(notify::INVAL_INODE, &[InvalInodeOut { node, offset: 0, len: 0 }.as_bytes()])
     }
 
@@ -85,7 +76,7 @@ impl Device {
     /// # Errors
     /// Those of write(2); `EINVAL`: the kernel cannot.
     pub fn forget_all_names(&self) -> io::Result<()> {
-        self.notify(notify::INC_EPOCH, &[]).map(drop)
+        self.notify(notify::INC_EPOCH, &[])
     }
 
     /// Has the kernel give again what was taken and not answered (Linux 6.9).
@@ -93,13 +84,13 @@ impl Device {
     /// # Errors
     /// Those of write(2); `EINVAL`: the kernel cannot.
     pub fn resend(&self) -> io::Result<()> {
-        self.notify(notify::RESEND, &[]).map(drop)
+        self.notify(notify::RESEND, &[])
     }
 
-    fn notify(&self, code: i32, parts: &[&[u8]]) -> io::Result<Forgotten> {
+    /// `ENOENT`, the kernel knows nothing of the kind, is no error.
+    fn notify(&self, code: i32, parts: &[&[u8]]) -> io::Result<()> {
         match self.write(code, 0, parts) {
-            Ok(()) => Ok(Forgotten::Known),
-            Err(Errno::NOENT) => Ok(Forgotten::Unknown),
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
@@ -123,12 +114,6 @@ impl Device {
 }
 
 impl Answer<'_> {
-    /// The device that waits for it.
-    #[must_use]
-    pub fn device(&self) -> &Device {
-        self.device
-    }
-
     /// Nothing to say but that it is done.
     pub fn done(self) {
         self.bytes(&[]);
@@ -139,7 +124,7 @@ impl Answer<'_> {
         self.give_error(error);
     }
 
-    /// An error for a request that nobody knows, so that the kernel begins a path walk anew (`ESTALE`). Whether somebody waited.
+    /// An error for a request that nobody knows, so that the kernel begins a path walk again (`ESTALE`). Whether somebody waited.
     #[must_use]
     pub fn lost(mut self) -> bool {
         let unique = std::mem::take(&mut self.unique);

@@ -89,7 +89,7 @@ pub fn create(before: bool) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// A number that only the ledger in `file` has; none: it is no ledger of this layout. Ids of requests begin anew with each mount,
+/// A number that only the ledger in `file` has; none: it is no ledger of this layout. Ids of requests begin again with each mount,
 /// so another mount's ledger would have its requests answered to whoever waits in this one.
 #[must_use]
 pub fn token(file: &OwnedFd) -> Option<u64> {
@@ -170,17 +170,22 @@ impl Ledger {
 }
 
 impl Slot {
-    /// Takes a request from `device` into this slot; the one that was here is answered.
+    /// Takes the next request from `device` into this slot; the one that was here is answered.
     ///
     /// # Errors
-    /// Those of [`Device::read`].
+    /// Those of [`Device::read`], but for a request that was taken back and an interrupted wait: then it waits for the next.
     pub fn take(&mut self, device: &Device) -> Result<(), Errno> {
         if let Some(used) = self.words.get(USED_AT)
             && used.load(Ordering::Relaxed) <= self.number as u64
         {
             used.fetch_max(self.number as u64 + 1, Ordering::AcqRel);
         }
-        device.read(self.buffer.bytes_mut()).map(drop)
+        loop {
+            match device.read(self.buffer.bytes_mut()) {
+                Err(Errno::NOENT | Errno::INTR | Errno::AGAIN) => {}
+                answer => return answer.map(drop),
+            }
+        }
     }
 
     /// The request that is here, answered or not, and whatever lies behind it.

@@ -220,8 +220,7 @@ impl Answerer {
         if self.asks_after(looker, |_| Ok(()))? {
             return Err(TrialError::Uncached);
         }
-        let by_name =
-            self.asks_after(looker, |device| device.forget_name(ROOT_ID, NAME.as_bytes()).map(drop))?;
+        let by_name = self.asks_after(looker, |device| device.forget_name(ROOT_ID, NAME.as_bytes()))?;
         findings.forgets_absences = Finding::from(by_name);
         findings.forgets_all_names = match self.asks_after(looker, Device::forget_all_names) {
             Ok(asks) => Finding::from(asks),

@@ -140,26 +140,29 @@ fn send(notice: &Notice) -> Option<bool> {
             tracing::warn!(%error, "cannot notify the service manager");
         }
     };
+    // Polling is off: an aborted connection is the successor's to find.
+    let store = |name, descriptor: &OwnedFd| {
+        let state = [NotifyState::FdStore, NotifyState::FdName(name), NotifyState::Custom("FDPOLL=0")];
+        sd_notify::notify_with_fds(&state, &[descriptor.as_fd()])
+    };
+    let forget = |name| notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
     match notice {
         Notice::Store(device) => {
-            // Polling is off: an aborted connection is the successor's to find.
-            let state = [NotifyState::FdStore, NotifyState::FdName(DEVICE), NotifyState::Custom("FDPOLL=0")];
-            let sent = sd_notify::notify_with_fds(&state, &[device.as_fd()]).inspect_err(|error| tracing::warn!(
+            let sent = store(DEVICE, device).inspect_err(|error| tracing::warn!(
                 %error,
                 "the service manager does not keep the device; the view would not survive a crash of its monitor"
             ));
             return Some(sent.is_ok());
         }
         Notice::StoreLedger(ledger) => {
-            let state = [NotifyState::FdStore, NotifyState::FdName(LEDGER), NotifyState::Custom("FDPOLL=0")];
-            if let Err(error) = sd_notify::notify_with_fds(&state, &[ledger.as_fd()]) {
+            if let Err(error) = store(LEDGER, ledger) {
                 tracing::warn!(%error, "the service manager does not keep the ledger");
             }
         }
-        Notice::ForgetLedgers => notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(LEDGER)]),
+        Notice::ForgetLedgers => forget(LEDGER),
         Notice::Forget => {
-            notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(DEVICE)]);
-            notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(LEDGER)]);
+            forget(DEVICE);
+            forget(LEDGER);
             return Some(false);
         }
         Notice::Ready(status) => notify(&[NotifyState::Ready, NotifyState::Status(status)]),

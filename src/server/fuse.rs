@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
-use zerocopy::IntoBytes;
+use zerocopy::{FromZeros, IntoBytes};
 
 use super::counts::{Counts, Op};
 use super::stops::{self, Stop};
@@ -127,34 +127,13 @@ fn entry(node: Node, lasting: bool) -> EntryOut {
     }
 }
 
-/// A negative entry: node id 0 with a lifetime says that the name is absent (`fuse_lookup_name`), without one that
-/// it is absent now.
-const ABSENT: EntryOut = EntryOut {
-    node: 0,
-    generation: 0,
-    entry_valid: FOR_EVER,
-    attr_valid: 0,
-    entry_valid_nsec: 0,
-    attr_valid_nsec: 0,
-    attr: Attr {
-        ino: 0,
-        size: 0,
-        blocks: 0,
-        atime: 0,
-        mtime: 0,
-        ctime: 0,
-        atimensec: 0,
-        mtimensec: 0,
-        ctimensec: 0,
-        mode: 0,
-        nlink: 0,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        blksize: 0,
-        flags: 0,
-    },
-};
+/// A negative entry: node id 0 with a lifetime says that the name is absent (`fuse_lookup_name`), without one that it is absent now.
+///
+/// Made when it is given: the kernel copies an answer from memory that is there for certain, and a constant lies in a page of the
+/// program that may have to be read from disk.
+fn absent(lasting: bool) -> EntryOut {
+    EntryOut { entry_valid: lifetime(lasting), ..EntryOut::new_zeroed() }
+}
 
 fn writes(flags: u32) -> bool {
     flags & (OFlags::ACCMODE | OFlags::TRUNC).bits() != OFlags::RDONLY.bits()
@@ -240,10 +219,9 @@ impl StoreFs {
                 if let Some(missed) = self.missed.as_ref().filter(|_| parent == ROOT) {
                     missed.note(name, pid);
                 }
-                // Below the root nothing changes. Made here: the kernel copies an answer from memory that is there for certain, and a
-                // constant lies in a page of the program that may have to be read from disk.
+                // Below the root nothing changes.
                 let lasting = parent != ROOT || self.absences == Absences::Cached;
-                answer.value(&EntryOut { entry_valid: lifetime(lasting), ..ABSENT });
+                answer.value(&absent(lasting));
             }
             Err(error) => answer.error(errno(error)),
         }
@@ -355,15 +333,11 @@ impl StoreFs {
         stops::at(Stop::Decided);
         answer.value(&StatfsOut {
             blocks: bytes.div_ceil(4096),
-            bfree: 0,
-            bavail: 0,
             files: paths,
-            ffree: 0,
             bsize: 4096,
             namelen: 255,
             frsize: 4096,
-            padding: 0,
-            spare: [0; 6],
+            ..StatfsOut::new_zeroed()
         });
     }
 

@@ -45,7 +45,7 @@ pub(super) enum Earlier {
     Unknown,
 }
 
-/// Whether a thread goes on.
+/// Whether a thread continues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Next {
     Request,
@@ -85,7 +85,6 @@ impl Session {
         loop {
             match slot.take(&self.device) {
                 Ok(()) => {}
-                Err(Errno::NOENT | Errno::INTR | Errno::AGAIN) => continue,
                 Err(Errno::NODEV) => return Ok(Next::End),
                 Err(error) => return Err(error.into()),
             }
@@ -200,8 +199,6 @@ impl Worker {
                         return Ok(());
                     }
                 }
-                // It was taken back, or this thread was interrupted.
-                Err(Errno::NOENT | Errno::INTR | Errno::AGAIN) => {}
                 Err(Errno::NODEV) => return Ok(()),
                 // The request could not be copied, and the kernel has answered it with EIO (`fuse_dev_do_read`).
                 Err(Errno::FAULT | Errno::NOMEM) if failed < FAILED_MAX => {

@@ -5,7 +5,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Instant;
@@ -16,6 +16,7 @@ use crate::util::DEADLINE;
 use crate::util::program::{Finished, Program};
 use crate::util::service::{Service, Victim};
 use crate::util::systems::Systems;
+use crate::util::threads::waits_in_kernel;
 
 /// A view of the first system, and what only the second one has.
 struct View {
@@ -28,6 +29,14 @@ struct View {
 
 /// A point of the server at which a thread is held back, until this is dropped.
 struct Held(#[expect(dead_code, reason = "dropping it lets the thread go")] File);
+
+/// See [`View::hold_both`].
+struct Both {
+    look: Receiver<io::Result<()>>,
+    held_look: Held,
+    reload: Receiver<Finished>,
+    held_switch: Held,
+}
 
 impl View {
     /// `tried`: what the program is to believe of a kernel that forgets no absence by its name; none: this kernel, and what
@@ -62,6 +71,16 @@ impl View {
             assert!(there.exists(), "no thread comes there");
             Held(held)
         })
+    }
+
+    /// A look-up that is decided, and then a switch of which the kernel is not told: both held back, with what they lead to.
+    fn hold_both(&self) -> Both {
+        let [decided, switched] = ["decided", "switched"].map(|point| self.arm(point));
+        let look = self.look();
+        let held_look = self.wait("the look-up", &decided);
+        let reload = self.reload();
+        let held_switch = self.wait("the switch", &switched);
+        Both { look, held_look, reload, held_switch }
     }
 
     fn look(&self) -> Receiver<io::Result<()>> {
@@ -107,15 +126,6 @@ fn background<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> R
         let _given_up = tell.send(work());
     });
     told
-}
-
-/// Whether the thread of this name waits in the kernel for something that no signal ends.
-fn waits_in_kernel(process: rustix::process::Pid, name: &str) -> bool {
-    let tasks = format!("/proc/{}/task", process.as_raw_nonzero());
-    let is_it = |task: &Path| {
-        fs::read_to_string(task.join("stat")).is_ok_and(|stat| stat.contains(&format!("({name}) D ")))
-    };
-    fs::read_dir(tasks).is_ok_and(|all| all.flatten().any(|task| is_it(&task.path())))
 }
 
 fn asked_for_before(tried: Option<&str>) {
@@ -191,12 +201,8 @@ fn an_absence_decided_before_a_switch_is_gone_where_the_kernel_forgets_none() {
 fn an_absence_that_arrives_before_the_kernel_is_told_of_a_switch_is_gone_after_it() {
     need!(Root, Fuse, Nix, Busybox);
     let mut view = View::start(None);
-    let [decided, switched] = ["decided", "switched"].map(|point| view.arm(point));
-    let look = view.look();
-    let held = view.wait("the look-up", &decided);
-    let reload = view.reload();
-    let held_switch = view.wait("the switch", &switched);
-    drop(held);
+    let Both { look, held_look, reload, held_switch } = view.hold_both();
+    drop(held_look);
     assert!(view.wait("the answer", &look).is_err(), "it was decided before");
     drop(held_switch);
     view.expect_reloaded(&reload);
@@ -210,13 +216,9 @@ fn an_absence_that_a_killed_server_had_decided_is_none() {
     need!(Root, Fuse, Nix, Busybox);
     for victim in [Victim::Server, Victim::Both] {
         let mut view = View::start(None);
-        let [decided, switched] = ["decided", "switched"].map(|point| view.arm(point));
-        let look = view.look();
-        let held = view.wait("the look-up", &decided);
-        let reload = view.reload();
-        let held_switch = view.wait("the switch", &switched);
+        let Both { look, held_look, reload, held_switch } = view.hold_both();
         view.service.kill(victim);
-        drop((held, held_switch));
+        drop((held_look, held_switch));
         if victim == Victim::Both {
             view.service.start_ready();
         }

@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 use rustix::mount::UnmountFlags;
-use rustix::process::{Pid, Signal};
+use rustix::process::Signal;
 
 use crate::util::fixture::Fixture;
 use crate::util::namespace::Namespace;
 use crate::util::program::Program;
 use crate::util::service::{Service, Victim};
 use crate::util::thief::{self, Thief, Waiter};
+use crate::util::threads::waits_in_kernel;
 use crate::util::{DEADLINE, mounts, tree};
 
 fn service(fixture: &Fixture) -> Service {
@@ -56,6 +57,20 @@ fn is_mounted(service: &Service) -> bool {
     mounts::all().iter().any(|mount| mount.source == format!("nix-store-fs:{}", service.name))
 }
 
+/// The view ends while somebody waits: with somebody else who holds the device, and without; then it starts again.
+fn ends_well(begin: impl Fn(&mut Service, &Fixture) -> (Thief, Waiter)) {
+    let fixture = Fixture::new();
+    let mut service = service(&fixture);
+    for held in [false, true] {
+        service.start_ready();
+        let (thief, mut waiter) = begin(&mut service, &fixture);
+        let thief = Some(thief).filter(|_| held);
+        end(&mut service, 0, [&mut waiter]);
+        drop(thief);
+        starts_again(&mut service, &fixture);
+    }
+}
+
 /// And the next start serves.
 fn starts_again(service: &mut Service, fixture: &Fixture) {
     service.start_ready();
@@ -67,33 +82,18 @@ fn starts_again(service: &mut Service, fixture: &Fixture) {
 #[test]
 fn a_lost_request_keeps_nobody() {
     need!(Root, Fuse, Nix);
-    let fixture = Fixture::new();
-    let mut service = service(&fixture);
-    for held in [false, true] {
-        service.start_ready();
-        let (thief, mut waiter) = lose(&mut service, &fixture);
-        let thief = Some(thief).filter(|_| held);
-        end(&mut service, 0, [&mut waiter]);
-        drop(thief);
-        starts_again(&mut service, &fixture);
-    }
+    ends_well(lose);
 }
 
 /// The same, and the one who waits was killed: it cannot end before it gets an answer.
 #[test]
 fn a_killed_reader_can_end() {
     need!(Root, Fuse, Nix);
-    let fixture = Fixture::new();
-    let mut service = service(&fixture);
-    for held in [false, true] {
-        service.start_ready();
-        let (thief, mut waiter) = lose(&mut service, &fixture);
-        let thief = Some(thief).filter(|_| held);
+    ends_well(|service, fixture| {
+        let (thief, mut waiter) = lose(service, fixture);
         waiter.kill();
-        end(&mut service, 0, [&mut waiter]);
-        drop(thief);
-        starts_again(&mut service, &fixture);
-    }
+        (thief, waiter)
+    });
 }
 
 /// A page that somebody waits for is locked: others wait for the lock, and not for an answer.
@@ -127,20 +127,14 @@ fn a_page_that_is_waited_for_keeps_nobody() {
 #[test]
 fn a_stopped_server_keeps_nobody() {
     need!(Root, Fuse, Nix);
-    let fixture = Fixture::new();
-    let mut service = service(&fixture);
-    for held in [false, true] {
-        service.start_ready();
+    ends_well(|service, fixture| {
         let thief = Thief::of(service.monitor());
         let connection = thief::connection(service.path());
         thief::stop(service.server());
-        let mut waiter = Waiter::start(connection, &mut look(&service.path().join(&fixture.file.base)));
+        let waiter = Waiter::start(connection, &mut look(&service.path().join(&fixture.file.base)));
         thief.wait();
-        let thief = Some(thief).filter(|_| held);
-        end(&mut service, 0, [&mut waiter]);
-        drop(thief);
-        starts_again(&mut service, &fixture);
-    }
+        (thief, waiter)
+    });
 }
 
 /// A reload invalidates a name: the kernel waits for the directory, which somebody has locked who waits for an answer.
@@ -164,7 +158,7 @@ fn a_reload_that_hangs_keeps_nobody() {
     let name = service.name.clone();
     std::thread::spawn(move || tell.send(Program::new().args(["--reload", &name]).run()));
     let until = Instant::now() + DEADLINE;
-    while !invalidates(server) {
+    while !waits_in_kernel(server, "invalidate") {
         assert!(Instant::now() < until, "nothing is invalidated: {}", service.log());
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -174,16 +168,6 @@ fn a_reload_that_hangs_keeps_nobody() {
     service.start_ready();
     assert!(service.path().join(&fixture.outside.base).exists());
     service.stop();
-}
-
-/// Whether the thread that invalidates names waits for a directory.
-fn invalidates(server: Pid) -> bool {
-    let threads = fs::read_dir(format!("/proc/{}/task", server.as_raw_nonzero()));
-    threads.into_iter().flatten().flatten().any(|thread| {
-        let status = fs::read_to_string(thread.path().join("status")).unwrap_or_default();
-        let line = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
-        line("Name:") == Some("invalidate") && line("State:").is_some_and(|state| state.starts_with('D'))
-    })
 }
 
 /// A successor whose server waits for the end of an earlier one.

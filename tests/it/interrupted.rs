@@ -10,13 +10,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal};
+use rustix::process::Signal;
 
 use crate::collector::Collector;
 use crate::util::load::{self, Load, say};
 use crate::util::random::{Random, seed};
 use crate::util::service::{Service, Victim};
 use crate::util::store::{Member, NixStore};
+use crate::util::threads::waits_in_kernel;
 use crate::util::{DEADLINE, tree};
 
 /// Systems with many members of their own, and one program that is in all of them.
@@ -105,16 +106,6 @@ fn listed(service: &Service) -> BTreeSet<PathBuf> {
     tree::list(service.path()).unwrap().into_iter().collect()
 }
 
-/// Whether the thread that invalidates names waits for a reader at this moment.
-fn waits_for_a_reader(server: Pid) -> bool {
-    let threads = fs::read_dir(format!("/proc/{}/task", server.as_raw_nonzero()));
-    threads.into_iter().flatten().flatten().any(|thread| {
-        let status = fs::read_to_string(thread.path().join("status")).unwrap_or_default();
-        let line = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
-        line("Name:") == Some("invalidate") && line("State:").is_some_and(|state| state.starts_with('D'))
-    })
-}
-
 /// To invalidate a name the kernel waits for whoever looks at the root, and they wait for an answer: whoever is killed
 /// at that moment, the next server answers.
 #[test]
@@ -137,7 +128,7 @@ fn killed_while_a_name_is_invalidated() {
         service.signal(Signal::HUP);
         let over = || service.messages()[from..].iter().any(|message| message.contains_key("READY"));
         let until = Instant::now() + DEADLINE;
-        while !waits_for_a_reader(server) && !over() {
+        while !waits_in_kernel(server, "invalidate") && !over() {
             assert!(Instant::now() < until, "{}", service.log());
         }
         waited += u32::from(!over());

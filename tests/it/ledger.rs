@@ -10,12 +10,10 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Instant;
 
-use rustix::process::Pid;
-
 use crate::util::DEADLINE;
 use crate::util::fixture::Fixture;
 use crate::util::service::{Service, Victim};
-use crate::util::tree;
+use crate::util::{threads, tree};
 
 /// Where a server is stopped.
 const POINTS: [&str; 4] = ["taken", "decided", "answered", "free"];
@@ -106,24 +104,30 @@ impl Stopping {
     }
 
     /// Waits until the server has stopped.
-    fn wait_stopped(&mut self) -> Pid {
+    fn wait_stopped(&mut self) {
         let until = Instant::now() + DEADLINE;
         loop {
-            let server = self.service.server();
             // One that has just ended has no state any more.
-            let status =
-                fs::read_to_string(format!("/proc/{}/stat", server.as_raw_nonzero())).unwrap_or_default();
-            let state = status.rsplit_once(") ").map_or("none", |(_, state)| state);
-            if state.starts_with('T') {
-                return server;
+            let state = threads::state(threads::process(self.service.server()));
+            if state == Some('T') {
+                return;
             }
             assert!(
                 Instant::now() < until,
-                "the server never came to the point: {state}\n{}",
+                "the server never came to the point: {state:?}\n{}",
                 self.service.log()
             );
             thread::yield_now();
         }
+    }
+
+    /// Asks, and kills `victim` when the server has come to the point.
+    fn ask_and_kill(&mut self, ask: Ask, victim: Victim) -> Receiver<String> {
+        self.arm();
+        let told = self.ask(ask);
+        self.wait_stopped();
+        self.service.kill(victim);
+        told
     }
 
     fn expect(&self, told: &Receiver<String>, expected: &str, what: &str) {
@@ -144,10 +148,7 @@ fn each_operation_at(point: &str) {
                 Ask::Sizes => ask.ask(&view.data),
                 _ => ask.ask(&view.real),
             };
-            view.arm();
-            let told = view.ask(ask);
-            view.wait_stopped();
-            view.service.kill(victim);
+            let told = view.ask_and_kill(ask, victim);
             if victim == Victim::Both {
                 view.service.start_ready();
             }
@@ -183,7 +184,7 @@ fn kill_with_nothing_left_over() {
     each_operation_at(POINTS[3]);
 }
 
-/// What was taken is known to nobody: the descriptor store had no room for the ledger. Path walks begin anew and find what they
+/// What was taken is known to nobody: the descriptor store had no room for the ledger. Path walks begin again and find what they
 /// look for; a read may fail once; nobody waits.
 #[test]
 fn kill_with_the_ledger_lost() {
@@ -193,10 +194,7 @@ fn kill_with_the_ledger_lost() {
         let mut view = Stopping::at("taken", &fixture);
         let sizes = Ask::Sizes.ask(&view.data);
         ask.prepare(&view.data);
-        view.arm();
-        let told = view.ask(ask);
-        view.wait_stopped();
-        view.service.kill(Victim::Both);
+        let told = view.ask_and_kill(ask, Victim::Both);
         view.service.lose_descriptor("ledger");
         view.service.start_ready();
         let answer = told.recv_timeout(DEADLINE);
@@ -209,10 +207,7 @@ fn kill_with_the_ledger_lost() {
             assert_eq!(ask.ask(&view.data), ask.ask(&view.real), "{ask:?} again");
         }
         // The successor's own ledger is good for whoever comes next.
-        view.arm();
-        let told = view.ask(Ask::Sizes);
-        view.wait_stopped();
-        view.service.kill(Victim::Both);
+        let told = view.ask_and_kill(Ask::Sizes, Victim::Both);
         view.service.start_ready();
         view.expect(&told, &sizes, "after a second start");
         view.service.stop();
@@ -228,10 +223,7 @@ fn kill_with_the_ledger_lost_and_the_kernel_asked() {
         let mut view = Stopping::at("taken", &fixture);
         ask.prepare(&view.data);
         view.service.set("NSF_RESEND", "yes");
-        view.arm();
-        let told = view.ask(ask);
-        view.wait_stopped();
-        view.service.kill(Victim::Both);
+        let told = view.ask_and_kill(ask, Victim::Both);
         view.service.lose_descriptor("ledger");
         view.service.start_ready();
         view.expect(&told, &ask.ask(&view.real), &format!("{ask:?}"));

@@ -19,6 +19,7 @@ pub(crate) mod snapshot;
 pub(crate) mod store;
 pub(crate) mod systems;
 pub(crate) mod thief;
+pub(crate) mod threads;
 pub(crate) mod tree;
 pub(crate) mod user;
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, kill_process, pidfd_getfd, pidfd_open};
 
-use super::{DEADLINE, mounts, wait_readable};
+use super::{DEADLINE, mounts, threads, wait_readable};
 
 /// `FUSE_FORGET`, `FUSE_INTERRUPT` and `FUSE_BATCH_FORGET` of `linux/fuse.h`: nobody waits for an answer to these.
 const UNANSWERED: [u32; 3] = [2, 36, 42];
@@ -59,19 +59,13 @@ pub(crate) fn stop(process: Pid) {
     kill_process(process, Signal::STOP).unwrap();
     let stopped = || {
         let tasks = fs::read_dir(format!("/proc/{}/task", process.as_raw_nonzero())).unwrap();
-        tasks.flatten().all(|task| state(&task.path()) == Some('T'))
+        tasks.flatten().all(|task| threads::state(task.path()) == Some('T'))
     };
     let until = Instant::now() + DEADLINE;
     while !stopped() {
         assert!(Instant::now() < until, "it does not stop");
         std::thread::sleep(Duration::from_millis(1));
     }
-}
-
-/// The letter by which the state of `/proc/PID` is known (proc_pid_stat(5)).
-fn state(process: &Path) -> Option<char> {
-    let stat = fs::read_to_string(process.join("stat")).ok()?;
-    stat.rsplit_once(')')?.1.trim_start().chars().next()
 }
 
 /// The number of the connection of the view that is mounted at `view`.
@@ -112,9 +106,9 @@ impl Waiter {
     /// Waits until it is in a sleep that no signal ends, or a deadly one alone.
     pub(crate) fn wait_uninterruptible(&self) {
         let until = Instant::now() + DEADLINE;
-        let dir = format!("/proc/{}", self.process.id());
-        while state(Path::new(&dir)) != Some('D') {
-            assert!(Instant::now() < until, "{:?}", state(Path::new(&dir)));
+        let process = threads::process(Pid::from_child(&self.process));
+        while threads::state(&process) != Some('D') {
+            assert!(Instant::now() < until, "{:?}", threads::state(&process));
             std::thread::sleep(Duration::from_millis(1));
         }
     }
