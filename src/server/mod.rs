@@ -182,7 +182,8 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: OwnedFd) -> Result
     let mut members = Vec::new();
     let journal = open_journal(&start, &trie, registrations.as_deref(), &mut members)?;
     let mut unsettled = start.invalidate.clone();
-    if start.resume && journal.as_ref().is_some_and(|journal| journal.has_losses()) {
+    let has_losses = start.resume && journal.as_ref().is_some_and(|journal| journal.has_losses());
+    if has_losses {
         // The kernel may know nodes that nobody knows: it has to ask again for all names, and gets others.
         unsettled.extend(start.view.names().cloned());
     }
@@ -217,10 +218,10 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: OwnedFd) -> Result
     }
     let session = Session::new(device.clone(), fs, ledger.clone());
 
-    if start.agreement.absences == Absences::Leftover {
-        // Before anything is reported. It waits for nothing.
+    if has_losses || start.agreement.absences == Absences::Leftover {
+        // Before anything is answered or reported. It waits for nothing; by their names, names may be forgotten long after that.
         if let Err(error) = device.forget_all_names() {
-            tracing::debug!(%error, "absences that an earlier server let the kernel cache are forgotten by name");
+            tracing::debug!(%error, "what the kernel knows by an earlier server is forgotten by name");
         }
     }
     let earlier = match (start.resume, ledger.is_whole()) {

@@ -18,6 +18,7 @@ use crate::util::mounts;
 use crate::util::program::{Program, unique_name};
 use crate::util::random::{Random, seed};
 use crate::util::service::{Service, Victim};
+use crate::util::tree::What;
 use crate::util::{DEADLINE, number, tree};
 
 /// How often in each of the two ways of reading, if nobody says otherwise.
@@ -352,7 +353,39 @@ fn the_journal_is_on_a_full_disk() {
     assert_eq!(service.logged_soon("will not survive a crash of its server", 1), 1, "{}", service.log());
     // The next server does not know all that this one has answered, and has the kernel ask again.
     service.kill(Victim::Server);
+    service.wait_logged("a new server has taken over", 1);
     tree::assert_same(&real, &tree::walk(service.path(), &many.base));
+    service.stop();
+}
+
+/// On kernels that can forget all names at once, no name leads to a node that was lost, from the first answer of the next server on:
+/// whoever opened a file by one would get `ESTALE` from every read. By their names the kernel forgets none here, as if a
+/// reader held that up.
+#[test]
+fn no_name_leads_to_a_node_that_the_journal_lost() {
+    need!(Root, Fuse, Nix, Epoch);
+    let fixture = Fixture::new();
+    let many = load::add_many(&fixture.store, 4000);
+    let mut service =
+        Service::new(&fixture.store).with(["--system", &fixture.system.path, "--root", &many.path]);
+    make_private(&service.state());
+    let _small = mounts::Own::mount("tmpfs", &service.state(), "size=64k,mode=700");
+    service.set("NSF_FORGETS", "no");
+    service.start_ready();
+    let real = tree::walk(&fixture.store.physical(), &many.base);
+    tree::assert_same(&real, &tree::walk(service.path(), &many.base));
+    assert_eq!(service.logged_soon("will not survive a crash of its server", 1), 1, "{}", service.log());
+    load::evict_pages();
+    service.kill(Victim::Server);
+    // Whatever was opened before this answer is lost, as was said. Afterwards: by names that the kernel has, without a listing,
+    // which would bring others.
+    rustix::fs::statfs(service.path()).unwrap();
+    for (path, entry) in &real {
+        if let What::File { bytes, .. } = &entry.what {
+            let seen = fs::read(service.path().join(path));
+            assert_eq!(&seen.unwrap_or_else(|error| panic!("{}: {error}", path.display())), bytes);
+        }
+    }
     service.stop();
 }
 

@@ -219,6 +219,11 @@ pub(crate) fn drop_kernel_caches() {
     drop_caches("3\n");
 }
 
+/// Evicts the pages that nobody maps, of every file system; names and attributes stay.
+pub(crate) fn evict_pages() {
+    drop_caches("1\n");
+}
+
 /// Evicts the names and attributes that nobody uses at the moment, of every file system, with the pages of such files.
 pub(crate) fn evict_names() {
     drop_caches("2\n");

@@ -22,7 +22,7 @@ use tempfile::TempDir;
 
 use super::program::{Finished, Program, unique_name};
 use super::store::{NixStore, nix_environment};
-use super::{DEADLINE, mounts, wait_readable};
+use super::{DEADLINE, mounts, threads, wait_readable};
 
 /// What a notification says, by its keys.
 pub(crate) type Message = BTreeMap<String, String>;
@@ -258,7 +258,10 @@ impl Service {
             let _woken = self.ear.news.wait_for(&mut heard, Duration::from_millis(200));
             let ended = self.child.as_mut().and_then(|child| child.try_wait().unwrap());
             assert!(ended.is_none(), "the program ended with {ended:?}; it said:\n{}", self.log());
-            assert!(Instant::now() < until, "the program is not ready; it said:\n{}", self.log());
+            if Instant::now() >= until {
+                let at = threads::describe(self.monitor());
+                panic!("the program is not ready, and at:\n{at}\nit said:\n{}", self.log());
+            }
         }
     }
 

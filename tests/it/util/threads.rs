@@ -28,3 +28,16 @@ pub(crate) fn waits_in_kernel(pid: Pid, name: &str) -> bool {
     let threads = fs::read_dir(format!("{}/task", process(pid)));
     threads.into_iter().flatten().flatten().any(|thread| is_it(&thread.path()))
 }
+
+/// What each thread of a process is at: its name, its state, and where it waits in the kernel.
+pub(crate) fn describe(pid: Pid) -> String {
+    let threads = fs::read_dir(format!("{}/task", process(pid)));
+    let of = |thread: &Path, file: &str| fs::read_to_string(thread.join(file)).unwrap_or_default();
+    let lines = threads.into_iter().flatten().flatten().map(|thread| thread.path()).map(|thread| {
+        let stack = of(&thread, "stack");
+        let stack: Vec<&str> = stack.lines().filter_map(|line| line.split_whitespace().nth(1)).collect();
+        let state = state(&thread).unwrap_or('?');
+        format!("{} {state} {}", of(&thread, "comm").trim_end(), stack.join(" < "))
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
