@@ -26,7 +26,7 @@ use zerocopy::FromZeros;
 use super::{Finding, Findings};
 use crate::fuse::abi::{AttrOut, EntryOut, MIN_READ_BUFFER, ROOT_ID};
 use crate::fuse::{Device, Operation, Request};
-use crate::protocol::handshake::{self, Absences, Agreement, HandshakeError, Io, Wishes};
+use crate::protocol::handshake::{self, Absences, Agreement, HandshakeError, Io, Passthrough, Wishes};
 use crate::sys;
 
 /// How long the whole may take. It takes some milliseconds.
@@ -209,7 +209,12 @@ struct Answerer {
 impl Answerer {
     fn all(&mut self, looker: &Looker) -> Result<Findings, TrialError> {
         self.wait()?;
-        let wishes = Wishes { io: Io::Passthrough, idmap: true, store_depth: 0, absences: Absences::Cached };
+        let wishes = Wishes {
+            passthrough: Passthrough::IfOffered,
+            idmap: true,
+            store_depth: 0,
+            absences: Absences::Cached,
+        };
         let Agreement { io, idmap, .. } = handshake::answer(&self.device, wishes)?;
         let mut findings = Findings {
             passthrough: Finding::from(io == Io::Passthrough),

@@ -16,7 +16,7 @@ use super::poll;
 use super::state;
 use crate::fuse::ledger;
 use crate::kernel::{Finding, Findings, Trial};
-use crate::protocol::handshake::{self, Absences, Agreement, Io, Wishes};
+use crate::protocol::handshake::{self, Absences, Agreement, Io, Passthrough, Wishes};
 use crate::view::journal::Journal;
 
 /// `OVERLAYFS_SUPER_MAGIC` of `linux/magic.h`.
@@ -150,8 +150,12 @@ fn agree(
 ) -> Result<Agreement, MonitorError> {
     let root = rustix::process::geteuid().is_root();
     let stacked = rustix::fs::fstatfs(&task.store).is_ok_and(|fs| u32::try_from(fs.f_type) == Ok(OVERLAYFS));
-    let io = if root { task.io } else { Io::Cached };
-    let wishes = Wishes { io, idmap: root, store_depth: u32::from(stacked), absences: absences(findings) };
+    let passthrough = match task.io {
+        Io::Passthrough if root => Passthrough::Required,
+        Io::Passthrough | Io::Cached => Passthrough::Unwanted,
+    };
+    let absences = absences(findings);
+    let wishes = Wishes { passthrough, idmap: root, store_depth: u32::from(stacked), absences };
     let agreement = handshake::answer(device, wishes)?;
     if root && let Err(error) = mounted.set_read_ahead(handshake::READ_MAX) {
         tracing::debug!(
@@ -166,8 +170,7 @@ fn agree(
     }
     if agreement.io != task.io {
         tracing::warn!(
-            "falling back to --io cached: passthrough needs CAP_SYS_ADMIN, Linux 6.9 or newer, and a store that is not on a \
-             nested overlayfs"
+            "falling back to --io cached: passthrough needs CAP_SYS_ADMIN, and a store that is not on a nested overlayfs"
         );
     }
     if !root {

@@ -47,11 +47,22 @@ pub enum Absences {
     Leftover,
 }
 
+/// Whether the kernel is to read the store's files by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Passthrough {
+    /// It is not.
+    Unwanted,
+    /// It is where it can.
+    IfOffered,
+    /// It is, and a kernel that cannot is an error.
+    Required,
+}
+
 /// What the monitor would like of the kernel.
 #[derive(Debug, Clone, Copy)]
 pub struct Wishes {
-    /// How files are to be read.
-    pub io: Io,
+    /// How files are to be read. A store on too many file systems is read through the server in any case.
+    pub passthrough: Passthrough,
     /// Whether the mount may be idmapped; needs the mount option `default_permissions`.
     pub idmap: bool,
     /// How many file systems the store itself is stacked on others (overlayfs: 1).
@@ -95,6 +106,12 @@ pub enum HandshakeError {
         "this kernel cannot open files without asking or list with attributes; Linux 5.6 or newer is needed"
     )]
     TooOld,
+    /// Passthrough was asked for, and the kernel offers none (`CONFIG_FUSE_PASSTHROUGH`).
+    #[error(
+        "this kernel cannot read a store's files by itself: --io passthrough needs Linux 6.9 or newer; leave it out, or boot such \
+         a kernel"
+    )]
+    NoPassthrough,
 }
 
 /// Reads the kernel's INIT request from `device` and answers it.
@@ -149,6 +166,9 @@ fn agree(request: &[u8], wishes: Wishes) -> Result<(Agreement, Vec<u8>), Handsha
     if offered & needed != needed {
         return Err(HandshakeError::TooOld);
     }
+    if wishes.passthrough == Passthrough::Required && offered & init::PASSTHROUGH == 0 {
+        return Err(HandshakeError::NoPassthrough);
+    }
     let mut flags = needed
         | init::ASYNC_READ
         | init::BIG_WRITES
@@ -158,7 +178,7 @@ fn agree(request: &[u8], wishes: Wishes) -> Result<(Agreement, Vec<u8>), Handsha
     if wishes.idmap {
         flags |= init::ALLOW_IDMAP;
     }
-    if wishes.io == Io::Passthrough && wishes.store_depth < STACK_MAX {
+    if wishes.passthrough != Passthrough::Unwanted && wishes.store_depth < STACK_MAX {
         flags |= init::PASSTHROUGH;
     }
     flags &= offered;
@@ -205,8 +225,12 @@ mod tests {
         bytes
     }
 
-    const WISHES: Wishes =
-        Wishes { io: Io::Passthrough, idmap: true, store_depth: 0, absences: Absences::Cached };
+    const WISHES: Wishes = Wishes {
+        passthrough: Passthrough::Required,
+        idmap: true,
+        store_depth: 0,
+        absences: Absences::Cached,
+    };
 
     fn told(reply: &[u8]) -> (u64, u32) {
         let word = |at: usize| u32::from_ne_bytes(reply[at..at + 4].try_into().unwrap());
@@ -225,9 +249,11 @@ mod tests {
     }
 
     #[test]
-    fn passthrough_and_idmapping_fall_back_where_the_kernel_lacks_them() {
+    fn passthrough_is_refused_and_idmapping_left_out_where_the_kernel_lacks_them() {
         let old = 0x7fff_ffff;
-        let (agreement, reply) = agree(&request(7, old), WISHES).unwrap();
+        assert!(matches!(agree(&request(7, old), WISHES), Err(HandshakeError::NoPassthrough)));
+        let (agreement, reply) =
+            agree(&request(7, old), Wishes { passthrough: Passthrough::IfOffered, ..WISHES }).unwrap();
         assert_eq!((agreement.io, agreement.idmap), (Io::Cached, false));
         assert_eq!(told(&reply).1, 0);
     }

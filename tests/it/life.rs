@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::util::fixture::Fixture;
 use crate::util::program::unique_name;
-use crate::util::{DEADLINE, mounts, tree};
+use crate::util::{DEADLINE, gate, mounts, tree};
 
 /// READY=1 is said when the view answers, not before: the first look, at once, finds the closure.
 #[test]
@@ -256,4 +256,25 @@ fn passthrough_serves_the_same() {
             tree::assert_same(&tree::walk(&fixture.store.physical(), &base), &tree::walk(view.path(), &base));
         }
     }
+}
+
+/// A kernel that does not read files by itself says so where that was asked for, with what to do; nothing stays mounted.
+#[test]
+fn passthrough_is_refused_by_a_kernel_without_it() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let place = crate::util::scratch();
+    let program = fixture.program().args(["--io", "passthrough"]);
+    if gate::kernel_release() >= (6, 9) {
+        // It has it.
+        assert!(!program.mount().stderr().contains("passthrough"));
+        return;
+    }
+    let finished = program.arg(place.path()).run();
+    assert_eq!(finished.status.code(), Some(7), "{finished:?}");
+    assert!(
+        finished.stderr.contains("--io passthrough needs Linux 6.9 or newer; leave it out"),
+        "{finished:?}"
+    );
+    assert!(mounts::at(place.path()).is_none(), "{finished:?}");
 }

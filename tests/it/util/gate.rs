@@ -124,7 +124,7 @@ pub(crate) fn find(command: &str) -> Option<std::path::PathBuf> {
 }
 
 /// Major and minor number of the running kernel.
-fn kernel_release() -> (u32, u32) {
+pub(crate) fn kernel_release() -> (u32, u32) {
     let system = rustix::system::uname();
     let release = system.release().to_string_lossy();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().unwrap_or(0));
