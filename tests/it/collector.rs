@@ -241,8 +241,7 @@ fn a_store_path_that_disappears() {
     }
     service.start_ready();
     let members = [&fixture.data, &fixture.file, &busybox].map(|member| member.base.as_str());
-    let expected = Arc::new(load::expect(&fixture.store, members));
-    let running = Load::start(service.path(), &expected, Some(&busybox), 3, true);
+    let running = Load::start(service.path(), &fixture.store, members, Some(&busybox), 3);
     let view = service.path().to_owned();
     let path = |number: usize, name: &str| view.join(&victims[number].base).join(name);
     assert_eq!(fs::read(path(1, "file")).unwrap(), b"seen");

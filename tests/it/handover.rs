@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{PidfdFlags, Signal, pidfd_open};
@@ -62,8 +61,7 @@ fn two_versions_back_and_forth() {
     service.start_ready();
     let mount = mounts::at(service.path()).unwrap();
     let members = [&fixture.data, &fixture.file, &busybox, &many].map(|member| member.base.as_str());
-    let expected = Arc::new(load::expect(&fixture.store, members));
-    let running = Load::start(service.path(), &expected, Some(&busybox), 4, true);
+    let running = Load::start(service.path(), &fixture.store, members, Some(&busybox), 4);
     let mut handed_over = 0;
     for round in 0..20 {
         // Some reading between two hand-overs, with names that are new to the server.

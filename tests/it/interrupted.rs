@@ -58,8 +58,7 @@ impl Systems {
     }
 
     fn load(&self, service: &Service) -> Load {
-        let expected = load::expect(&self.store, [self.busybox.base.as_str()]);
-        Load::start(service.path(), &Arc::new(expected), Some(&self.busybox), 3, true)
+        Load::start(service.path(), &self.store, [self.busybox.base.as_str()], Some(&self.busybox), 3)
     }
 
     /// Each of these can be read, and Nix says that it is valid: the collector has left it alone.

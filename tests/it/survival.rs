@@ -6,14 +6,13 @@
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix_store_fs::view::journal::{Journal, Record};
 use nix_store_fs::view::trie::{NodeId, NodeRecord, ROOT};
 
 use crate::util::fixture::Fixture;
-use crate::util::load::{self, Held, Load, say};
+use crate::util::load::{self, Load, say};
 use crate::util::mounts;
 use crate::util::program::{Program, unique_name};
 use crate::util::random::{Random, seed};
@@ -41,9 +40,8 @@ fn kill_again_and_again(io: &str) {
     service.start_ready();
     let members: Vec<String> =
         tree::list(service.path()).unwrap().iter().map(|b| b.display().to_string()).collect();
-    let expected = Arc::new(load::expect(&fixture.store, members.iter().map(String::as_str)));
-    let mut held = Held::new(service.path(), &expected, &busybox);
-    let running = Load::start(service.path(), &expected, Some(&busybox), 4, true);
+    let members = members.iter().map(String::as_str);
+    let mut running = Load::holding(service.path(), &fixture.store, members, &busybox, 4);
 
     let mut failed = Vec::new();
     let mut random = Random::new(seed(&format!("survival, --io {io}")));
@@ -64,11 +62,10 @@ fn kill_again_and_again(io: &str) {
             }
             service.start_ready();
         }
-        failed.extend(held.check(round).into_iter().map(|why| format!("after {victim:?}: {why}")));
+        failed.extend(running.check(round).into_iter().map(|why| format!("after {victim:?}: {why}")));
     }
     let mut found = running.finish();
     found.failed.extend(failed);
-    drop(held);
     say(&format!(
         "survival, --io {io}: killed {} servers, {} times both, {} monitors, {} that had hardly begun",
         kills[0], kills[1], kills[2], kills[3]
@@ -219,8 +216,8 @@ fn without_a_service_manager_a_server_is_replaced() {
         assert!(Instant::now() < until, "not mounted: {}", service.log());
         std::thread::sleep(Duration::from_millis(1));
     }
-    let expected = Arc::new(load::expect(&fixture.store, [fixture.data.base.as_str(), &busybox.base]));
-    let running = Load::start(service.path(), &expected, Some(&busybox), 2, true);
+    let members = [fixture.data.base.as_str(), &busybox.base];
+    let running = Load::start(service.path(), &fixture.store, members, Some(&busybox), 2);
     for _ in 0..10 {
         // One that is killed as soon as it serves is held for broken, and its successor has to wait.
         std::thread::sleep(Duration::from_millis(250));
@@ -256,8 +253,7 @@ fn a_server_left_behind_gives_way() {
     ]);
     service.start_ready();
     let members = [&fixture.data, &busybox, &many].map(|member| member.base.as_str());
-    let expected = Arc::new(load::expect(&fixture.store, members));
-    let running = Load::start(service.path(), &expected, Some(&busybox), 4, true);
+    let running = Load::start(service.path(), &fixture.store, members, Some(&busybox), 4);
     for _ in 0..5 {
         std::thread::sleep(Duration::from_millis(200));
         let server = service.server();

@@ -1,37 +1,36 @@
-//! A reading load: threads that look at a view in every way a program can, compare each answer with the real
+//! A reading load: a process whose threads look at a view in every way a program can, compare each answer with the real
 //! store, and count what fails and how long the slowest call took.
+//!
+//! It is a process of its own because the test plays the service manager: whoever has files of a view open or mapped waits for
+//! its server in many places, also where it only starts another program, and could not start the next server.
+
+mod threads;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
 use rustix::fs::FlockOperation;
-use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
-use super::DEADLINE;
-use super::mapped::Mapping;
+use self::threads::{ENOUGH, Held, Threads};
 use super::store::{Member, NixStore};
-use super::tree::{self, Entry, What};
+use super::tree::{self, Entry};
+use super::wait_readable;
 
-/// Calls that a load makes at least, however slow the machine is.
-const ENOUGH: u64 = 100;
+/// Tells the process what to do.
+const TASK: &str = "NSF_LOAD";
+/// Begins a line of what the process says to the test, among those of the test harness.
+const ANSWER: &str = "load: ";
 
 /// What is looked at, as it is in the real store.
-pub(crate) type Expected = BTreeMap<PathBuf, Entry>;
-
-/// Entries of these members as the real store has them.
-pub(crate) fn expect<'a>(store: &NixStore, members: impl IntoIterator<Item = &'a str>) -> Expected {
-    members.into_iter().flat_map(|base| tree::walk(&store.physical(), base)).collect()
-}
+type Expected = BTreeMap<PathBuf, Entry>;
 
 /// A store path with a static busybox in it.
 pub(crate) fn add_busybox(store: &NixStore) -> Member {
@@ -52,17 +51,8 @@ pub(crate) fn add_many(store: &NixStore, files: usize) -> Member {
     })
 }
 
-/// What one thread found.
-#[derive(Debug, Default)]
-struct Tally {
-    calls: u64,
-    failed: Vec<String>,
-    slowest: Duration,
-    slowest_of: String,
-}
-
 /// What all threads found.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Found {
     pub(crate) calls: u64,
     pub(crate) failed: Vec<String>,
@@ -94,124 +84,159 @@ pub(crate) fn say(line: &str) {
     let _closed = std::io::stderr().write_all(format!("{line}\n").as_bytes());
 }
 
-/// What one thread is at, and since when, for the message of a thread that hangs.
-type At = Arc<Mutex<(Instant, String)>>;
+/// What the process is to do.
+#[derive(Debug, Serialize, Deserialize)]
+struct Task {
+    view: PathBuf,
+    /// The store directory as it is on disk.
+    store: PathBuf,
+    members: Vec<String>,
+    /// The program in the view that is run now and then.
+    busybox: Option<PathBuf>,
+    readers: u64,
+    /// Whether files, mappings and a program are kept in use: see [`Load::check`].
+    holding: bool,
+}
 
 /// A running load.
 #[derive(Debug)]
 pub(crate) struct Load {
-    enough: Arc<AtomicBool>,
-    calls: Arc<AtomicU64>,
-    done: Receiver<Tally>,
-    at: Vec<At>,
-}
-
-/// A thread's way to say what it does next, and to be told whether it went well.
-struct Reader {
-    at: At,
-    /// Calls of all threads.
-    calls: Arc<AtomicU64>,
-    tally: Tally,
-    random: u64,
-}
-
-impl Reader {
-    fn next(&mut self) -> u64 {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        self.random >> 1
-    }
-
-    fn check(&mut self, what: &str, path: &Path, call: impl FnOnce() -> Result<(), String>) {
-        let begun = Instant::now();
-        *self.at.lock() = (begun, format!("{what} {}", path.display()));
-        let answer = call();
-        let took = begun.elapsed();
-        self.tally.calls += 1;
-        self.calls.fetch_add(1, Ordering::Relaxed);
-        if took > self.tally.slowest {
-            self.tally.slowest = took;
-            self.tally.slowest_of = format!("{what} {}", path.display());
-        }
-        if let Err(why) = answer {
-            self.tally.failed.push(format!("{what} {}: {why}", path.display()));
-        }
-    }
+    process: Child,
+    orders: Option<ChildStdin>,
+    answers: BufReader<ChildStdout>,
 }
 
 impl Load {
-    /// Starts `readers` threads over `expected` in the view at `view`, and one that drops the kernel's caches now
-    /// and then if `drop_caches`. `busybox` is the path of a program in the view.
-    pub(crate) fn start(
+    /// Starts `readers` threads over `members` in the view at `view`, and one that drops the kernel's caches now and then.
+    /// `busybox` is a member with a program, which they run as well.
+    pub(crate) fn start<'a>(
         view: &Path,
-        expected: &Arc<Expected>,
+        store: &NixStore,
+        members: impl IntoIterator<Item = &'a str>,
         busybox: Option<&Member>,
         readers: u64,
-        drop_caches: bool,
     ) -> Self {
-        let enough = Arc::new(AtomicBool::new(false));
-        let calls = Arc::new(AtomicU64::new(0));
-        let (tell, done) = channel();
-        let mut at = Vec::new();
-        for number in 1..=readers {
-            let place: At = Arc::new(Mutex::new((Instant::now(), "nothing".to_owned())));
-            at.push(place.clone());
-            let reader = Reader {
-                at: place,
-                calls: calls.clone(),
-                tally: Tally::default(),
-                random: number.wrapping_mul(0x9e37_79b9_7f4a_7c15),
-            };
-            let program = busybox.map(|member| view.join(&member.base).join("bin/busybox"));
-            let (view, expected, enough, tell) =
-                (view.to_owned(), expected.clone(), enough.clone(), tell.clone());
-            thread::spawn(move || read(reader, &view, &expected, program.as_deref(), &enough, &tell));
+        Self::begin(&Self::task(view, store, members, busybox, readers))
+    }
+
+    /// The same, and some things of the view are kept in use.
+    pub(crate) fn holding<'a>(
+        view: &Path,
+        store: &NixStore,
+        members: impl IntoIterator<Item = &'a str>,
+        busybox: &Member,
+        readers: u64,
+    ) -> Self {
+        Self::begin(&Task { holding: true, ..Self::task(view, store, members, Some(busybox), readers) })
+    }
+
+    fn task<'a>(
+        view: &Path,
+        store: &NixStore,
+        members: impl IntoIterator<Item = &'a str>,
+        busybox: Option<&Member>,
+        readers: u64,
+    ) -> Task {
+        Task {
+            view: view.to_owned(),
+            store: store.physical(),
+            members: members.into_iter().map(str::to_owned).collect(),
+            busybox: busybox.map(|member| view.join(&member.base).join("bin/busybox")),
+            readers,
+            holding: false,
         }
-        if drop_caches {
-            let enough = enough.clone();
-            thread::spawn(move || {
-                while !enough.load(Ordering::Relaxed) {
-                    thread::sleep(Duration::from_millis(700));
-                    drop_kernel_caches();
-                }
-            });
-        }
-        Self { enough, calls, done, at }
+    }
+
+    fn begin(task: &Task) -> Self {
+        let mut process = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "util::load::the_process", "--ignored", "--nocapture", "--test-threads=1"])
+            .env(TASK, serde_json::to_string(task).unwrap())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let answers = BufReader::new(process.stdout.take().unwrap());
+        let mut load = Self { orders: process.stdin.take(), process, answers };
+        load.answer::<()>();
+        load
+    }
+
+    /// Looks at all that is kept in use, and says what is wrong.
+    pub(crate) fn check(&mut self, round: u64) -> Vec<String> {
+        writeln!(self.orders.as_mut().unwrap(), "{round}").expect("the load ended");
+        self.answer()
     }
 
     /// Waits for the load to have been one, and lets every thread finish what it is at; one that cannot fails the test with
     /// what that was.
-    pub(crate) fn finish(self) -> Found {
-        let until = Instant::now() + DEADLINE;
-        while self.calls.load(Ordering::Relaxed) < ENOUGH && Instant::now() < until {
-            thread::sleep(Duration::from_millis(1));
-        }
-        self.enough.store(true, Ordering::Relaxed);
-        let mut found = Found::default();
-        for _ in &self.at {
-            let tally = match self.done.recv_timeout(DEADLINE) {
-                Ok(tally) => tally,
-                Err(RecvTimeoutError::Disconnected) => panic!("a reader panicked"),
-                Err(RecvTimeoutError::Timeout) => {
-                    let hung: Vec<_> = self
-                        .at
-                        .iter()
-                        .map(|at| at.lock().clone())
-                        .filter(|(since, _)| since.elapsed() >= DEADLINE)
-                        .map(|(since, what)| format!("{what} for {:?}", since.elapsed()))
-                        .collect();
-                    panic!("readers hang: {}", hung.join(", "));
-                }
-            };
-            found.calls += tally.calls;
-            found.failed.extend(tally.failed);
-            if tally.slowest > found.slowest {
-                (found.slowest, found.slowest_of) = (tally.slowest, tally.slowest_of);
+    pub(crate) fn finish(mut self) -> Found {
+        drop(self.orders.take());
+        self.answer()
+    }
+
+    fn answer<T: DeserializeOwned>(&mut self) -> T {
+        let mut line = String::new();
+        loop {
+            line.clear();
+            let read = self.answers.read_line(&mut line).expect("what the load says");
+            assert!(read > 0, "the load has failed; see above for what it said");
+            // The harness ends no line before it runs a test.
+            if let Some((_, answer)) = line.split_once(ANSWER) {
+                return serde_json::from_str(answer).expect("an answer of the load");
             }
         }
-        found
     }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        let _gone = self.process.kill();
+        // One that waits for a lost answer cannot end.
+        let ended = pidfd_open(Pid::from_child(&self.process), PidfdFlags::empty()).is_ok_and(|process| {
+            wait_readable([&process], Instant::now() + Duration::from_secs(5)) == [true]
+        });
+        if ended {
+            let _reaped = self.process.wait();
+        }
+    }
+}
+
+/// Not a test: what [`Load`] starts.
+#[test]
+#[ignore = "a part of other tests"]
+fn the_process() {
+    let Ok(task) = std::env::var(TASK) else { return };
+    let Task { view, store, members, busybox, readers, holding } = serde_json::from_str(&task).unwrap();
+    let expected: Arc<Expected> =
+        Arc::new(members.iter().flat_map(|base| tree::walk(&store, base)).collect());
+    let mut held = busybox.as_deref().filter(|_| holding).map(|busybox| Held::new(&view, &expected, busybox));
+    let threads = Threads::start(&view, &expected, busybox.as_deref(), readers);
+    answer(&());
+    for line in std::io::stdin().lines() {
+        let round = line.unwrap().parse().unwrap();
+        answer(&held.as_mut().map(|held| held.check(round)).unwrap_or_default());
+    }
+    answer(&threads.finish());
+}
+
+/// What fails in the other process is told in this one.
+#[test]
+fn a_load_tells_what_is_wrong() {
+    need!(Root);
+    let dirs = [(); 2].map(|()| super::scratch());
+    for (dir, contents) in dirs.iter().zip(["real", "fake"]) {
+        fs::create_dir(dir.path().join("member")).unwrap();
+        fs::write(dir.path().join("member/file"), contents).unwrap();
+    }
+    let [view, store] = dirs.each_ref().map(|dir| dir.path().to_owned());
+    let members = vec!["member".to_owned()];
+    let task = Task { view, store, members, busybox: None, readers: 2, holding: false };
+    let found = Load::begin(&task).finish();
+    assert!(found.failed.iter().any(|why| why.contains("read member/file: byte 0 of 4 is")), "{found:?}");
+}
+
+fn answer(what: &impl Serialize) {
+    println!("{ANSWER}{}", serde_json::to_string(what).unwrap());
 }
 
 /// Names and pages that nobody uses at the moment, of every file system: the next look asks the server again.
@@ -246,156 +271,4 @@ pub(crate) fn keep_caches() -> File {
 fn caches() -> File {
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernel-caches");
     File::options().create(true).truncate(false).write(true).open(path).expect("a file to lock")
-}
-
-fn read(
-    mut reader: Reader,
-    view: &Path,
-    expected: &Expected,
-    program: Option<&Path>,
-    enough: &AtomicBool,
-    tell: &Sender<Tally>,
-) {
-    let entries: Vec<(&PathBuf, &Entry)> = expected.iter().collect();
-    let files: Vec<_> =
-        entries.iter().filter(|(_, entry)| matches!(&entry.what, What::File { size: 1.., .. })).collect();
-    while !enough.load(Ordering::Relaxed) {
-        let choice = reader.next();
-        let pick = usize::try_from(choice >> 8).unwrap();
-        let (path, entry) = entries[pick % entries.len()];
-        let (file, contents) = files[pick % files.len()];
-        let What::File { bytes, .. } = &contents.what else { continue };
-        match choice % 64 {
-            0 => {
-                if let Some(program) = program {
-                    reader.check("exec", program, || exec(program, choice));
-                }
-            }
-            1..=8 => reader.check("mmap", file, || {
-                let open = File::open(view.join(file)).map_err(text)?;
-                let map = Mapping::new(&open, bytes.len()).map_err(text)?;
-                drop(open);
-                same(&map.bytes().map_err(text)?, bytes)
-            }),
-            9..=24 => reader.check("read", file, || {
-                let from = pick % bytes.len();
-                let mut part = vec![0; (bytes.len() - from).min(20_000)];
-                File::open(view.join(file))
-                    .map_err(text)?
-                    .read_exact_at(&mut part, from as u64)
-                    .map_err(text)?;
-                same(&part, &bytes[from..from + part.len()])
-            }),
-            25..=34 => reader.check("list", Path::new(""), || {
-                let listed = tree::list(view).map_err(text)?;
-                let missing =
-                    |base: &&PathBuf| base.components().count() == 1 && listed.binary_search(base).is_err();
-                match expected.keys().find(missing) {
-                    None => Ok(()),
-                    Some(base) => Err(format!("{} is not listed", base.display())),
-                }
-            }),
-            35..=44 => reader.check("missing", path, || {
-                match view.join(path).join(format!("missing-{}", pick % 100)).symlink_metadata() {
-                    Ok(_) => Err("it is there".to_owned()),
-                    Err(error) => match Errno::from_io_error(&error) {
-                        Some(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG) => Ok(()),
-                        _ => Err(text(error)),
-                    },
-                }
-            }),
-            45..=54 => reader.check("lstat", path, || {
-                let seen = view.join(path).symlink_metadata().map_err(text)?.mode();
-                if seen == entry.mode { Ok(()) } else { Err(format!("mode {seen:o}, not {:o}", entry.mode)) }
-            }),
-            _ => reader.check("everything of", path, || {
-                let seen = tree::entry(&view.join(path)).map_err(text)?;
-                if seen == *entry { Ok(()) } else { Err(format!("{seen:?}, not {entry:?}")) }
-            }),
-        }
-    }
-    let _ended = tell.send(reader.tally);
-}
-
-fn text(error: std::io::Error) -> String {
-    error.to_string()
-}
-
-fn same(seen: &[u8], real: &[u8]) -> Result<(), String> {
-    match seen.iter().zip(real).position(|(a, b)| a != b) {
-        None if seen.len() == real.len() => Ok(()),
-        None => Err(format!("{} bytes instead of {}", seen.len(), real.len())),
-        Some(at) => Err(format!("byte {at} of {} is {} instead of {}", real.len(), seen[at], real[at])),
-    }
-}
-
-fn exec(program: &Path, token: u64) -> Result<(), String> {
-    let output = Command::new(program).args(["expr", &token.to_string(), "+", "0"]).output().map_err(text)?;
-    if output.status.success() && output.stdout == format!("{token}\n").into_bytes() {
-        return Ok(());
-    }
-    Err(format!("{}: {:?} {:?}", output.status, output.stdout, output.stderr))
-}
-
-/// Files, mappings and a program of the view that stay in use while its server comes and goes.
-#[derive(Debug)]
-pub(crate) struct Held {
-    files: Vec<(PathBuf, File, Vec<u8>)>,
-    mappings: Vec<(PathBuf, Mapping, Vec<u8>)>,
-    program: Child,
-    answers: BufReader<std::process::ChildStdout>,
-}
-
-impl Held {
-    pub(crate) fn new(view: &Path, expected: &Expected, busybox: &Member) -> Self {
-        let mut files = Vec::new();
-        let mut mappings = Vec::new();
-        for (path, entry) in expected {
-            let What::File { bytes, size: 1.. } = &entry.what else { continue };
-            let file = File::open(view.join(path)).unwrap();
-            if files.len() % 2 == 0 {
-                mappings.push((path.clone(), Mapping::new(&file, bytes.len()).unwrap(), bytes.clone()));
-            }
-            files.push((path.clone(), file, bytes.clone()));
-            if files.len() == 100 {
-                break;
-            }
-        }
-        let mut program = Command::new(view.join(&busybox.base).join("bin/busybox"))
-            .args(["sh", "-c", "while read a b; do echo $((a + b)); done"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let answers = BufReader::new(program.stdout.take().unwrap());
-        Self { files, mappings, program, answers }
-    }
-
-    /// Looks at all of it; what is wrong.
-    pub(crate) fn check(&mut self, round: u64) -> Vec<String> {
-        let mut failed = Vec::new();
-        for (path, file, bytes) in &self.files {
-            let mut seen = vec![0; bytes.len()];
-            let answer = file.read_exact_at(&mut seen, 0).map_err(text).and_then(|()| same(&seen, bytes));
-            failed.extend(answer.err().map(|why| format!("held {}: {why}", path.display())));
-        }
-        for (path, mapping, bytes) in &self.mappings {
-            let answer = mapping.bytes().map_err(text).and_then(|seen| same(&seen, bytes));
-            failed.extend(answer.err().map(|why| format!("held mapping {}: {why}", path.display())));
-        }
-        let mut line = String::new();
-        let asked = writeln!(self.program.stdin.as_mut().unwrap(), "{round} {round}")
-            .and_then(|()| self.answers.read_line(&mut line).map(|_| ()));
-        if asked.is_err() || line != format!("{}\n", round * 2) {
-            failed.push(format!("the running program answered {line:?} ({asked:?})"));
-        }
-        failed
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        let _ended = self.program.kill();
-        let _reaped = self.program.wait();
-    }
 }

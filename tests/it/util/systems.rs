@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use super::load::{self, Load};
 use super::service::Service;
@@ -73,7 +72,7 @@ impl Systems {
     }
 
     pub(crate) fn load(&self, service: &Service) -> Load {
-        let expected = load::expect(&self.store, self.shared.iter().map(|member| member.base.as_str()));
-        Load::start(service.path(), &Arc::new(expected), Some(&self.busybox), 3, true)
+        let shared = self.shared.iter().map(|member| member.base.as_str());
+        Load::start(service.path(), &self.store, shared, Some(&self.busybox), 3)
     }
 }
