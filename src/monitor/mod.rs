@@ -24,6 +24,7 @@ mod ending;
 mod error;
 mod events;
 mod inherit;
+mod lock;
 pub mod mount;
 mod mounting;
 mod poll;

@@ -18,10 +18,12 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{CWD, FileType, FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
+use super::lock;
 use crate::protocol::handshake::Agreement;
 use crate::values::{StorePath, View, lossless};
 
@@ -121,6 +123,9 @@ pub enum StateError {
     },
 }
 
+/// How long a monitor that ends, and what it was just starting, may hold the name: see [`lock`].
+const LAST_BREATH: Duration = Duration::from_millis(500);
+
 /// An open state directory; dropping it frees its lock. Nobody else can change what its path means, so no descriptor of it
 /// is kept: a monitor has to do with few.
 #[derive(Debug)]
@@ -154,10 +159,10 @@ impl StateDir {
         }
         let lock = open_file(dir.as_fd(), Path::new("lock"), OFlags::CREATE | OFlags::WRONLY)
             .map_err(fail("lock"))?;
-        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(StateError::Taken { name: name.to_owned() }),
-            Err(error) => Err(fail("lock")(error.into())),
+        if lock::take_within(&lock, LAST_BREATH).map_err(fail("lock"))? {
+            Ok(Self { path: path.to_owned(), _lock: lock })
+        } else {
+            Err(StateError::Taken { name: name.to_owned() })
         }
     }
 

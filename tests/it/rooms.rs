@@ -31,8 +31,9 @@ const ROOMS: [(&str, &[&str]); 10] = [
 ];
 
 /// The modules of the monitor, each uses only those before it.
-const MONITOR: [&str; 20] = [
+const MONITOR: [&str; 21] = [
     "debounce",
+    "lock",
     "poll",
     "settings",
     "probe",

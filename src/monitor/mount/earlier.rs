@@ -4,19 +4,18 @@
 //! every mount namespace. It holds the lock that the next server needs, so a view mounted now would not be answered.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 
 use super::processes::{self, Holder};
 use super::{MountError, TYPE, mounts, source};
+use crate::monitor::lock;
 
 /// How long a server that was just unmounted may take to end.
 const LAST_BREATH: Duration = Duration::from_secs(2);
-/// How often it is looked whether it has.
-const STEP: Duration = Duration::from_millis(20);
 /// How long it is looked for who has the view mounted.
 const SEARCH: Duration = Duration::from_secs(1);
 
@@ -32,20 +31,20 @@ pub struct Served {
     elsewhere: Vec<Holder>,
 }
 
-/// Refuses to begin while a server of the view `name`, whose lock is `lock`, is alive. The caller holds the name.
+/// Refuses to begin while a server of the view `name`, whose lock is `server_lock`, is alive. The caller holds the name.
 ///
 /// # Errors
 /// [`MountError::Served`], [`MountError::ServerLock`].
-pub fn refuse_served(lock: &Path, name: &str) -> Result<(), MountError> {
-    let fail = |source| MountError::ServerLock { path: lock.to_owned(), source };
+pub fn refuse_served(server_lock: &Path, name: &str) -> Result<(), MountError> {
+    let fail = |source| MountError::ServerLock { path: server_lock.to_owned(), source };
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut file: File = match rustix::fs::open(lock, flags, Mode::empty()) {
+    let mut file: File = match rustix::fs::open(server_lock, flags, Mode::empty()) {
         Ok(file) => file.into(),
         // No server has ever begun.
         Err(rustix::io::Errno::NOENT) => return Ok(()),
         Err(error) => return Err(fail(error.into())),
     };
-    if free_within(&file, LAST_BREATH).map_err(fail)? {
+    if lock::take_within(&file, LAST_BREATH).map_err(fail)? {
         return Ok(());
     }
     let mut said = String::new();
@@ -54,22 +53,6 @@ pub fn refuse_served(lock: &Path, name: &str) -> Result<(), MountError> {
     let here = mounts()?.into_iter().filter(|mount| mount.is(TYPE, &source)).map(|mount| mount.at).collect();
     let elsewhere = processes::holders(&source, SEARCH);
     Err(MountError::Served(Box::new(Served { name: name.to_owned(), server, here, elsewhere })))
-}
-
-/// Whether nobody holds `lock`, at the latest after `patience`.
-fn free_within(lock: &File, patience: Duration) -> io::Result<bool> {
-    let until = Instant::now() + patience;
-    loop {
-        match rustix::fs::flock(lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {
-                rustix::fs::flock(lock, FlockOperation::Unlock)?;
-                return Ok(true);
-            }
-            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < until => std::thread::sleep(STEP),
-            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(false),
-            Err(error) => return Err(error.into()),
-        }
-    }
 }
 
 impl std::fmt::Display for Served {
@@ -154,7 +137,7 @@ mod tests {
         refuse_served(&path, "no-such-view").unwrap();
         let holder = File::create(&path).unwrap();
         std::fs::write(&path, "7\n").unwrap();
-        rustix::fs::flock(&holder, FlockOperation::LockExclusive).unwrap();
+        rustix::fs::flock(&holder, rustix::fs::FlockOperation::LockExclusive).unwrap();
         let refused = refuse_served(&path, "no-such-view").unwrap_err();
         assert!(matches!(&refused, MountError::Served(served) if served.server == Some(7)), "{refused}");
         drop(holder);
