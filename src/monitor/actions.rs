@@ -41,9 +41,9 @@ impl Runtime {
             }
             Action::Mount => self.mount(),
             Action::StoreDevice => {
-                // The device last: whoever finds it finds the ledger.
-                self.ledger.iter().for_each(systemd::store_ledger);
+                // The device first: where there is room for one only, there is no view without it.
                 self.device.iter().for_each(systemd::store_device);
+                self.ledger.iter().for_each(systemd::store_ledger);
                 None
             }
             Action::WriteState => {

@@ -133,9 +133,8 @@ fn take_over(runtime: &mut Runtime, inherited: Inherited) -> Content {
             );
             mounting::begin_ledger(true)
     });
-    // The device last: whoever finds it finds the ledger.
-    ledger.iter().for_each(systemd::store_ledger);
     systemd::store_device(&device);
+    ledger.iter().for_each(systemd::store_ledger);
     runtime.ledger = ledger;
     runtime.store = open_store(&store)
         .inspect_err(|error| tracing::warn!(error = error as &dyn std::error::Error, "readers wait"))

@@ -214,6 +214,31 @@ fn kill_with_the_ledger_lost() {
     }
 }
 
+/// Where the service manager keeps one descriptor only, it is the device: without it there is no view.
+#[test]
+fn a_descriptor_store_with_room_for_one_keeps_the_view() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let mut service = Service::new(&fixture.store).with(["--system", &fixture.system.path]);
+    service.set_room(1);
+    service.start_ready();
+    let text = service.path().join(&fixture.data.base).join("text");
+    for _ in 0..2 {
+        assert_eq!(service.stored(), ["fuse"]);
+        service.kill(Victim::Both);
+        service.start_ready();
+        assert_eq!(fs::read(&text).unwrap(), b"hello\n", "{}", service.log());
+    }
+    assert_eq!(service.logged_soon("taking over the view", 2), 2, "{}", service.log());
+    assert_eq!(
+        service.logged_soon("FileDescriptorStoreMax= has to be 2 at least", 2),
+        2,
+        "{}",
+        service.log()
+    );
+    service.stop();
+}
+
 /// Where the kernel can give back what was taken, nothing fails without a ledger either.
 #[test]
 fn kill_with_the_ledger_lost_and_the_kernel_asked() {

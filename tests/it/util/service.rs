@@ -34,6 +34,8 @@ const ENOUGH: &[u8] = b"X_ENOUGH=1";
 struct Heard {
     messages: Vec<Message>,
     stored: BTreeMap<String, OwnedFd>,
+    /// `FileDescriptorStoreMax=`, if there is a limit.
+    room: Option<usize>,
 }
 
 #[derive(Debug, Default)]
@@ -124,6 +126,11 @@ impl Service {
         for argument in self.arguments.iter_mut().filter(|argument| *argument == from) {
             *argument = to.into();
         }
+    }
+
+    /// How many descriptors are kept. What comes when there are as many is dropped, as systemd does.
+    pub(crate) fn set_room(&self, descriptors: usize) {
+        self.ear.heard.lock().room = Some(descriptors);
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -452,7 +459,10 @@ fn listen(socket: &UnixDatagram, ear: &Ear) {
         let name = message.get("FDNAME").cloned().unwrap_or_default();
         if message.contains_key("FDSTORE") {
             let last = descriptors.into_iter().next_back().expect("FDSTORE comes with a descriptor");
-            heard.stored.insert(name, last);
+            let kept = heard.stored.contains_key(&name);
+            if kept || heard.room.is_none_or(|room| heard.stored.len() < room) {
+                heard.stored.insert(name, last);
+            }
         } else if message.contains_key("FDSTOREREMOVE") {
             heard.stored.remove(&name);
         }
