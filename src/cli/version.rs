@@ -10,14 +10,22 @@ use crate::store;
 
 const NAME: &str = concat!("nix-store-fs ", env!("CARGO_PKG_VERSION"));
 
+/// The first Linux that the program runs on.
+const OLDEST: (u32, u32) = (5, 6);
+
 pub(super) fn write(out: &mut dyn Write) -> io::Result<()> {
-    let trial = rustix::process::geteuid().is_root().then(Trial::start);
+    let root = rustix::process::geteuid().is_root();
+    let findings = root.then(Trial::start).map(Trial::findings).unwrap_or_default();
     // Kept in one piece by the optimiser: a test gives a copy of the program another version.
     writeln!(out, "{}", std::hint::black_box(NAME))?;
     writeln!(out, "libnixstore {}", store::nix_version())?;
     let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
-    writeln!(out, "Linux {kernel}")?;
-    for (promise, answer) in promises(trial.map(Trial::findings).unwrap_or_default(), parse(&kernel)) {
+    let release = parse(&kernel);
+    writeln!(out, "Linux {kernel}, {}", how(findings, root))?;
+    if release.is_some_and(|release| release < OLDEST) {
+        writeln!(out, "  Linux {}.{} or newer is needed", OLDEST.0, OLDEST.1)?;
+    }
+    for (promise, answer) in promises(findings, release) {
         writeln!(out, "  {promise}: {answer}")?;
     }
     let guest =
@@ -26,15 +34,25 @@ pub(super) fn write(out: &mut dyn Write) -> io::Result<()> {
     Ok(())
 }
 
+/// How the answers were found.
+fn how(findings: Findings, root: bool) -> &'static str {
+    if findings != Findings::default() {
+        "tried just now"
+    } else if root {
+        "not tried, as FUSE cannot be mounted here; what it has by its release"
+    } else {
+        "not tried, as only root can; what it has by its release"
+    }
+}
+
 /// What is promised, and whether the kernel gives it.
 fn promises(findings: Findings, release: Option<(u32, u32)>) -> Vec<(&'static str, String)> {
     let known = |finding, since: (u32, u32)| match finding {
         Finding::Yes => "yes".to_owned(),
-        Finding::No => format!("no, needs Linux {}.{}", since.0, since.1),
         Finding::Unknown if release.is_some_and(|release| release >= since) => {
             "yes, by its release".to_owned()
         }
-        Finding::Unknown => format!("no, by its release: needs Linux {}.{}", since.0, since.1),
+        Finding::No | Finding::Unknown => format!("no, needs Linux {}.{}", since.0, since.1),
     };
     let absences = match findings.forgets_absences {
         Finding::Yes => "yes; absent names are cached until then",
@@ -45,18 +63,16 @@ fn promises(findings: Findings, release: Option<(u32, u32)>) -> Vec<(&'static st
     };
     vec![
         ("a killed server is replaced, and nobody notices", "yes".to_owned()),
-        (
-            "what a killed server had taken is given again by the kernel as well",
-            known(findings.resends, (6, 9)),
-        ),
         ("a reload shows names that were asked for before", absences.to_owned()),
+        ("`--prune` withdraws names", "yes".to_owned()),
         (
-            "a takeover makes the kernel ask for every name again where it has to",
-            known(findings.forgets_all_names, (6, 16)),
+            "the kernel reads files itself (`--io passthrough`, root only)",
+            known(findings.passthrough, (6, 9)),
         ),
-        ("passthrough of reads (--io passthrough)", known(findings.passthrough, (6, 9))),
-        ("private users (idmapped mounts)", known(findings.idmap, (6, 12))),
+        ("private users (idmapped mounts, root only)", known(findings.idmap, (6, 12))),
         ("reads that are cached once (RWF_DONTCACHE)", known(Finding::Unknown, (6, 14))),
+        ("all names forgotten at once (nice to have)", known(findings.forgets_all_names, (6, 16))),
+        ("requests of a killed server given again (nice to have)", known(findings.resends, (6, 9))),
     ]
 }
 
@@ -82,7 +98,19 @@ mod tests {
         let told = promises(tried, Some((6, 18)));
         let answer =
             |start: &str| told.iter().find(|(promise, _)| promise.starts_with(start)).unwrap().1.as_str();
-        assert_eq!(answer("passthrough"), "no, needs Linux 6.9");
+        assert_eq!(answer("the kernel reads files"), "no, needs Linux 6.9");
         assert_eq!(answer("private users"), "yes, by its release");
+    }
+
+    /// The table of docs/semantics.md has the same promises, in the same words.
+    #[test]
+    fn the_words_are_those_of_the_documentation() {
+        let page = include_str!("../../docs/semantics.md");
+        let table = page.split("| promise | by kernel |").nth(1).unwrap();
+        let rows = table.lines().skip(2).take_while(|line| line.starts_with("| "));
+        let told: Vec<&str> = rows.filter_map(|row| row.split(" | ").next()?.strip_prefix("| ")).collect();
+        let promises: Vec<&str> =
+            promises(Findings::default(), None).iter().map(|(label, _)| *label).collect();
+        assert_eq!(told, promises);
     }
 }

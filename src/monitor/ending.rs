@@ -180,11 +180,14 @@ impl Runtime {
         systemd::forget_device();
         let ended =
             self.server.as_mut().is_none_or(|server| server.ends_before(Instant::now() + SERVER_GRACE));
-        if !ended && used == Some(Used::Nowhere) {
-            tracing::warn!("the view is still mounted elsewhere; access to it will fail there");
+        let connection = self.connection(number);
+        if !ended && used == Some(Used::Nowhere) && connection.is_some() {
+            tracing::warn!(
+                "the view is still mounted elsewhere, or has open files; access to it will fail there"
+            );
         }
         if let Some(Err(error)) =
-            self.connection(number).map(|connection| connection.and_then(|connection| connection.abort()))
+            connection.map(|connection| connection.and_then(|connection| connection.abort()))
         {
             // It ends with its last descriptor.
             tracing::debug!(%error, "cannot abort the connection; closing the device");

@@ -72,7 +72,7 @@ pub enum MountError {
         source: io::Error,
     },
     /// Another mount lies on top of the view's.
-    #[error("cannot unmount the view, because {by} is mounted over it on '{}'; unmount that, then 'umount {}'", at.display(), at.display())]
+    #[error("cannot unmount the view, because {by} is mounted over it on '{}'; unmount that, then 'umount -l {}'", at.display(), at.display())]
     Covered {
         /// The mount point.
         at: PathBuf,
