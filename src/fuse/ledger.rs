@@ -93,12 +93,23 @@ pub fn create(before: bool) -> io::Result<OwnedFd> {
 /// so another mount's ledger would have its requests answered to whoever waits in this one.
 #[must_use]
 pub fn token(file: &OwnedFd) -> Option<u64> {
+    word(file, TOKEN_AT)
+}
+
+/// Whether whatever earlier servers of the mount had taken and not answered is in the ledger in `file`.
+#[must_use]
+pub fn is_whole(file: &OwnedFd) -> bool {
+    word(file, WHOLE_AT).is_some_and(|whole| whole != 0)
+}
+
+/// A number of the head page; none: it is no ledger of this layout.
+fn word(file: &OwnedFd, at: usize) -> Option<u64> {
     let file = File::from(file.try_clone().ok()?);
     let word = |at: usize| {
         let mut word = [0; size_of::<u64>()];
         file.read_exact_at(&mut word, at as u64).ok().map(|()| u64::from_ne_bytes(word))
     };
-    (memory::cannot_shrink(&file) && word(MARK_AT)? == MARK).then(|| word(TOKEN_AT)).flatten()
+    (memory::cannot_shrink(&file) && word(MARK_AT)? == MARK).then(|| word(at)).flatten()
 }
 
 impl Ledger {

@@ -206,7 +206,20 @@ impl Runtime {
         };
         tracing::debug!(pid = server.id(), "started a server");
         self.server = Some(server);
+        if resume && !self.ledger.as_ref().is_some_and(ledger::is_whole) {
+            self.knock();
+        }
         Ok(())
+    }
+
+    /// Readers of what earlier servers had taken may be the only ones there are, and wait until a request is read.
+    fn knock(&mut self) {
+        let at = self.mounted.as_ref().and_then(|mounted| mounted.seen_at().ok().flatten());
+        self.knock = at.and_then(|at| {
+            Probe::start(&at)
+                .inspect_err(|error| tracing::debug!(%error, "the server finds out what was lost with the next request"))
+                .ok()
+        });
     }
 
     fn switch(&self, content: Option<&Content>) -> Option<Event> {

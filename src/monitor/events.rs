@@ -27,6 +27,7 @@ enum Source {
     Clients,
     Links,
     Probe,
+    Knock,
 }
 
 impl Runtime {
@@ -64,6 +65,7 @@ impl Runtime {
         sources.extend(self.clients.sockets().into_iter().map(|socket| (Source::Clients, socket)));
         sources.extend(self.watch.as_ref().map(|watch| (Source::Links, watch.events())));
         sources.extend(self.probe.as_ref().map(|probe| (Source::Probe, probe.done())));
+        sources.extend(self.knock.as_ref().map(|knock| (Source::Knock, knock.done())));
         sources
     }
 
@@ -83,6 +85,7 @@ impl Runtime {
                 }
             }
             Source::Probe => events.extend(self.take_probe()),
+            Source::Knock => self.knock = None,
         }
     }
 

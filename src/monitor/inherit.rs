@@ -106,6 +106,7 @@ pub(super) fn begin(settings: Settings, signals: SignalFd, stored: Stored) -> Re
         crashed: false,
         spare,
         probe: None,
+        knock: None,
         trial,
         state,
         settings,

@@ -49,6 +49,8 @@ pub(super) struct Runtime {
     /// Started while the roots are being resolved: loading the program takes longer than that.
     pub(super) spare: Option<Server>,
     pub(super) probe: Option<Probe>,
+    /// Asks so that a server that knows nothing of earlier ones has a request to read: see [`crate::server`]. Its answer says nothing.
+    pub(super) knock: Option<Probe>,
     /// What the kernel does is being found out, for a mount that is not made yet.
     pub(super) trial: Option<Trial>,
 }

@@ -227,9 +227,9 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: OwnedFd) -> Result
     let earlier = match (start.resume, ledger.is_whole()) {
         (false, _) => Earlier::Nobody,
         (true, true) => Earlier::Known { crashed: start.crashed },
-        (true, false) => Earlier::Unknown,
+        (true, false) => Earlier::Unknown { crashed: start.crashed },
     };
-    let owed = Owed::find(&ledger, &trie, earlier == Earlier::Unknown);
+    let owed = Owed::find(&ledger, &trie, matches!(earlier, Earlier::Unknown { .. }));
     let invalidator = forgetting::begin(device, ledger, owed, view.clone(), stale_nodes)?;
     let reporter = Arc::new(Reporter(monitor.try_clone().map_err(failed("reporting"))?));
     spawn("answered", {

@@ -41,8 +41,11 @@ pub(super) enum Earlier {
         /// Not killed by somebody.
         crashed: bool,
     },
-    /// Their ledger is lost.
-    Unknown,
+    /// Their ledger is lost. What a server took that died while it found out about them is in this one, and nothing else.
+    Unknown {
+        /// As above.
+        crashed: bool,
+    },
 }
 
 /// Whether a thread continues.
@@ -77,9 +80,13 @@ impl Session {
     /// lock: `fuse_send_one`, `flush_bg_queue` before 6.9), so whatever is below the first one that is read now was taken before, and
     /// is answered or lost. Those of FORGET are given at the read, and those of INTERRUPT are another request's: they do not count.
     ///
-    /// `known` are in the ledger already, taken by a server that was killed here.
-    fn recover(&self, slot: &mut Slot, known: &[u64]) -> io::Result<Next> {
+    /// The monitor sees to it that a request comes. `first`: the one that was read first by a server that was killed here.
+    fn recover(&self, slot: &mut Slot, first: Option<u64>) -> io::Result<Next> {
         if stops::resends() && self.device.resend().is_ok() {
+            return Ok(Next::Request);
+        }
+        if let Some(first) = first {
+            self.fail_before(first);
             return Ok(Next::Request);
         }
         loop {
@@ -88,16 +95,11 @@ impl Session {
                 Err(Errno::NODEV) => return Ok(Next::End),
                 Err(error) => return Err(error.into()),
             }
+            stops::at(Stop::Taken);
             let Some(request) = Request::parse(slot.request()) else { continue };
-            let counts = request.unique.is_multiple_of(2) && request.operation.has_answer();
+            let counts = counts(&request);
             if counts {
-                let lowest = request.unique.saturating_sub(2 * LOST_MAX).max(2);
-                let lost = (lowest..request.unique).step_by(2).filter(|unique| !known.contains(unique));
-                let lost = lost.filter(|unique| self.device.answer(*unique).lost()).count();
-                tracing::warn!(
-                    lost,
-                    "requests of an earlier server were answered with an error, as nobody knows what they were"
-                );
+                self.fail_before(request.unique);
             }
             self.fs.handle(&request, self.device.answer(request.unique));
             slot.set_answered();
@@ -107,29 +109,45 @@ impl Session {
         }
     }
 
+    /// Answers what was taken before `unique` and not answered with an error.
+    fn fail_before(&self, unique: u64) {
+        let lowest = unique.saturating_sub(2 * LOST_MAX).max(2);
+        let lost = (lowest..unique).step_by(2).filter(|unique| self.device.answer(*unique).lost()).count();
+        tracing::warn!(
+            lost,
+            "requests of an earlier server were answered with an error, as nobody knows what they were"
+        );
+    }
+
     /// Answers with `threads` threads until the connection ends.
     ///
     /// # Errors
     /// Those of reading the device, and of making threads.
     pub(super) fn run(self, threads: usize, mut slots: Vec<Slot>, earlier: Earlier) -> io::Result<()> {
-        let left_over: Vec<u64> = slots.iter().filter(|slot| slot.is_left_over()).map(Slot::unique).collect();
-        if !left_over.is_empty() {
-            tracing::debug!(requests = left_over.len(), "answering what an earlier server had taken");
+        let left_over = || slots.iter().filter(|slot| slot.is_left_over());
+        if left_over().next().is_some() {
+            tracing::debug!(requests = left_over().count(), "answering what an earlier server had taken");
         }
-        if earlier == Earlier::Unknown
-            // One that nothing is left over in: there are more of them than threads.
-            && let Some(free) = slots.iter_mut().find(|slot| !slot.is_left_over())
-            && self.recover(free, &left_over)? == Next::End
+        let first = left_over().filter_map(|slot| Request::parse(slot.request())).filter(counts);
+        let first = first.map(|request| request.unique).min();
+        let (unknown, crashed) = match earlier {
+            Earlier::Nobody => (false, false),
+            Earlier::Known { crashed } => (false, crashed),
+            Earlier::Unknown { crashed } => (true, crashed),
+        };
+        if unknown || crashed {
+            // One by one, so that the one at which servers crash is known by its being the last that was begun.
+            for slot in left_over() {
+                answer_again(&self.device, &self.fs, slot, !crashed || slot.begin_after_crash());
+            }
+        }
+        if unknown
+            && let Some(slot) = slots.first_mut()
+            && self.recover(slot, first)? == Next::End
         {
             return Ok(());
         }
         self.ledger.set_whole();
-        if earlier == (Earlier::Known { crashed: true }) {
-            // One by one, so that the one at which servers crash is known by its being the last that was begun.
-            for slot in slots.iter().filter(|slot| slot.is_left_over()) {
-                answer_again(&self.device, &self.fs, slot, slot.begin_after_crash());
-            }
-        }
         let others = slots.split_off(threads.clamp(1, slots.len()));
         let mut others: Vec<Vec<Slot>> = deal(others, slots.len());
         let mut running = Vec::new();
@@ -152,6 +170,11 @@ impl Session {
         }
         answer
     }
+}
+
+/// Whether the id of `request` is one of those that are given in the order in which requests are read.
+fn counts(request: &Request<'_>) -> bool {
+    request.unique.is_multiple_of(2) && request.operation.has_answer()
 }
 
 /// `slots` among so many.

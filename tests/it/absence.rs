@@ -230,6 +230,34 @@ fn an_absence_that_a_killed_server_had_decided_is_none() {
     }
 }
 
+/// Both die while the kernel forgets names and waits for a reader, whose request nobody knows: the ledger is lost.
+#[test]
+fn both_killed_in_a_switch_without_a_ledger() {
+    need!(Root, Fuse, Nix, Busybox);
+    let mut view = View::start(None);
+    let decided = view.arm("decided");
+    let look = view.look();
+    let held = view.wait("the look-up", &decided);
+    let reload = view.reload();
+    let server = view.service.server();
+    let until = Instant::now() + DEADLINE;
+    while !waits_in_kernel(server, "invalidate") {
+        assert!(Instant::now() < until, "nobody waits for the reader\n{}", view.service.log());
+        thread::yield_now();
+    }
+    view.service.set("NSF_RESEND", "no");
+    view.service.kill_unwaited(Victim::Both);
+    view.service.lose_descriptor("ledger");
+    drop(held);
+    view.service.start_ready();
+    // It is there, or was not yet: that the answer is lost was said.
+    let _either = view.wait("the answer", &look);
+    view.wait("the reload's end", &reload);
+    view.service.reload_well();
+    view.expect_there();
+    view.service.stop();
+}
+
 /// A monitor that takes over from an earlier version, whose servers let the kernel cache absences whatever it is: `tried` is
 /// what the new one believes.
 fn cached_by_an_earlier_version(tried: Option<&str>) {

@@ -214,6 +214,29 @@ fn kill_with_the_ledger_lost() {
     }
 }
 
+/// The same, and the successor is killed in its turn before it has found out what it cannot know.
+#[test]
+fn kill_with_the_ledger_lost_and_again() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    for ask in [Ask::Lookup, Ask::Read, Ask::List] {
+        let mut view = Stopping::at("taken", &fixture);
+        ask.prepare(&view.data);
+        let told = view.ask_and_kill(ask, Victim::Both);
+        view.service.lose_descriptor("ledger");
+        view.arm();
+        let from = view.service.heard();
+        view.service.start();
+        view.wait_stopped();
+        view.service.kill(Victim::Server);
+        let answer = told.recv_timeout(DEADLINE);
+        assert!(answer.is_ok(), "{ask:?}: nobody answers\n{}", view.service.log());
+        view.service.wait_ready(from);
+        assert_eq!(ask.ask(&view.data), ask.ask(&view.real), "{ask:?} again");
+        view.service.stop();
+    }
+}
+
 /// Where the service manager keeps one descriptor only, it is the device: without it there is no view.
 #[test]
 fn a_descriptor_store_with_room_for_one_keeps_the_view() {

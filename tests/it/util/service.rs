@@ -297,8 +297,9 @@ impl Service {
     pub(crate) fn server_now(&mut self) -> Option<Pid> {
         let pid = self.monitor().as_raw_nonzero();
         let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-        let child = children.split_whitespace().next_back()?;
-        self.server = Pid::from_raw(child.parse().unwrap());
+        // Not what asks whether the view answers: a server has a session of its own.
+        let children = children.split_whitespace().filter_map(|child| Pid::from_raw(child.parse().ok()?));
+        self.server = children.rev().find(|child| threads::leads_a_session(*child));
         self.server
     }
 

@@ -19,6 +19,14 @@ pub(crate) fn state(at: impl AsRef<Path>) -> Option<char> {
     stat.rsplit_once(')')?.1.trim_start().chars().next()
 }
 
+/// Whether a process leads its session.
+pub(crate) fn leads_a_session(pid: Pid) -> bool {
+    let stat = fs::read_to_string(format!("{}/stat", process(pid))).unwrap_or_default();
+    // After the name: state, parent, group, session.
+    let session = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(3));
+    session == Some(pid.as_raw_nonzero().to_string().as_str())
+}
+
 /// Whether the thread of this name waits in the kernel for something that no signal ends.
 pub(crate) fn waits_in_kernel(pid: Pid, name: &str) -> bool {
     let is_it = |thread: &Path| {
