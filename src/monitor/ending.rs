@@ -166,7 +166,17 @@ impl Runtime {
     /// Aborts the connection of a view that cannot be unmounted if somebody waits for an answer: no server is going to give
     /// it. Returns whether it has.
     fn free_who_waits(&self, number: Option<Number>) -> bool {
-        let Some(Ok(connection)) = self.connection(number) else { return false };
+        let connection = match self.connection(number) {
+            Some(Ok(connection)) => connection,
+            Some(Err(error)) => {
+                tracing::warn!(
+                    %error,
+                    "the view's connection cannot be aborted: whoever waits for an answer waits until it is unmounted; try 'umount -f'"
+                );
+                return false;
+            }
+            None => return false,
+        };
         let aborts = connection.is_waited_for(WAITING_GRACE) && connection.abort().is_ok();
         if aborts {
             tracing::warn!(

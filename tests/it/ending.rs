@@ -272,13 +272,18 @@ fn where_there_is_no_fusectl_nobody_is_kept_either() {
     let scratch = crate::util::scratch();
     let refuse = crate::util::compile("refuse.c", scratch.path()).display().to_string();
     let refused = rustix::io::Errno::PERM.raw_os_error().to_string();
-    let mut view = fixture.program().inside([refuse.as_str(), &refused, "fsopen"]).mount();
-    let thief = Thief::of(view.pid());
-    let (connection, server) = (thief::connection(view.path()), view.server_now().unwrap());
-    let name = view.path().join(&fixture.file.base);
-    let mut waiter = Waiter::lose(connection, &thief, server, &mut look(&name));
-    view.signal(Signal::TERM);
-    assert_eq!(view.end().code(), Some(0), "{}", view.stderr());
-    assert!(!waiter.ended().success(), "answered, and by whom?");
-    assert!(mounts::at(view.path()).is_none());
+    for elsewhere in [false, true] {
+        let mut view = fixture.program().inside([refuse.as_str(), &refused, "fsopen"]).mount();
+        let thief = Thief::of(view.pid());
+        let (connection, server) = (thief::connection(view.path()), view.server_now().unwrap());
+        let name = view.path().join(&fixture.file.base);
+        // Then the view can be unmounted at its place, where nobody uses it.
+        let container = elsewhere.then(Namespace::new);
+        let mut command = container.as_ref().map_or_else(|| Command::new("stat"), |own| own.command("stat"));
+        let mut waiter = Waiter::lose(connection, &thief, server, command.arg(&name));
+        view.signal(Signal::TERM);
+        assert_eq!(view.end().code(), Some(0), "{}", view.stderr());
+        assert!(!waiter.ended().success(), "answered, and by whom?");
+        assert!(mounts::at(view.path()).is_none());
+    }
 }

@@ -153,7 +153,7 @@ pub struct Mounted {
     made: Vec<PathBuf>,
 }
 
-/// How a mount that is in use is detached.
+/// How a view is unmounted, and detached if it is in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Detach {
     /// Its connection lives as long as somebody uses it.
@@ -307,7 +307,7 @@ fn clear_dead(at: &Path, name: &str) -> Result<(), MountError> {
         let pulse = if mount.kind.starts_with("fuse") { pulse(at) } else { Pulse::Answers };
         if pulse == Pulse::Dead && mount.is(TYPE, &source(name)) {
             tracing::warn!(mountpoint = %at.display(), "clearing away the dead mount of an earlier run");
-            detach(at, Detach::Gently)?;
+            detach(at)?;
             continue;
         }
         let health = match pulse {
@@ -353,14 +353,11 @@ fn mount_as_root(at: &Path, source: &str) -> Result<OwnedFd, MountError> {
     Ok(device)
 }
 
-fn detach(at: &Path, how: Detach) -> Result<(), MountError> {
+fn detach(at: &Path) -> Result<(), MountError> {
     if !rustix::process::geteuid().is_root() {
         return fusermount::unmount(at, true);
     }
     let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
-    if how == Detach::Forcibly && rustix::mount::unmount(at, flags | UnmountFlags::FORCE).is_ok() {
-        return Ok(());
-    }
     rustix::mount::unmount(at, flags).map_err(|error| MountError::Point {
         doing: "unmount",
         at: at.to_owned(),
@@ -473,14 +470,22 @@ impl Mounted {
             if let Some(cover) = top(&at)?.filter(|top| top.id != id) {
                 return Err(MountError::Covered { at, by: format!("'{}' ({})", cover.source, cover.kind) });
             }
-            if !unmount_unused(&at)? {
+            // By force first: whoever uses it elsewhere does not keep it from being unmounted here, and is to be freed.
+            let forced = how == Detach::Forcibly && force(&at);
+            if !forced && !unmount_unused(&at)? {
                 in_use(&at);
-                detach(&at, how)?;
+                detach(&at)?;
             }
         }
         self.remove_made();
         Ok(())
     }
+}
+
+/// Ends the connection of the view at `at` if the kernel allows it (`fuse_umount_begin`), and unmounts it if nobody uses it here. Whether
+/// it is unmounted.
+fn force(at: &Path) -> bool {
+    rustix::mount::unmount(at, UnmountFlags::FORCE | UnmountFlags::NOFOLLOW).is_ok()
 }
 
 /// Whether what is mounted at `at` could be unmounted; not while somebody uses it.
