@@ -118,6 +118,8 @@ impl Runtime {
     /// Keeps a new mount; returns whether there is a node journal.
     pub(super) fn keep_mount(&mut self, new: Result<New, MonitorError>) -> Result<bool, MonitorError> {
         let New { mounted, device, ledger, agreement, journal } = new?;
+        // Before anybody keeps the device.
+        self.state.iter().for_each(StateDir::forget);
         self.ledger = ledger;
         self.mounted = Some(mounted);
         self.device = Some(device);

@@ -208,6 +208,11 @@ impl StateDir {
         std::fs::rename(self.path.join("state.new"), &path).map_err(fail("replace"))
     }
 
+    /// Removes what an earlier monitor wrote: it is of another mount, and the next state may not find a place.
+    pub fn forget(&self) {
+        let _ = std::fs::remove_file(self.path.join("state"));
+    }
+
     /// Reads what an earlier monitor wrote. `None`: nothing.
     ///
     /// # Errors

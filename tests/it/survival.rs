@@ -3,9 +3,10 @@
 //! `NSF_KILLS` says how often something is killed in each of the two ways of reading; `scripts/stress` runs the
 //! slow forms.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix_store_fs::view::journal::{Journal, Record};
@@ -17,6 +18,7 @@ use crate::util::mounts;
 use crate::util::program::{Program, unique_name};
 use crate::util::random::{Random, seed};
 use crate::util::service::{Service, Victim};
+use crate::util::systems::Systems;
 use crate::util::tree::What;
 use crate::util::{DEADLINE, number, tree};
 
@@ -406,6 +408,32 @@ fn the_state_is_on_a_full_disk() {
     fs::remove_file(filler).unwrap();
     service.start_ready();
     tree::assert_same(&real, &tree::walk(service.path(), &fixture.data.base));
+    service.stop();
+}
+
+/// A state that could not be replaced, as the disk is full, is of another mount: nobody takes that for this one's.
+#[test]
+fn the_state_of_an_earlier_mount_is_not_believed() {
+    need!(Root, Fuse, Nix, Busybox);
+    let systems = Systems::new(2);
+    let mut service = systems.service();
+    make_private(&service.state());
+    let _small = mounts::Own::mount("tmpfs", &service.state(), "size=64k,mode=700");
+    service.start_ready();
+    service.kill(Victim::Both);
+    service.lose_descriptors();
+    // A journal is begun in the place of the earlier one, and nothing else.
+    let filler = service.state().join("filler");
+    let _full = fs::write(&filler, vec![1; 64 << 10]);
+    systems.select(1);
+    for _ in 0..2 {
+        service.start_ready();
+        let seen: BTreeSet<PathBuf> = tree::list(service.path()).unwrap().into_iter().collect();
+        assert_eq!(seen, systems.names(1), "{}", service.log());
+        service.kill(Victim::Both);
+    }
+    fs::remove_file(filler).unwrap();
+    service.start_ready();
     service.stop();
 }
 
