@@ -14,6 +14,7 @@ use super::state::{self, State, StateDir};
 use super::supervisor::{Action, Content, Event, Note, Notice, Seen, Slow, Supervisor};
 use super::systemd;
 use crate::fuse::ledger;
+use crate::protocol::control::Outcome;
 use crate::protocol::wire::{Order, Start};
 use crate::server::idle::IdlePolling;
 
@@ -65,6 +66,7 @@ impl Runtime {
             Action::LookAtMount => Some(Event::MountIs(self.look_at_mount())),
             Action::Probe => self.start_probe(),
             Action::Answer(client, outcome) => {
+                let outcome = self.surviving(outcome, supervisor.content());
                 self.clients.answer(client, &outcome);
                 None
             }
@@ -84,6 +86,24 @@ impl Runtime {
             Action::End(plan) => return Performed::Ended(self.end(plan)),
         };
         event.map_or(Performed::Done, Performed::Event)
+    }
+
+    /// What came of a reload, told to whoever asked for it: it is not done while a successor would show something else.
+    fn surviving(&mut self, outcome: Outcome, content: Option<&Content>) -> Outcome {
+        let Some(state) = &self.state else { return outcome };
+        let at = state.path().to_owned();
+        if matches!(outcome, Outcome::Ok(_)) && !self.written && self.mounted.is_some() {
+            // There may be room again.
+            content.into_iter().for_each(|content| self.write_state(content));
+            if !self.written {
+                return Outcome::Error(format!(
+                    "the new closure is visible, but it would not survive a crash of its monitor, as the state of the view cannot be \
+                     written; free space in '{}', and reload again",
+                    at.display()
+                ));
+            }
+        }
+        outcome
     }
 
     fn settle(&mut self, number: u64, only: bool) {

@@ -166,6 +166,12 @@ impl StateDir {
         }
     }
 
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Where the node journal is.
     #[must_use]
     pub fn journal(&self) -> PathBuf {

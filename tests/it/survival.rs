@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use nix_store_fs::view::journal::{Journal, Record};
 use nix_store_fs::view::trie::{NodeId, NodeRecord, ROOT};
 
+use crate::util::collecting::Collecting;
 use crate::util::fixture::Fixture;
 use crate::util::load::{self, Load, say};
 use crate::util::mounts;
@@ -434,6 +435,38 @@ fn the_state_of_an_earlier_mount_is_not_believed() {
     }
     fs::remove_file(filler).unwrap();
     service.start_ready();
+    service.stop();
+}
+
+/// A reload that would not survive a crash of the monitor fails, though what it was asked for is shown.
+#[test]
+fn a_reload_that_would_not_survive_says_so() {
+    need!(Root, Fuse, Nix, Busybox);
+    let systems = Systems::new(2);
+    let mut service = systems.service();
+    make_private(&service.state());
+    let _small = mounts::Own::mount("tmpfs", &service.state(), "size=64k,mode=700");
+    service.start_ready();
+    let filler = service.state().join("filler");
+    let _full = fs::write(&filler, vec![1; 64 << 10]);
+    systems.select(1);
+    let finished = service.reload();
+    assert_eq!(finished.status.code(), Some(8), "{finished:?}");
+    assert!(finished.stderr.contains("would not survive a crash of its monitor"), "{finished:?}");
+    let own = service.path().join(&systems.systems[1].1.base);
+    assert!(own.exists(), "{}", service.log());
+    // Nothing has changed but the room; and nobody has to change anything else.
+    fs::remove_file(filler).unwrap();
+    service.reload_well();
+    service.kill(Victim::Both);
+    load::drop_kernel_caches();
+    let locked = Collecting::begin(&systems.store);
+    let from = service.heard();
+    service.start();
+    // The successor is asked, which knows it by the state alone: the Nix store does not answer.
+    assert!(own.join("number").exists(), "{}", service.log());
+    drop(locked);
+    service.wait_ready(from);
     service.stop();
 }
 
