@@ -412,15 +412,21 @@ fn the_state_is_on_a_full_disk() {
     service.stop();
 }
 
+/// A running view whose state directory has little room.
+fn on_a_small_disk(systems: &Systems) -> (Service, mounts::Own) {
+    let mut service = systems.service();
+    make_private(&service.state());
+    let small = mounts::Own::mount("tmpfs", &service.state(), "size=64k,mode=700");
+    service.start_ready();
+    (service, small)
+}
+
 /// A state that could not be replaced, as the disk is full, is of another mount: nobody takes that for this one's.
 #[test]
 fn the_state_of_an_earlier_mount_is_not_believed() {
     need!(Root, Fuse, Nix, Busybox);
     let systems = Systems::new(2);
-    let mut service = systems.service();
-    make_private(&service.state());
-    let _small = mounts::Own::mount("tmpfs", &service.state(), "size=64k,mode=700");
-    service.start_ready();
+    let (mut service, _small) = on_a_small_disk(&systems);
     service.kill(Victim::Both);
     service.lose_descriptors();
     // A journal is begun in the place of the earlier one, and nothing else.
@@ -443,10 +449,7 @@ fn the_state_of_an_earlier_mount_is_not_believed() {
 fn a_reload_that_would_not_survive_says_so() {
     need!(Root, Fuse, Nix, Busybox);
     let systems = Systems::new(2);
-    let mut service = systems.service();
-    make_private(&service.state());
-    let _small = mounts::Own::mount("tmpfs", &service.state(), "size=64k,mode=700");
-    service.start_ready();
+    let (mut service, _small) = on_a_small_disk(&systems);
     let filler = service.state().join("filler");
     let _full = fs::write(&filler, vec![1; 64 << 10]);
     systems.select(1);
