@@ -241,7 +241,10 @@ fn both_killed_in_a_switch_without_a_ledger() {
     let reload = view.reload();
     let server = view.service.server();
     let until = Instant::now() + DEADLINE;
-    while !waits_in_kernel(server, "invalidate") {
+    let mut ended = false;
+    // Linux 6.19 does not wait for a reader: then the reload ends.
+    while !ended && !waits_in_kernel(server, "invalidate") {
+        ended = reload.try_recv().is_ok();
         assert!(Instant::now() < until, "nobody waits for the reader\n{}", view.service.log());
         thread::yield_now();
     }
@@ -252,7 +255,9 @@ fn both_killed_in_a_switch_without_a_ledger() {
     view.service.start_ready();
     // It is there, or was not yet: that the answer is lost was said.
     let _either = view.wait("the answer", &look);
-    view.wait("the reload's end", &reload);
+    if !ended {
+        view.wait("the reload's end", &reload);
+    }
     view.service.reload_well();
     view.expect_there();
     view.service.stop();
