@@ -115,6 +115,14 @@ impl View {
         assert!(self.new.join("number").exists(), "what is below stays absent\n{log}");
     }
 
+    /// A switch shows the name, and the view ends.
+    fn end_after_a_switch(mut self) {
+        self.systems.select(1);
+        self.service.reload_well();
+        self.expect_there();
+        self.service.stop();
+    }
+
     fn members(&self) -> u64 {
         rustix::fs::statfs(self.service.path()).unwrap().f_files
     }
@@ -129,13 +137,10 @@ fn background<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> R
 }
 
 fn asked_for_before(tried: Option<&str>) {
-    let mut view = View::start(tried);
+    let view = View::start(tried);
     view.expect_absent();
     view.expect_absent();
-    view.systems.select(1);
-    view.service.reload_well();
-    view.expect_there();
-    view.service.stop();
+    view.end_after_a_switch();
 }
 
 #[test]
@@ -283,10 +288,7 @@ fn cached_by_an_earlier_version(tried: Option<&str>) {
     }
     view.service.start_ready();
     view.expect_absent();
-    view.systems.select(1);
-    view.service.reload_well();
-    view.expect_there();
-    view.service.stop();
+    view.end_after_a_switch();
 }
 
 #[test]

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix_store_fs::view::journal::{Journal, Record};
@@ -327,9 +327,11 @@ fn is_running(pid: rustix::process::Pid) -> bool {
     status.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
 }
 
-/// A directory as the program makes it for the state.
-fn make_private(path: &Path) {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).unwrap();
+/// A disk of this size for the state of a view, in a directory as the program makes it.
+fn small_disk(service: &Service, size: &str) -> mounts::Own {
+    let state = service.state();
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&state).unwrap();
+    mounts::Own::mount("tmpfs", &state, &format!("size={size},mode=700"))
 }
 
 /// A state directory on a disk that is full: the view goes on, and says that a crash would not be survived.
@@ -340,8 +342,7 @@ fn the_journal_is_on_a_full_disk() {
     let many = load::add_many(&fixture.store, 4000);
     let mut service =
         Service::new(&fixture.store).with(["--system", &fixture.system.path, "--root", &many.path]);
-    make_private(&service.state());
-    let _small = mounts::Own::mount("tmpfs", &service.state(), "size=64k,mode=700");
+    let _small = small_disk(&service, "64k");
     service.start_ready();
     let real = tree::walk(&fixture.store.physical(), &many.base);
     tree::assert_same(&real, &tree::walk(service.path(), &many.base));
@@ -367,8 +368,7 @@ fn no_name_leads_to_a_node_that_the_journal_lost() {
     let many = load::add_many(&fixture.store, 4000);
     let mut service =
         Service::new(&fixture.store).with(["--system", &fixture.system.path, "--root", &many.path]);
-    make_private(&service.state());
-    let _small = mounts::Own::mount("tmpfs", &service.state(), "size=64k,mode=700");
+    let _small = small_disk(&service, "64k");
     service.set("NSF_FORGETS", "no");
     service.start_ready();
     let real = tree::walk(&fixture.store.physical(), &many.base);
@@ -394,8 +394,7 @@ fn the_state_is_on_a_full_disk() {
     need!(Root, Fuse, Nix);
     let fixture = Fixture::new();
     let mut service = Service::new(&fixture.store).with(["--system", &fixture.system.path]);
-    make_private(&service.state());
-    let _small = mounts::Own::mount("tmpfs", &service.state(), "size=16k,mode=700");
+    let _small = small_disk(&service, "16k");
     let filler = service.state().join("filler");
     let _full = fs::write(&filler, vec![1; 16 << 10]);
     service.start_ready();
@@ -415,8 +414,7 @@ fn the_state_is_on_a_full_disk() {
 /// A running view whose state directory has little room.
 fn on_a_small_disk(systems: &Systems) -> (Service, mounts::Own) {
     let mut service = systems.service();
-    make_private(&service.state());
-    let small = mounts::Own::mount("tmpfs", &service.state(), "size=64k,mode=700");
+    let small = small_disk(&service, "64k");
     service.start_ready();
     (service, small)
 }
@@ -479,8 +477,7 @@ fn a_server_that_dies_without_a_journal() {
     need!(Root, Fuse, Nix);
     let fixture = Fixture::new();
     let mut service = Service::new(&fixture.store).with(["--system", &fixture.system.path]);
-    make_private(&service.state());
-    let _small = mounts::Own::mount("tmpfs", &service.state(), "size=16k,mode=700");
+    let _small = small_disk(&service, "16k");
     let _full = fs::write(service.state().join("filler"), vec![1; 16 << 10]);
     service.start_ready();
     service.kill(Victim::Server);
