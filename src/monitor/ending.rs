@@ -3,7 +3,7 @@
 //! Invariants:
 //! - Whoever waits for an answer when a view has ended gets an error. Closing the device is not enough for that, so a
 //!   connection that is still alive is aborted: see [`mount::Connection`]. Nothing is aborted where unmounting has ended it.
-//! - A view that is handed over, or that cannot be unmounted and that nobody waits for, keeps its connection.
+//! - Only a view that is handed over keeps its connection. One that cannot be unmounted loses it: nobody would answer.
 //!
 //! Hard point: the abort comes when the server had the time to answer what it has taken, and before it is killed. It may be
 //! unable to end before, as it may itself wait for a reader; and so may threads of this process that look for users.
@@ -25,8 +25,6 @@ const MOUNT_GRACE: Duration = Duration::from_millis(500);
 const USERS_GRACE: Duration = Duration::from_millis(600);
 /// How long an unmount may take, with looking for users.
 const UNMOUNT_GRACE: Duration = Duration::from_millis(1000);
-/// How long somebody must have waited for an answer of a view that cannot be unmounted, so that its connection is aborted.
-const WAITING_GRACE: Duration = Duration::from_millis(200);
 /// How long an unmount may take that waited for what an abort has ended.
 const ABORTED_GRACE: Duration = Duration::from_millis(100);
 /// How long a server has to notice that its mount is gone.
@@ -45,7 +43,7 @@ pub enum Ending {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Used {
     Nowhere,
-    /// The log has named who.
+    /// The log has named who, or why it cannot be unmounted.
     Here,
 }
 
@@ -71,21 +69,8 @@ impl Runtime {
             MountEnd::Unmount => self.unmount(number),
             MountEnd::Nothing | MountEnd::Gone | MountEnd::Leave => Ok(Used::Nowhere),
         };
-        let used = unmounted.as_ref().ok().copied();
-        if let Err(error) = unmounted {
-            if self.free_who_waits(number) || self.device.as_ref().is_some_and(mount::has_ended) {
-                self.end_connection(number, used);
-                self.store_thread.end(Left::Nothing);
-            }
-            // Otherwise the view is still there, and so is what a successor needs.
-            return match verdict {
-                Verdict::Failed(why) => {
-                    tracing::error!(error = &error as &dyn std::error::Error, "cannot unmount the view");
-                    Err(*why)
-                }
-                Verdict::Unmounted | Verdict::HandedOver => Err(error.into()),
-            };
-        }
+        // One that cannot be unmounted ends all the same: a view that nobody serves would keep whoever asks next.
+        let used = unmounted.as_ref().copied().unwrap_or(Used::Here);
         match mount {
             MountEnd::Leave => self.kill_and_wait(),
             MountEnd::Unmount | MountEnd::Gone => self.end_connection(number, used),
@@ -107,13 +92,19 @@ impl Runtime {
         {
             state.remove();
         }
-        match verdict {
-            Verdict::Unmounted => Ok(Ending::Unmounted),
-            Verdict::HandedOver => {
+        match (verdict, unmounted) {
+            (Verdict::Failed(why), unmounted) => {
+                if let Err(error) = unmounted {
+                    tracing::error!(error = &error as &dyn std::error::Error, "cannot unmount the view");
+                }
+                Err(*why)
+            }
+            (_, Err(error)) => Err(error.into()),
+            (Verdict::Unmounted, Ok(_)) => Ok(Ending::Unmounted),
+            (Verdict::HandedOver, Ok(_)) => {
                 tracing::info!("handing over");
                 Ok(Ending::HandedOver)
             }
-            Verdict::Failed(why) => Err(*why),
         }
     }
 
@@ -151,7 +142,8 @@ impl Runtime {
             return result;
         }
         // It may itself wait for somebody who waits for an answer.
-        let freed = self.free_who_waits(number).then(|| told.recv_timeout(ABORTED_GRACE).ok()).flatten();
+        let aborted = matches!(self.connection(number), Some(Ok(connection)) if connection.abort().is_ok());
+        let freed = aborted.then(|| told.recv_timeout(ABORTED_GRACE).ok()).flatten();
         freed.unwrap_or_else(|| {
             Err(no_answer(std::io::Error::new(std::io::ErrorKind::TimedOut, "it takes too long")))
         })
@@ -163,36 +155,13 @@ impl Runtime {
         Some(Connection::open(number, device))
     }
 
-    /// Aborts the connection of a view that cannot be unmounted if somebody waits for an answer: no server is going to give
-    /// it. Returns whether it has.
-    fn free_who_waits(&self, number: Option<Number>) -> bool {
-        let connection = match self.connection(number) {
-            Some(Ok(connection)) => connection,
-            Some(Err(error)) => {
-                tracing::warn!(
-                    %error,
-                    "the view's connection cannot be aborted: whoever waits for an answer waits until it is unmounted; try 'umount -f'"
-                );
-                return false;
-            }
-            None => return false,
-        };
-        let aborts = connection.is_waited_for(WAITING_GRACE) && connection.abort().is_ok();
-        if aborts {
-            tracing::warn!(
-                "the view cannot be unmounted and somebody waits for an answer; ending its connection, so whoever uses it gets errors"
-            );
-        }
-        aborts
-    }
-
     /// Ends the connection, in whatever state it is, and the server.
-    fn end_connection(&mut self, number: Option<Number>, used: Option<Used>) {
+    fn end_connection(&mut self, number: Option<Number>, used: Used) {
         systemd::forget_device();
         let ended =
             self.server.as_mut().is_none_or(|server| server.ends_before(Instant::now() + SERVER_GRACE));
         let connection = self.connection(number);
-        if !ended && used == Some(Used::Nowhere) && connection.is_some() {
+        if !ended && used == Used::Nowhere && connection.is_some() {
             tracing::warn!(
                 "the view is still mounted elsewhere, or has open files; access to it will fail there"
             );

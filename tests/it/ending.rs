@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc::channel;
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 use rustix::mount::UnmountFlags;
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 
 use crate::util::fixture::Fixture;
 use crate::util::namespace::Namespace;
@@ -40,12 +40,16 @@ fn lose(service: &mut Service, fixture: &Fixture) -> (Thief, Waiter) {
     (thief, waiter)
 }
 
+fn gets_an_error(waiter: &mut Waiter) {
+    assert!(!waiter.ended().success(), "answered, and by whom?");
+}
+
 /// Ends the view, which has to end so, and free everybody who waits.
-fn end<const N: usize>(service: &mut Service, code: i32, waiters: [&mut Waiter; N]) {
+fn end<'a>(service: &mut Service, code: i32, waiters: impl IntoIterator<Item = &'a mut Waiter>) {
     service.signal(Signal::TERM);
     assert_eq!(service.ended().code(), Some(code), "{}", service.log());
     for waiter in waiters {
-        assert!(!waiter.ended().success(), "answered, and by whom?");
+        gets_an_error(waiter);
     }
     assert!(service.stored().is_empty(), "the descriptor is not given back");
     if code == 0 {
@@ -243,37 +247,91 @@ fn a_view_that_only_a_container_has_keeps_nobody() {
     }
 }
 
-/// A view that something else covers stays in the mount table, as it cannot be unmounted; whoever waits is freed all the same.
-/// If nobody waits, nothing is given up: see `stuck::a_covered_view_is_not_given_up`.
+/// A view that something else covers, and a directory in it that is open.
+struct Covered {
+    open: fs::File,
+    connection: u32,
+    thief: Option<Thief>,
+    _cover: mounts::Own,
+}
+
+impl Covered {
+    fn new(view: &Path, monitor: Pid) -> Self {
+        Self {
+            open: fs::File::open(view).unwrap(),
+            connection: thief::connection(view),
+            thief: Some(Thief::of(monitor)),
+            _cover: mounts::Own::mount("tmpfs", view, ""),
+        }
+    }
+
+    /// Looks at a name in there that nobody has looked at.
+    fn look(&self, fixture: &Fixture) -> Command {
+        let mut command = look(Path::new(&fixture.file.base));
+        command.current_dir(format!("/proc/{}/fd/{}", std::process::id(), self.open.as_raw_fd()));
+        command
+    }
+
+    fn lose(&self, server: Pid, fixture: &Fixture) -> Waiter {
+        Waiter::lose(self.connection, self.thief.as_ref().unwrap(), server, &mut self.look(fixture))
+    }
+}
+
+/// It stays in the mount table, as it cannot be unmounted. It ends all the same: who waits gets an error, and so does who
+/// has it open and asks later.
 #[test]
 fn a_covered_view_keeps_nobody() {
     need!(Root, Fuse, Nix);
     let fixture = Fixture::new();
     let mut service = service(&fixture);
-    service.start_ready();
-    let thief = Thief::of(service.monitor());
-    let (server, connection) = (service.server(), thief::connection(service.path()));
-    let below = fs::File::open(service.path()).unwrap();
-    let cover = mounts::Own::mount("tmpfs", service.path(), "");
-    let mut command = look(Path::new(&fixture.file.base));
-    command.current_dir(format!("/proc/{}/fd/{}", std::process::id(), below.as_raw_fd()));
-    let mut waiter = Waiter::lose(connection, &thief, server, &mut command);
-    end(&mut service, 6, [&mut waiter]);
-    assert!(service.log().contains("is mounted over it"), "{}", service.log());
-    drop((thief, below, cover));
-    starts_again(&mut service, &fixture);
+    for waits in [true, false] {
+        service.start_ready();
+        let covered = Covered::new(service.path(), service.monitor());
+        let mut waiter = waits.then(|| covered.lose(service.server(), &fixture));
+        end(&mut service, 6, waiter.as_mut());
+        assert!(service.log().contains("is mounted over it"), "{}", service.log());
+        gets_an_error(&mut Waiter::start(covered.connection, &mut covered.look(&fixture)));
+        drop(covered);
+        starts_again(&mut service, &fixture);
+    }
 }
 
-/// Where fusectl can neither be mounted nor found, and the kernel lets the view be unmounted by force.
+/// The same without fusectl and without a service manager: the connection ends with the last descriptor of the device.
+#[test]
+fn a_covered_view_keeps_nobody_without_fusectl_either() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let mut service = service(&fixture);
+    let scratch = crate::util::scratch();
+    let script = scratch.path().join("program");
+    let program = service.binary.display();
+    let text = format!("#!/bin/sh\nexec {} {program} \"$@\"\n", without_fusectl(scratch.path()).join(" "));
+    fs::write(&script, text).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    service.binary = script;
+    service.start_alone();
+    service.wait_logged("the view answers", 1);
+    let mut covered = Covered::new(service.path(), service.monitor());
+    let mut waiter = covered.lose(service.server(), &fixture);
+    covered.thief = None;
+    end(&mut service, 6, [&mut waiter]);
+    gets_an_error(&mut Waiter::start(covered.connection, &mut covered.look(&fixture)));
+}
+
+/// A command that runs another where fusectl can neither be mounted nor found.
+fn without_fusectl(scratch: &Path) -> [String; 3] {
+    let refuse = crate::util::compile("refuse.c", scratch).display().to_string();
+    [refuse, rustix::io::Errno::PERM.raw_os_error().to_string(), "fsopen".to_owned()]
+}
+
+/// There the view is unmounted by force, where the kernel allows that.
 #[test]
 fn where_there_is_no_fusectl_nobody_is_kept_either() {
     need!(Root, Fuse, Nix);
     let fixture = Fixture::new();
     let scratch = crate::util::scratch();
-    let refuse = crate::util::compile("refuse.c", scratch.path()).display().to_string();
-    let refused = rustix::io::Errno::PERM.raw_os_error().to_string();
     for elsewhere in [false, true] {
-        let mut view = fixture.program().inside([refuse.as_str(), &refused, "fsopen"]).mount();
+        let mut view = fixture.program().inside(without_fusectl(scratch.path())).mount();
         let thief = Thief::of(view.pid());
         let (connection, server) = (thief::connection(view.path()), view.server_now().unwrap());
         let name = view.path().join(&fixture.file.base);
@@ -283,7 +341,7 @@ fn where_there_is_no_fusectl_nobody_is_kept_either() {
         let mut waiter = Waiter::lose(connection, &thief, server, command.arg(&name));
         view.signal(Signal::TERM);
         assert_eq!(view.end().code(), Some(0), "{}", view.stderr());
-        assert!(!waiter.ended().success(), "answered, and by whom?");
+        gets_an_error(&mut waiter);
         assert!(mounts::at(view.path()).is_none());
     }
 }

@@ -370,24 +370,6 @@ fn a_view_is_taken_over_wherever_it_is() {
     assert!(service.stored().is_empty());
 }
 
-/// A view that something else covers cannot be unmounted: that is said, and nothing is given up that a successor needs.
-#[test]
-fn a_covered_view_is_not_given_up() {
-    need!(Root, Fuse, Nix);
-    let fixture = Fixture::new();
-    let mut service = service(&fixture);
-    service.start_ready();
-    let cover = mounts::Own::mount("tmpfs", service.path(), "");
-    service.signal(Signal::TERM);
-    assert_eq!(service.ended().code(), Some(6), "{}", service.log());
-    assert!(service.log().contains("is mounted over it"), "{}", service.log());
-    assert_eq!(service.stored(), ["fuse", "ledger"]);
-    drop(cover);
-    service.start_ready();
-    assert_eq!(fs::read(service.path().join(&fixture.data.base).join("text")).unwrap(), b"hello\n");
-    service.stop();
-}
-
 /// The state directory of a running view is removed: as long as its server lives nothing happens; when it dies nobody can
 /// resume, and nobody waits for ever. Until then there is nothing to hand over.
 #[test]

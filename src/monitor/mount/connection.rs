@@ -22,9 +22,8 @@
 //!    of its own connection.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
@@ -35,8 +34,6 @@ use super::has_ended;
 const USUAL: &str = "/sys/fs/fuse/connections";
 /// `FUSE_CTL_SUPER_MAGIC` of Linux `fs/fuse/control.c`.
 const MAGIC: u32 = 0x6573_5543;
-/// How often it is looked whether somebody waits.
-const STEP: Duration = Duration::from_millis(10);
 
 /// The number of a connection: the minor number of the device of its file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,11 +54,9 @@ impl Number {
     }
 }
 
-/// Access to a connection that lives.
+/// Access to a connection that lives. It stays that of this one when another gets its number.
 #[derive(Debug)]
 pub struct Connection {
-    /// Its directory, which stays its own when another connection gets the number.
-    dir: OwnedFd,
     abort: File,
 }
 
@@ -72,10 +67,13 @@ impl Connection {
     /// Those of fsopen(2), fsmount(2) and open(2); `ENOTCONN` if it has ended; `NotFound` if its number is not known.
     pub fn open(number: Option<Number>, device: impl AsFd) -> io::Result<Self> {
         let number = Number::told(&device).or(number).ok_or(io::ErrorKind::NotFound)?;
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let dir = rustix::fs::openat(control()?, number.0.to_string(), flags, Mode::empty())?;
-        let abort = open(&dir, "abort", OFlags::WRONLY)?;
-        if has_ended(device) { Err(io::ErrorKind::NotConnected.into()) } else { Ok(Self { dir, abort }) }
+        let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let abort = rustix::fs::openat(control()?, format!("{}/abort", number.0), flags, Mode::empty())?;
+        if has_ended(device) {
+            Err(io::ErrorKind::NotConnected.into())
+        } else {
+            Ok(Self { abort: abort.into() })
+        }
     }
 
     /// Ends it: whoever waits gets an error, and so does whoever asks from now on.
@@ -85,32 +83,6 @@ impl Connection {
     pub fn abort(&self) -> io::Result<()> {
         (&self.abort).write_all(b"1")
     }
-
-    /// Whether somebody waits for an answer all the time for as long as `patience`.
-    #[must_use]
-    pub fn is_waited_for(&self, patience: Duration) -> bool {
-        let until = Instant::now() + patience;
-        while self.waiting().is_ok_and(|waiting| waiting > 0) {
-            if until <= Instant::now() {
-                return true;
-            }
-            std::thread::sleep(STEP);
-        }
-        false
-    }
-
-    /// Requests without an answer. A file of fusectl is read once: it has no positions.
-    fn waiting(&self) -> io::Result<u64> {
-        let mut text = String::new();
-        open(&self.dir, "waiting", OFlags::RDONLY)?.read_to_string(&mut text)?;
-        // It is empty if the connection has ended.
-        Ok(text.trim().parse().unwrap_or_default())
-    }
-}
-
-fn open(dir: &OwnedFd, name: &str, access: OFlags) -> io::Result<File> {
-    let flags = access | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    Ok(rustix::fs::openat(dir, name, flags, Mode::empty())?.into())
 }
 
 /// The root directory of fusectl.
