@@ -185,6 +185,10 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: OwnedFd) -> Result
     let has_losses = start.resume && journal.as_ref().is_some_and(|journal| journal.has_losses());
     if has_losses {
         // The kernel may know nodes that nobody knows: it has to ask again for all names, and gets others.
+        if registrations.is_some() {
+            // It may also have nodes open of which nobody knows how, and refuses to open those in another way.
+            trie.detach_all();
+        }
         unsettled.extend(start.view.names().cloned());
     }
     let serving = Report::Serving { epoch: start.epoch, restored: trie.len() };

@@ -9,7 +9,8 @@
 //! - A node's parent was handed out before the node itself, and its slot lives as long as the node's does: a slot goes
 //!   when the kernel holds neither the node nor anything whose path leads through it. So the path of every node that
 //!   the kernel holds can be given, in whatever order it forgets.
-//! - A name has one node at a time; it gets another one when its member is replaced on disk ([`PathTrie::detach`]).
+//! - A name has one node at a time; it gets another one when its member is replaced on disk ([`PathTrie::detach`]), or when a
+//!   server does not know enough of the one that it had ([`PathTrie::detach_all`]).
 //! - A first-level node stays until the mount ends, also when its name is withdrawn: files open below it
 //!   stay readable, and nothing new can be looked up through it.
 //!
@@ -393,6 +394,12 @@ impl PathTrie {
     pub fn skip(&self, further: u64) {
         let mut nodes = self.nodes.write();
         nodes.next = nodes.next.saturating_add(further);
+    }
+
+    /// Names get other nodes from now on than those that were restored, which live on for whoever holds them. Before the
+    /// first [`PathTrie::switch`] only.
+    pub fn detach_all(&self) {
+        self.nodes.write().index.clear();
     }
 
     /// Lets listings and look-ups of the root see exactly `view` from now on; the epoch is one more than the

@@ -349,6 +349,27 @@ fn many_nodes_of_a_replaced_member_are_told_once_each() {
     assert!(next.find(other, b"11").is_some());
 }
 
+/// A server that knows too little of the nodes it took over gives names others; so does whoever takes over from it.
+#[test]
+fn all_nodes_that_were_restored_can_be_detached() {
+    let earlier = PathTrie::new();
+    earlier.switch(&view(&[1].into()), 0);
+    let top = earlier.members().entries[0].1;
+    let file = earlier.enter(top, b"a").unwrap().id;
+    let trie = restored(&earlier);
+    trie.detach_all();
+    trie.switch(&view(&[1].into()), 0);
+    let new_top = trie.members().entries[0].1;
+    let new_file = trie.enter(new_top, b"a").unwrap().id;
+    assert!(top < file && file < new_top && new_top < new_file);
+    for trie in [&trie, &restored(&trie)] {
+        assert_eq!((trie.path(new_top), trie.path(new_file)), (trie.path(top), trie.path(file)));
+        assert_eq!(trie.find(ROOT, member(1).as_str().as_bytes()), Some(new_top));
+        assert_eq!((trie.find(new_top, b"a"), trie.find(top, b"a")), (Some(new_file), None));
+    }
+    assert!(trie.is_shown(file) && trie.enter(top, b"a").unwrap().id > new_file);
+}
+
 /// A listing can be finished after some switches, and what is kept for it is bounded.
 #[test]
 fn the_last_few_sets_of_members_are_kept() {

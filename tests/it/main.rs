@@ -24,6 +24,7 @@ mod ending;
 mod failing_disk;
 mod few_descriptors;
 mod file_systems;
+mod full_disk;
 mod handles;
 mod handover;
 mod hard_links;

@@ -3,24 +3,18 @@
 //! `NSF_KILLS` says how often something is killed in each of the two ways of reading; `scripts/stress` runs the
 //! slow forms.
 
-use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix_store_fs::view::journal::{Journal, Record};
 use nix_store_fs::view::trie::{NodeId, NodeRecord, ROOT};
 
-use crate::util::collecting::Collecting;
 use crate::util::fixture::Fixture;
 use crate::util::load::{self, Load, say};
 use crate::util::mounts;
 use crate::util::program::{Program, unique_name};
 use crate::util::random::{Random, seed};
 use crate::util::service::{Service, Victim};
-use crate::util::systems::Systems;
-use crate::util::tree::What;
 use crate::util::{DEADLINE, number, tree};
 
 /// How often in each of the two ways of reading, if nobody says otherwise.
@@ -325,166 +319,4 @@ fn waits_since_an_answer(log: &str, said: &str) -> Vec<String> {
 fn is_running(pid: rustix::process::Pid) -> bool {
     let status = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
     status.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
-}
-
-/// A disk of this size for the state of a view, in a directory as the program makes it.
-fn small_disk(service: &Service, size: &str) -> mounts::Own {
-    let state = service.state();
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(&state).unwrap();
-    mounts::Own::mount("tmpfs", &state, &format!("size={size},mode=700"))
-}
-
-/// A state directory on a disk that is full: the view goes on, and says that a crash would not be survived.
-#[test]
-fn the_journal_is_on_a_full_disk() {
-    need!(Root, Fuse, Nix);
-    let fixture = Fixture::new();
-    let many = load::add_many(&fixture.store, 4000);
-    let mut service =
-        Service::new(&fixture.store).with(["--system", &fixture.system.path, "--root", &many.path]);
-    let _small = small_disk(&service, "64k");
-    service.start_ready();
-    let real = tree::walk(&fixture.store.physical(), &many.base);
-    tree::assert_same(&real, &tree::walk(service.path(), &many.base));
-    assert_eq!(service.logged_soon("will not survive a crash of its server", 1), 1, "{}", service.log());
-    // Once said it is not said again, and what was opened goes on being read.
-    load::drop_kernel_caches();
-    tree::assert_same(&real, &tree::walk(service.path(), &many.base));
-    assert_eq!(service.logged_soon("will not survive a crash of its server", 1), 1, "{}", service.log());
-    // The next server does not know all that this one has answered, and has the kernel ask again.
-    service.kill(Victim::Server);
-    service.wait_logged("a new server has taken over", 1);
-    tree::assert_same(&real, &tree::walk(service.path(), &many.base));
-    service.stop();
-}
-
-/// On kernels that can forget all names at once, no name leads to a node that was lost, from the first answer of the next server on:
-/// whoever opened a file by one would get `ESTALE` from every read. By their names the kernel forgets none here, as if a
-/// reader held that up.
-#[test]
-fn no_name_leads_to_a_node_that_the_journal_lost() {
-    need!(Root, Fuse, Nix, Epoch);
-    let fixture = Fixture::new();
-    let many = load::add_many(&fixture.store, 4000);
-    let mut service =
-        Service::new(&fixture.store).with(["--system", &fixture.system.path, "--root", &many.path]);
-    let _small = small_disk(&service, "64k");
-    service.set("NSF_FORGETS", "no");
-    service.start_ready();
-    let real = tree::walk(&fixture.store.physical(), &many.base);
-    tree::assert_same(&real, &tree::walk(service.path(), &many.base));
-    assert_eq!(service.logged_soon("will not survive a crash of its server", 1), 1, "{}", service.log());
-    load::evict_pages();
-    service.kill(Victim::Server);
-    // Whatever was opened before this answer is lost, as was said. Afterwards: by names that the kernel has, without a listing,
-    // which would bring others.
-    rustix::fs::statfs(service.path()).unwrap();
-    for (path, entry) in &real {
-        if let What::File { bytes, .. } = &entry.what {
-            let seen = fs::read(service.path().join(path));
-            assert_eq!(&seen.unwrap_or_else(|error| panic!("{}: {error}", path.display())), bytes);
-        }
-    }
-    service.stop();
-}
-
-/// The same when nothing at all can be written.
-#[test]
-fn the_state_is_on_a_full_disk() {
-    need!(Root, Fuse, Nix);
-    let fixture = Fixture::new();
-    let mut service = Service::new(&fixture.store).with(["--system", &fixture.system.path]);
-    let _small = small_disk(&service, "16k");
-    let filler = service.state().join("filler");
-    let _full = fs::write(&filler, vec![1; 16 << 10]);
-    service.start_ready();
-    assert_eq!(service.logged_soon("would not survive a crash of its monitor", 1), 1, "{}", service.log());
-    assert_eq!(service.logged_soon("would not survive a crash of its server", 1), 1, "{}", service.log());
-    let real = tree::walk(&fixture.store.physical(), &fixture.data.base);
-    tree::assert_same(&real, &tree::walk(service.path(), &fixture.data.base));
-
-    // What was said comes true, and does not stand in the way of the next one.
-    service.kill(Victim::Both);
-    fs::remove_file(filler).unwrap();
-    service.start_ready();
-    tree::assert_same(&real, &tree::walk(service.path(), &fixture.data.base));
-    service.stop();
-}
-
-/// A running view whose state directory has little room.
-fn on_a_small_disk(systems: &Systems) -> (Service, mounts::Own) {
-    let mut service = systems.service();
-    let small = small_disk(&service, "64k");
-    service.start_ready();
-    (service, small)
-}
-
-/// A state that could not be replaced, as the disk is full, is of another mount: nobody takes that for this one's.
-#[test]
-fn the_state_of_an_earlier_mount_is_not_believed() {
-    need!(Root, Fuse, Nix, Busybox);
-    let systems = Systems::new(2);
-    let (mut service, _small) = on_a_small_disk(&systems);
-    service.kill(Victim::Both);
-    service.lose_descriptors();
-    // A journal is begun in the place of the earlier one, and nothing else.
-    let filler = service.state().join("filler");
-    let _full = fs::write(&filler, vec![1; 64 << 10]);
-    systems.select(1);
-    for _ in 0..2 {
-        service.start_ready();
-        let seen: BTreeSet<PathBuf> = tree::list(service.path()).unwrap().into_iter().collect();
-        assert_eq!(seen, systems.names(1), "{}", service.log());
-        service.kill(Victim::Both);
-    }
-    fs::remove_file(filler).unwrap();
-    service.start_ready();
-    service.stop();
-}
-
-/// A reload that would not survive a crash of the monitor fails, though what it was asked for is shown.
-#[test]
-fn a_reload_that_would_not_survive_says_so() {
-    need!(Root, Fuse, Nix, Busybox);
-    let systems = Systems::new(2);
-    let (mut service, _small) = on_a_small_disk(&systems);
-    let filler = service.state().join("filler");
-    let _full = fs::write(&filler, vec![1; 64 << 10]);
-    systems.select(1);
-    let finished = service.reload();
-    assert_eq!(finished.status.code(), Some(8), "{finished:?}");
-    assert!(finished.stderr.contains("would not survive a crash of its monitor"), "{finished:?}");
-    let own = service.path().join(&systems.systems[1].1.base);
-    assert!(own.exists(), "{}", service.log());
-    // Nothing has changed but the room; and nobody has to change anything else.
-    fs::remove_file(filler).unwrap();
-    service.reload_well();
-    service.kill(Victim::Both);
-    load::drop_kernel_caches();
-    let locked = Collecting::begin(&systems.store);
-    let from = service.heard();
-    service.start();
-    // The successor is asked, which knows it by the state alone: the Nix store does not answer.
-    assert!(own.join("number").exists(), "{}", service.log());
-    drop(locked);
-    service.wait_ready(from);
-    service.stop();
-}
-
-/// A server that cannot go on from a broken journal must not leave its readers waiting for ever.
-#[test]
-fn a_server_that_dies_without_a_journal() {
-    need!(Root, Fuse, Nix);
-    let fixture = Fixture::new();
-    let mut service = Service::new(&fixture.store).with(["--system", &fixture.system.path]);
-    let _small = small_disk(&service, "16k");
-    let _full = fs::write(service.state().join("filler"), vec![1; 16 << 10]);
-    service.start_ready();
-    service.kill(Victim::Server);
-    let at = service.path().join(&fixture.data.base).join("text");
-    let (tell, told) = std::sync::mpsc::channel();
-    std::thread::spawn(move || tell.send(fs::read(at).map_err(|error| error.to_string())));
-    let answer = told.recv_timeout(DEADLINE / 2);
-    assert!(answer.is_ok(), "a reader waits for ever; the program said:\n{}", service.log());
-    say(&format!("after the death of a server without a journal: {answer:?}"));
 }
