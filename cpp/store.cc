@@ -93,7 +93,7 @@ class Messages final : public nix::Logger
                 static_cast<uint8_t>(level),
                 rust::Slice<const uint8_t>(reinterpret_cast<const uint8_t *>(line.data()), line.size()));
         } catch (...) {
-            // Out of memory while formatting: the message is lost, the operation goes on.
+            // Out of memory while formatting: the message is lost, the operation continues.
         }
     }
 

@@ -93,7 +93,7 @@ in
                 default = false;
                 description = ''
                   Whether a reload removes what the roots no longer reach. By default a view only grows, so that
-                  programs of the old closure go on running until they are restarted.
+                  programs of the old closure keep running until they are restarted.
                 '';
               };
 

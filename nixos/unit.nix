@@ -100,7 +100,7 @@ in
     ];
 
     # Death of the server. Its connection to the kernel lies in systemd's descriptor store, so that the mount
-    # outlives it; the next server goes on where it ended.
+    # outlives it; the next server continues where it ended.
     FileDescriptorStoreMax = 4;
     FileDescriptorStorePreserve = "yes";
     Restart = "always";

@@ -112,7 +112,7 @@ impl Iterator for Forgets<'_> {
 }
 
 impl<'a> Request<'a> {
-    /// Understands `bytes`, which may go on behind the request. None: there is not even a header, and nobody to answer.
+    /// Understands `bytes`, which may be longer than the request. None: there is not even a header, and nobody to answer.
     #[must_use]
     pub fn parse(bytes: &'a [u8]) -> Option<Self> {
         let (header, _) = InHeader::read_from_prefix(bytes).ok()?;

@@ -3,7 +3,7 @@
 //! `NSF_STOP=POINT:FILE` stops (SIGSTOP) the first server that comes to POINT and can remove FILE, so one server stops for each
 //! time that FILE is made. `NSF_CRASH=POINT:FILE` crashes every server that comes to POINT while FILE exists. `NSF_HOLD=DIR` holds
 //! back one thread: where there is a pipe `DIR/POINT` (mkfifo(3)), the first that comes to POINT and can rename it to `POINT.held`
-//! waits there until whoever has it open for writing closes it; others go on. `NSF_RESEND=no` keeps a server from asking the kernel for what an earlier
+//! waits there until whoever has it open for writing closes it; others continue. `NSF_RESEND=no` keeps a server from asking the kernel for what an earlier
 //! one had taken, as on kernels before 6.9. `NSF_FORGETS=no` keeps the kernel from forgetting names at the root one by one, as
 //! absences on Linux 6.19 and 7.0.
 

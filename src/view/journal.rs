@@ -1,4 +1,4 @@
-//! The node journal: what a successor has to know so that node ids go on meaning the same.
+//! The node journal: what a successor has to know so that node ids keep their meaning.
 //!
 //! A file in the state directory. A node is appended before the reply that makes it known to the kernel, so
 //! whatever the kernel can name is in here. Layout, version 1, numbers in little endian:
@@ -23,11 +23,11 @@
 //! Hard points:
 //! 1. Threads append at once, each record list with one `write` to a descriptor opened with `O_APPEND`. A
 //!    kill may tear one of them while another still lands behind it: reading skips what does not check out and
-//!    goes on at the next record that does.
+//!    continues at the next record that does.
 //! 2. Records are idempotent, so a node may be written twice and a rewrite may race with appends.
 //! 3. Nodes that the kernel forgot leave records behind: [`Journal::rewrite`] replaces the file. Their ids are not given
 //!    again all the same, so the new file begins with the next one.
-//! 4. When the file cannot be written (disk full) the view goes on; only a crash would not be survived. What
+//! 4. When the file cannot be written (disk full) the view is still served; only a crash would not be survived. What
 //!    must not happen then is that a successor gives an id again that the kernel knows as something else. So
 //!    the header, whose place on the disk is there already, counts how often ids may have been lost, and a
 //!    successor begins as many times [`LOST_IDS`] further on. A server that runs without a journal for so long that it
@@ -296,7 +296,7 @@ impl Journal {
     /// Replaces the file by one that holds what `fill` writes; appends wait meanwhile.
     ///
     /// # Errors
-    /// [`JournalError::Io`]; the old file goes on being used then.
+    /// [`JournalError::Io`]; the old file stays in use then.
     pub fn rewrite(&self, fill: impl FnOnce(&mut dyn FnMut(&Record))) -> Result<(), JournalError> {
         let answer = self.replace(fill);
         self.rewriting.store(false, Ordering::Relaxed);

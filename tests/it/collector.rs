@@ -261,7 +261,7 @@ fn a_store_path_that_disappears() {
         load::drop_kernel_caches();
     }
     gone(fs::read(path(1, "file")));
-    // What is open may go on or fail, but it does not give something else.
+    // What is open may stay readable or fail, but it does not give something else.
     let mut bytes = Vec::new();
     if open.read_to_end(&mut bytes).is_ok() {
         assert_eq!(bytes, b"open");

@@ -1,4 +1,4 @@
-//! State directories on a disk that is full: the view goes on, what a crash would cost is said, and nothing wrong is served.
+//! State directories on a disk that is full: the view is served, what a crash would cost is said, and nothing wrong is served.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -35,7 +35,7 @@ fn the_journal_is_on_a_full_disk() {
     let real = tree::walk(&fixture.store.physical(), &many.base);
     tree::assert_same(&real, &tree::walk(service.path(), &many.base));
     assert_eq!(service.logged_soon("will not survive a crash of its server", 1), 1, "{}", service.log());
-    // Once said it is not said again, and what was opened goes on being read.
+    // Once said it is not said again, and what was opened can still be read.
     load::drop_kernel_caches();
     tree::assert_same(&real, &tree::walk(service.path(), &many.base));
     assert_eq!(service.logged_soon("will not survive a crash of its server", 1), 1, "{}", service.log());
@@ -210,7 +210,7 @@ fn a_reload_that_would_not_survive_says_so() {
     service.stop();
 }
 
-/// A server that cannot go on from a broken journal must not leave its readers waiting for ever.
+/// A server that cannot resume from a broken journal must not leave its readers waiting for ever.
 #[test]
 fn a_server_that_dies_without_a_journal() {
     need!(Root, Fuse, Nix);

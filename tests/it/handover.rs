@@ -41,7 +41,7 @@ fn another_version(dir: &Path) -> PathBuf {
     copy
 }
 
-/// SIGUSR2: exit 75, the mount stays, the successor goes on; back and forth between two versions, under load.
+/// SIGUSR2: exit 75, the mount stays, the successor continues; back and forth between two versions, under load.
 #[test]
 fn two_versions_back_and_forth() {
     need!(Root, Fuse, Nix, Busybox);
@@ -72,7 +72,7 @@ fn two_versions_back_and_forth() {
         assert_eq!(status.code(), Some(75), "{}", service.log());
         assert!(mounts::at(service.path()).is_some_and(|now| now.source == mount.source));
         // It was killed; on a busy machine it may end a moment later.
-        assert_eq!(wait_readable([&server], Instant::now() + DEADLINE), [true], "its server goes on");
+        assert_eq!(wait_readable([&server], Instant::now() + DEADLINE), [true], "its server still runs");
         service.binary.clone_from(&binaries[round % 2]);
         service.start_ready();
         handed_over += 1;
@@ -156,7 +156,7 @@ fn unknown_versions_are_refused() {
         assert!(mounts::at(service.path()).is_some(), "the mount was not left alone");
         assert_eq!(service.stored(), ["fuse", "ledger"], "the descriptor was not left alone");
         assert!(fs::read(&file).unwrap() == changed, "what somebody else wrote was not left alone");
-        // The version that wrote it can still go on.
+        // The version that wrote it can still resume.
         fs::write(&file, kept).unwrap();
         service.start_ready();
         load::drop_kernel_caches();

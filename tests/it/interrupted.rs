@@ -1,4 +1,4 @@
-//! Reloads that are cut short: whoever is killed, at whatever moment of one, the old view goes on being read, and
+//! Reloads that are cut short: whoever is killed, at whatever moment of one, the old view stays readable, and
 //! the next reload does what this one was to do.
 
 use std::collections::BTreeSet;

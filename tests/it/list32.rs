@@ -74,7 +74,7 @@ impl Helper {
         Ok(paused)
     }
 
-    /// Lets it go on. The names of the second listing, sorted.
+    /// Lets it continue. The names of the second listing, sorted.
     fn go_on(&self, paused: Paused) -> Result<Vec<PathBuf>, String> {
         paused.end(&self.dir.path().join("errors"))
     }

@@ -164,7 +164,7 @@ fn a_report_follows_reloads() {
     service.stop();
 }
 
-/// Servers come and go, the report goes on.
+/// Servers come and go, the report continues.
 #[test]
 fn a_report_goes_on_with_the_next_server() {
     need!(Root, Fuse, Nix);

@@ -47,7 +47,7 @@ fn attempts() -> Vec<Attempt> {
         }),
         attempt("open to truncate", |t| open(&t.file, OFlags::WRONLY | OFlags::TRUNC)),
         attempt("create", |t| open(&t.directory.join("new"), OFlags::WRONLY | OFlags::CREATE)),
-        attempt("create anew", |t| {
+        attempt("create a new file", |t| {
             open(&t.directory.join("new"), OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)
         }),
         attempt("mkdir", |t| rustix::fs::mkdir(t.directory.join("new"), Mode::RWXU)),

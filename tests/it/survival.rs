@@ -86,7 +86,7 @@ fn killed_again_and_again_with_io_passthrough() {
     kill_again_and_again("passthrough");
 }
 
-/// A server that resumes with a million nodes: said how long it takes, with the server and with everything anew.
+/// A server that resumes with a million nodes: said how long it takes, with the server and with all of the start.
 #[test]
 fn a_million_nodes() {
     need!(Root, Fuse, Nix);
@@ -259,7 +259,7 @@ fn a_server_left_behind_gives_way() {
         assert_ne!(service.server(), server);
         let until = Instant::now() + DEADLINE;
         while is_running(server) {
-            assert!(Instant::now() < until, "the old server goes on beside the new one");
+            assert!(Instant::now() < until, "the old server still runs beside the new one");
             std::thread::sleep(Duration::from_millis(1));
         }
     }

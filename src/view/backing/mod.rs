@@ -430,7 +430,7 @@ impl Backing {
 
     /// Closes everything that is kept open: a store path was replaced.
     pub fn close_all(&self) {
-        // Listings under way go on with their names: in those of another object a position may be another name's.
+        // Listings under way keep their names: in those of another object a position may be another name's.
         self.replaced.fetch_add(1, Ordering::AcqRel);
         self.kept.clear();
     }

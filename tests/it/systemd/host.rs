@@ -156,7 +156,7 @@ impl Host {
         self.machine.path(&self.mount_point())
     }
 
-    /// Which file system the view is; another number means that it was mounted anew.
+    /// Which file system the view is; another number means that it was mounted again.
     pub(super) fn file_system(&self) -> u64 {
         fs::metadata(self.view()).unwrap().dev()
     }

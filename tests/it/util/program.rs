@@ -196,7 +196,7 @@ impl Mounted {
 
     /// The exit status of a program that was told to end, or whose mount is gone.
     pub(crate) fn end(&mut self) -> ExitStatus {
-        wait(&mut self.child).unwrap_or_else(|| panic!("the program goes on; it said: {}", self.stderr()))
+        wait(&mut self.child).unwrap_or_else(|| panic!("the program still runs; it said: {}", self.stderr()))
     }
 
     /// Waits for READY=1; a program that ends instead fails the test at once.

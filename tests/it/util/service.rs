@@ -48,7 +48,7 @@ struct Ear {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Victim {
     Server,
-    /// Its server goes on for a moment, and is killed as a service manager kills what is left of a service.
+    /// Its server lives for a moment, and is killed as a service manager kills what is left of a service.
     Monitor,
     Both,
 }
@@ -202,7 +202,7 @@ impl Service {
         }
     }
 
-    /// Starts the program with what is stored, and goes on at once.
+    /// Starts the program with what is stored, and does not wait.
     pub(crate) fn start(&mut self) {
         self.launch(true);
     }
@@ -343,7 +343,7 @@ impl Service {
         Some(process)
     }
 
-    /// Kills the program and lets its server go on.
+    /// Kills the program and lets its server live.
     pub(crate) fn kill_monitor_only(&mut self) {
         let mut child = self.child.take().expect("a running program");
         child.kill().unwrap();
@@ -354,12 +354,12 @@ impl Service {
         kill_process(self.monitor(), signal).expect("signal the program");
     }
 
-    /// The exit status of a program that was told to end, or that cannot go on.
+    /// The exit status of a program that was told to end, or that cannot continue.
     pub(crate) fn ended(&mut self) -> ExitStatus {
         let child = self.child.as_mut().expect("a started program");
         let process = pidfd_open(Pid::from_child(child), PidfdFlags::empty()).expect("pidfd_open");
         let [ended] = wait_readable([&process], Instant::now() + DEADLINE);
-        assert!(ended, "the program goes on; it said:\n{}", self.log());
+        assert!(ended, "the program still runs; it said:\n{}", self.log());
         let status = child.wait().unwrap();
         self.child = None;
         status
