@@ -177,13 +177,13 @@ impl Runtime {
     }
 
     fn start_server(&mut self, supervisor: &Supervisor, resume: bool) -> Result<(), String> {
+        let Some(store) = self.store() else {
+            return Err("the store directory cannot be opened".to_owned());
+        };
         let (Some(content), Some(device), Some(agreement)) =
             (supervisor.content(), &self.device, &self.agreement)
         else {
             return Err("internal error: there is no mount to serve".to_owned());
-        };
-        let Some(store) = &self.store else {
-            return Err("the store directory cannot be opened".to_owned());
         };
         let journal = self.state.as_ref().map(StateDir::journal).filter(|_| supervisor.has_journal());
         let start = Start {
@@ -209,13 +209,13 @@ impl Runtime {
         let early = self
             .spare
             .take()
-            .filter(|server| server.begin(&order, device, store, memory, idle.as_ref()).is_ok());
+            .filter(|server| server.begin(&order, device, &store, memory, idle.as_ref()).is_ok());
         let server = match early {
             Some(server) => server,
             None => {
                 let mut server =
                     Server::spawn().map_err(|error| format!("cannot start the server: {error}"))?;
-                match server.begin(&order, device, store, memory, idle.as_ref()) {
+                match server.begin(&order, device, &store, memory, idle.as_ref()) {
                     // Its end is an event, as that of any other.
                     Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
                         let _ = server.kill();

@@ -10,7 +10,7 @@ use super::error::MonitorError;
 use super::runtime::Runtime;
 use super::supervisor::{Event, Found, Refusal, Unresolved};
 use super::watch::Changes;
-use super::{inherit, poll, systemd};
+use super::{poll, systemd};
 use crate::protocol::wire::{Cause, Received, Report};
 
 /// How long the loop rests when the kernel cannot wait for it (ENOMEM of poll(2)).
@@ -128,9 +128,10 @@ impl Runtime {
             }
         };
         if self.store.is_none() || self.store_path != answer.store {
-            match inherit::open_store(&answer.store) {
+            match answer.opened {
                 Ok(store) => {
                     self.store_path = answer.store;
+                    self.opening = None;
                     if self.store.replace(store).is_some() {
                         events.push(Event::Moved);
                     }

@@ -2,12 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use nix::sys::signalfd::SignalFd;
-use rustix::fs::{Mode, OFlags};
 
 use super::child::Server;
 use super::clients::Clients;
@@ -101,6 +99,7 @@ pub(super) fn begin(settings: Settings, signals: SignalFd, stored: Stored) -> Re
         agreement: None,
         store_path: PathBuf::new(),
         store: None,
+        opening: None,
         link_dirs: link_dirs.into_iter().chain(settings.gc_root.clone()).collect(),
         server: None,
         crashed: false,
@@ -137,9 +136,6 @@ fn take_over(runtime: &mut Runtime, inherited: Inherited) -> Content {
     systemd::store_device(&device);
     ledger.iter().for_each(systemd::store_ledger);
     runtime.ledger = ledger;
-    runtime.store = open_store(&store)
-        .inspect_err(|error| tracing::warn!(error = error as &dyn std::error::Error, "readers wait"))
-        .ok();
     runtime.store_path = store;
     runtime.mounted = Some(mounted);
     runtime.device = Some(device);
@@ -250,15 +246,4 @@ fn dead(dir: &StateDir) -> Earlier {
             Earlier::Nothing
         }
     }
-}
-
-/// Opens a store directory.
-///
-/// # Errors
-/// [`MonitorError::Store`].
-pub(super) fn open_store(path: &Path) -> Result<Arc<OwnedFd>, MonitorError> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::open(path, flags, Mode::empty())
-        .map(Arc::new)
-        .map_err(|error| MonitorError::Store { path: PathBuf::from(path), source: error.into() })
 }

@@ -27,6 +27,7 @@ mod inherit;
 mod lock;
 pub mod mount;
 mod mounting;
+mod opening;
 mod poll;
 mod probe;
 mod runtime;

@@ -12,6 +12,7 @@ use super::child::Server;
 use super::clients::Clients;
 use super::mount::Mounted;
 use super::mounting::MountThread;
+use super::opening::Opening;
 use super::probe::Probe;
 use super::settings::Settings;
 use super::state::StateDir;
@@ -41,6 +42,8 @@ pub(super) struct Runtime {
     pub(super) store_path: PathBuf,
     /// The same, opened.
     pub(super) store: Option<Arc<OwnedFd>>,
+    /// The same, while it is not open.
+    pub(super) opening: Option<Opening>,
     /// Directories in which links of this view may be.
     pub(super) link_dirs: BTreeSet<PathBuf>,
     pub(super) server: Option<Server>,
@@ -63,5 +66,24 @@ impl Runtime {
         {
             tracing::warn!(%error, "cannot kill the server");
         }
+    }
+
+    /// The store's directory, also of a view that was taken over, if it can be opened soon.
+    pub(super) fn store(&mut self) -> Option<Arc<OwnedFd>> {
+        if self.store.is_none() {
+            let opening = self.opening.take().map_or_else(|| Opening::start(self.store_path.clone()), Ok);
+            match opening.map(Opening::result) {
+                Ok(Ok(Ok(store))) => self.store = Some(store),
+                Ok(Err(opening)) => {
+                    let store = self.store_path.display();
+                    tracing::warn!(%store, "the store directory does not answer; readers wait");
+                    self.opening = Some(opening);
+                }
+                Ok(Ok(Err(error))) | Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "readers wait");
+                }
+            }
+        }
+        self.store.clone()
     }
 }

@@ -19,7 +19,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-use super::poll;
+use super::error::MonitorError;
+use super::{opening, poll};
 use crate::closure::Closure;
 use crate::closure::profile::StoreDirs;
 use crate::closure::resolve::{self, ResolveError, Roots};
@@ -63,6 +64,8 @@ pub(super) struct Answer {
     pub(super) closure: Closure,
     /// The physical store directory.
     pub(super) store: PathBuf,
+    /// The same, opened here: the disk may not answer.
+    pub(super) opened: Result<Arc<OwnedFd>, MonitorError>,
 }
 
 /// What the thread works with.
@@ -249,6 +252,7 @@ impl Worker {
         if let Some(links) = &mut task.links {
             links.announce(*number, closure.roots(), make)?;
         }
-        Ok(Answer { number: *number, closure, store: store.real_dir().to_owned() })
+        let store = store.real_dir().to_owned();
+        Ok(Answer { number: *number, closure, opened: opening::open(&store), store })
     }
 }

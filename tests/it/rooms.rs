@@ -31,7 +31,7 @@ const ROOMS: [(&str, &[&str]); 10] = [
 ];
 
 /// The modules of the monitor, each uses only those before it.
-const MONITOR: [&str; 21] = [
+const MONITOR: [&str; 22] = [
     "debounce",
     "lock",
     "poll",
@@ -44,6 +44,7 @@ const MONITOR: [&str; 21] = [
     "systemd",
     "watch",
     "mounting",
+    "opening",
     "store_thread",
     "supervisor",
     "clients",

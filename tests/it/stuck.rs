@@ -66,6 +66,36 @@ fn a_successor_serves_while_the_store_is_locked() {
     service.stop();
 }
 
+/// A successor that cannot even open the store's directory, as the disk does not answer, can be ended; and it serves when the
+/// disk answers again.
+#[test]
+fn a_successor_whose_disk_hangs() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let mut service = service(&fixture);
+    for recovers in [false, true] {
+        service.start_ready();
+        service.kill(Victim::Both);
+        let disk = mounts::Silent::mount(&fixture.store.root().join("nix"));
+        let from = service.heard();
+        let seen = read(service.path().join(&fixture.data.base).join("text"));
+        service.start();
+        service.wait_logged("taking over the view", if recovers { 2 } else { 1 });
+        if recovers {
+            service.wait_logged("readers wait", 2);
+            drop(disk);
+            service.wait_ready(from);
+            assert_eq!(seen.recv_timeout(DEADLINE), Ok(Ok(b"hello\n".to_vec())), "{}", service.log());
+            service.stop();
+        } else {
+            service.signal(Signal::TERM);
+            assert_eq!(service.ended().code(), Some(0), "{}", service.log());
+            assert!(seen.recv_timeout(DEADLINE).expect("an answer").is_err(), "{}", service.log());
+            assert!(service.stored().is_empty() && mounts::at(service.path()).is_none());
+        }
+    }
+}
+
 /// A monitor that was killed before any server had begun leaves a view that the next one serves.
 #[test]
 fn a_view_that_no_server_had_begun_is_taken_over() {
