@@ -5,8 +5,10 @@
 //!   connection that is still alive is aborted: see [`mount::Connection`]. Nothing is aborted where unmounting has ended it.
 //! - Only a view that is handed over keeps its connection. One that cannot be unmounted loses it: nobody would answer.
 //!
-//! Hard point: the abort comes when the server had the time to answer what it has taken, and before it is killed. It may be
-//! unable to end before, as it may itself wait for a reader; and so may threads of this process that look for users.
+//! Hard points:
+//! 1. The abort comes when the server had the time to answer what it has taken, and before it is killed. It may be
+//!    unable to end before, as it may itself wait for a reader; and so may threads of this process that look for users.
+//! 2. SIGTERM may come while a view is being handed over: then it ends. So the signals are looked at again as late as possible.
 
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
@@ -72,7 +74,18 @@ impl Runtime {
         // One that cannot be unmounted ends all the same: a view that nobody serves would keep whoever asks next.
         let used = unmounted.as_ref().copied().unwrap_or(Used::Here);
         match mount {
-            MountEnd::Leave => self.kill_and_wait(),
+            MountEnd::Leave => {
+                self.kill_and_wait();
+                systemd::finish();
+                // Nobody starts a successor then, and nobody would answer.
+                if matches!(verdict, Verdict::HandedOver) && self.is_told_to_stop() {
+                    return self.end(Plan {
+                        verdict: Verdict::Unmounted,
+                        mount: MountEnd::Unmount,
+                        links: Links::None,
+                    });
+                }
+            }
             MountEnd::Unmount | MountEnd::Gone => self.end_connection(number, used),
             MountEnd::Nothing => {}
         }

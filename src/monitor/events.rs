@@ -107,6 +107,8 @@ impl Runtime {
                 _ => None,
             });
         }
+        // They come in the order of their numbers: who asks for the end does not want a successor.
+        events.sort_by_key(|event| !matches!(event, Event::Stop));
         events
     }
 

@@ -41,6 +41,21 @@ fn another_version(dir: &Path) -> PathBuf {
     copy
 }
 
+/// Whoever stops a service does not start a successor: a SIGTERM ends the view also where SIGUSR2 comes with it.
+#[test]
+fn a_stop_wins() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let mut service = Service::new(&fixture.store).with(["--system", &fixture.system.path]);
+    service.start_ready();
+    // Both wait for it then; it reads the one with the lower number first, which is SIGUSR2.
+    for signal in [Signal::STOP, Signal::TERM, Signal::USR2, Signal::CONT] {
+        service.signal(signal);
+    }
+    assert_eq!(service.ended().code(), Some(0), "{}", service.log());
+    assert!(service.stored().is_empty() && mounts::at(service.path()).is_none(), "{}", service.log());
+}
+
 /// SIGUSR2: exit 75, the mount stays, the successor continues; back and forth between two versions, under load.
 #[test]
 fn two_versions_back_and_forth() {
@@ -92,7 +107,7 @@ fn two_versions_back_and_forth() {
 
 /// What a reload was asked to show survives a hand-over, and so does a reload after it.
 #[test]
-fn a_successor_goes_on_reloading() {
+fn a_successor_reloads() {
     need!(Root, Fuse, Nix);
     let fixture = Fixture::new();
     let first = fixture.store.profile("web/system-1", &fixture.file.path);
