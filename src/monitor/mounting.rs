@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::error::{MonitorError, system};
-use super::mount::{Detach, Mounted, Point, refuse_served};
+use super::mount::{Detach, Mounted, Number, Point, refuse_served};
 use super::poll;
 use super::state;
 use crate::fuse::ledger;
@@ -97,8 +97,11 @@ impl MountThread {
 /// A failure leaves nothing mounted.
 fn mount(mut task: Task) -> Result<New, MonitorError> {
     refuse_served(&state::server_lock(&task.state), &task.name)?;
-    let point = Point::prepare(&task.mountpoint, &task.name)?;
-    let (mounted, device) = point.inheriting(&state::made_before(&task.state)).mount(&task.name)?;
+    let earlier = state::earlier(&task.state);
+    let number = earlier.as_ref().and_then(|state| state.connection).map(Number);
+    let made = earlier.map(|state| state.made).unwrap_or_default();
+    let point = Point::prepare(&task.mountpoint, &task.name, number)?;
+    let (mounted, device) = point.inheriting(&made).mount(&task.name)?;
     let findings = task.trial.take().map(Trial::findings).unwrap_or_default();
     let agreement = match agree(&task, findings, &mounted, &device) {
         Ok(agreement) => agreement,

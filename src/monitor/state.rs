@@ -302,12 +302,11 @@ pub fn server_lock(state: &Path) -> PathBuf {
     state.join("server")
 }
 
-/// Directories that were made for the view of an earlier monitor with this state directory.
+/// What an earlier monitor with this state directory wrote of its view, if it can be read.
 #[must_use]
-pub fn made_before(state: &Path) -> Vec<PathBuf> {
-    let dir = private::open(state, false).ok().flatten();
-    let before = dir.and_then(|_| read(state).ok().flatten());
-    before.map_or_else(Vec::new, |state| state.made)
+pub fn earlier(state: &Path) -> Option<State> {
+    private::open(state, false).ok().flatten()?;
+    read(state).ok().flatten()
 }
 
 /// Where the control socket of the view with this state directory is.

@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal};
 
 use crate::util::fixture::Fixture;
 use crate::util::namespace::Namespace;
-use crate::util::program::Program;
+use crate::util::program::{Finished, Program};
 use crate::util::service::{Service, Victim};
 use crate::util::thief::{self, Thief, Waiter};
 use crate::util::threads::waits_in_kernel;
@@ -141,37 +141,67 @@ fn a_stopped_server_keeps_nobody() {
     });
 }
 
-/// A reload invalidates a name: the kernel waits for the directory, which somebody has locked who waits for an answer.
+/// A reload that invalidates a name: the kernel waits for the directory, which somebody has locked who waits for an answer.
 /// No signal ends that wait, so the server cannot be killed, and it holds the device.
+struct Hanging {
+    service: Service,
+    waiter: Waiter,
+    server: Pid,
+    reload: Receiver<Finished>,
+}
+
+impl Hanging {
+    fn new(fixture: &Fixture, room: usize) -> Self {
+        let link = fixture.store.profile("web/system", &fixture.system.path);
+        let mut service = Service::new(&fixture.store).with([Path::new("--system"), &link]);
+        service.set_room(room);
+        service.start_ready();
+        // The kernel knows that it is absent.
+        assert!(!service.path().join(&fixture.outside.base).exists());
+        let (thief, waiter) = lose(&mut service, fixture);
+        drop(thief);
+        let server = service.server();
+        let next = link.with_extension("next");
+        symlink(&fixture.outside.path, &next).unwrap();
+        fs::rename(&next, &link).unwrap();
+        let (tell, reload) = channel();
+        let name = service.name.clone();
+        std::thread::spawn(move || tell.send(Program::new().args(["--reload", &name]).run()));
+        let until = Instant::now() + DEADLINE;
+        while !waits_in_kernel(server, "invalidate") {
+            assert!(Instant::now() < until, "nothing is invalidated: {}", service.log());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Self { service, waiter, server, reload }
+    }
+}
+
 #[test]
 fn a_reload_that_hangs_keeps_nobody() {
     need!(Root, Fuse, Nix);
     let fixture = Fixture::new();
-    let link = fixture.store.profile("web/system", &fixture.system.path);
-    let mut service = Service::new(&fixture.store).with([Path::new("--system"), &link]);
-    service.start_ready();
-    // The kernel knows that it is absent.
-    assert!(!service.path().join(&fixture.outside.base).exists());
-    let (thief, mut waiter) = lose(&mut service, &fixture);
-    drop(thief);
-    let server = service.server();
-    let next = link.with_extension("next");
-    symlink(&fixture.outside.path, &next).unwrap();
-    fs::rename(&next, &link).unwrap();
-    let (tell, told) = channel();
-    let name = service.name.clone();
-    std::thread::spawn(move || tell.send(Program::new().args(["--reload", &name]).run()));
-    let until = Instant::now() + DEADLINE;
-    while !waits_in_kernel(server, "invalidate") {
-        assert!(Instant::now() < until, "nothing is invalidated: {}", service.log());
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    let Hanging { mut service, mut waiter, server, reload } = Hanging::new(&fixture, 2);
     end(&mut service, 0, [&mut waiter]);
-    assert_eq!(told.recv_timeout(DEADLINE).expect("an answer").status.code(), Some(8));
+    assert_eq!(reload.recv_timeout(DEADLINE).expect("an answer").status.code(), Some(8));
     assert!(!Path::new(&format!("/proc/{}", server.as_raw_nonzero())).exists(), "the server lives");
     service.start_ready();
     assert!(service.path().join(&fixture.outside.base).exists());
     service.stop();
+}
+
+/// All processes are killed then, and no service manager has kept the device: the mount has no server any more, though its
+/// connection lives. The next start ends that, and serves.
+#[test]
+fn a_start_ends_a_connection_that_nobody_serves() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let Hanging { mut service, mut waiter, .. } = Hanging::new(&fixture, 0);
+    service.kill_unwaited(Victim::Both);
+    service.start_ready();
+    gets_an_error(&mut waiter);
+    assert!(service.path().join(&fixture.outside.base).exists());
+    service.stop();
+    assert!(!is_mounted(&service), "still mounted");
 }
 
 /// A successor whose server waits for the end of an earlier one.

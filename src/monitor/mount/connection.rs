@@ -67,13 +67,14 @@ impl Connection {
     /// Those of fsopen(2), fsmount(2) and open(2); `ENOTCONN` if it has ended; `NotFound` if its number is not known.
     pub fn open(number: Option<Number>, device: impl AsFd) -> io::Result<Self> {
         let number = Number::told(&device).or(number).ok_or(io::ErrorKind::NotFound)?;
+        let connection = Self::numbered(number)?;
+        if has_ended(device) { Err(io::ErrorKind::NotConnected.into()) } else { Ok(connection) }
+    }
+
+    fn numbered(number: Number) -> io::Result<Self> {
         let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let abort = rustix::fs::openat(control()?, format!("{}/abort", number.0), flags, Mode::empty())?;
-        if has_ended(device) {
-            Err(io::ErrorKind::NotConnected.into())
-        } else {
-            Ok(Self { abort: abort.into() })
-        }
+        Ok(Self { abort: abort.into() })
     }
 
     /// Ends it: whoever waits gets an error, and so does whoever asks from now on.
@@ -83,6 +84,14 @@ impl Connection {
     pub fn abort(&self) -> io::Result<()> {
         (&self.abort).write_all(b"1")
     }
+}
+
+/// Ends the connection with this number, of which no descriptor is at hand. It is in the mount table, so the number is its own.
+///
+/// # Errors
+/// Those of fsopen(2), fsmount(2), open(2) and write(2).
+pub(super) fn abort(number: Number) -> io::Result<()> {
+    Connection::numbered(number)?.abort()
 }
 
 /// The root directory of fusectl.

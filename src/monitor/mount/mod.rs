@@ -198,11 +198,12 @@ pub struct Point {
 
 impl Point {
     /// Makes `at` ready: an existing empty directory, or one made now and removed again if it is not used. Dead mounts
-    /// of a view called `name` are cleared away; the caller holds that name, and no server of it lives.
+    /// of a view called `name` are cleared away, and so is one that does not answer and has the connection `earlier`; the
+    /// caller holds that name, knows this number from its own state directory, and no server of it lives.
     ///
     /// # Errors
     /// [`MountError`] names what is in the way.
-    pub fn prepare(at: &Path, name: &str) -> Result<Self, MountError> {
+    pub fn prepare(at: &Path, name: &str, earlier: Option<Number>) -> Result<Self, MountError> {
         let fail = |doing| move |source| MountError::Point { doing, at: at.to_owned(), source };
         // Removes what it has made if anything fails.
         let mut point = Self { at: PathBuf::new(), made: Vec::new() };
@@ -215,7 +216,7 @@ impl Point {
             }
             _ => fail("resolve")(source),
         })?;
-        clear_dead(&point.at, name)?;
+        clear_dead(&point.at, name, earlier)?;
         match std::fs::create_dir(&point.at) {
             Ok(()) => point.made.push(point.at.clone()),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -302,12 +303,27 @@ fn top(at: &Path) -> Result<Option<Mount>, MountError> {
 /// Unmounts what is mounted at `at` if it is dead mounts of the view called `name`; whatever else is mounted there is in
 /// the way. That the server lives is known from its lock alone only if the view's state lies where this process looks:
 /// so the mount itself is asked as well.
-fn clear_dead(at: &Path, name: &str) -> Result<(), MountError> {
+///
+/// One that does not answer, and is the connection `earlier` of this state directory, has no server either: all were killed, and
+/// one of them cannot end, as it waits for somebody who waits for an answer.
+fn clear_dead(at: &Path, name: &str, mut earlier: Option<Number>) -> Result<(), MountError> {
     while let Some(mount) = top(at)? {
         let pulse = if mount.kind.starts_with("fuse") { pulse(at) } else { Pulse::Answers };
-        if pulse == Pulse::Dead && mount.is(TYPE, &source(name)) {
+        let ours = mount.is(TYPE, &source(name));
+        if pulse == Pulse::Dead && ours {
             tracing::warn!(mountpoint = %at.display(), "clearing away the dead mount of an earlier run");
             detach(at)?;
+            continue;
+        }
+        // Once: if it cannot be ended, it is in the way.
+        let number = earlier
+            .take_if(|number| pulse == Pulse::Silent && ours && Number::of(&mount.device) == Some(*number));
+        if let Some(number) = number {
+            tracing::warn!(mountpoint = %at.display(), "ending the connection of an earlier run, which nobody serves");
+            if let Err(error) = connection::abort(number) {
+                tracing::debug!(%error, "cannot abort it; unmounting it by force");
+                force(at);
+            }
             continue;
         }
         let health = match pulse {
