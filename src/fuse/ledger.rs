@@ -32,7 +32,7 @@ use crate::sys::memory::{self, Part, Words};
 /// Slots of a ledger: more than a server has threads. Those that are not used take no memory.
 pub const SLOTS: usize = 64;
 /// The longest request: an extended attribute of 64 KiB, its name, and headers, in whole pages.
-const BUFFER: usize = 20 * PAGE;
+pub const BUFFER: usize = 20 * PAGE;
 /// What ordinary requests fill: all but extended attributes and long lists of forgotten nodes.
 const USUAL: usize = MIN_READ_BUFFER;
 const PAGE: usize = 4096;

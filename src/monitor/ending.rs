@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use super::error::MonitorError;
 use super::mount::{self, Connection, Detach, MountError, Mounted, Number};
+use super::refusing;
 use super::runtime::Runtime;
 use super::store_thread::Left;
 use super::supervisor::{Links, MountEnd, Plan, Verdict};
@@ -179,15 +180,31 @@ impl Runtime {
                 "the view is still mounted elsewhere, or has open files; access to it will fail there"
             );
         }
-        if let Some(Err(error)) =
-            connection.map(|connection| connection.and_then(|connection| connection.abort()))
-        {
+        let aborted =
+            connection.map_or(Ok(()), |connection| connection.and_then(|connection| connection.abort()));
+        if let Err(error) = &aborted {
             // It ends with its last descriptor.
             tracing::debug!(%error, "cannot abort the connection; closing the device");
+        }
+        if !ended {
+            self.kill_server();
+        }
+        if aborted.is_err() {
+            self.refuse();
         }
         self.device = None;
         if !ended {
             self.kill_and_wait();
+        }
+    }
+
+    /// Frees the killed server, which has a descriptor as well.
+    fn refuse(&mut self) {
+        let (Some(device), Some(server)) = (self.device.take(), &mut self.server) else { return };
+        let ended = || server.ends_before(Instant::now());
+        if let Err(error) = refusing::refuse(device, self.ledger.take(), Instant::now() + SERVER_GRACE, ended)
+        {
+            tracing::debug!(%error, "cannot answer with errors");
         }
     }
 

@@ -30,6 +30,7 @@ mod mounting;
 mod opening;
 mod poll;
 mod probe;
+mod refusing;
 mod runtime;
 mod settings;
 pub mod state;

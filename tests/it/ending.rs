@@ -167,12 +167,16 @@ impl Hanging {
         let (tell, reload) = channel();
         let name = service.name.clone();
         std::thread::spawn(move || tell.send(Program::new().args(["--reload", &name]).run()));
-        let until = Instant::now() + DEADLINE;
-        while !waits_in_kernel(server, "invalidate") {
-            assert!(Instant::now() < until, "nothing is invalidated: {}", service.log());
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        wait_invalidating(&service, server);
         Self { service, waiter, server, reload }
+    }
+}
+
+fn wait_invalidating(service: &Service, server: Pid) {
+    let until = Instant::now() + DEADLINE;
+    while !waits_in_kernel(server, "invalidate") {
+        assert!(Instant::now() < until, "nothing is invalidated: {}", service.log());
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -187,6 +191,33 @@ fn a_reload_that_hangs_keeps_nobody() {
     service.start_ready();
     assert!(service.path().join(&fixture.outside.base).exists());
     service.stop();
+}
+
+/// The same of a view that was detached, where fusectl is missing: nothing aborts the connection.
+#[test]
+fn a_reload_that_hangs_keeps_nobody_without_fusectl_either() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let link = fixture.store.profile("web/system", &fixture.system.path);
+    let mut service = Service::new(&fixture.store).with([Path::new("--system"), &link]);
+    let scratch = crate::util::scratch();
+    let (pipe, there) = (scratch.path().join("taken"), scratch.path().join("taken.held"));
+    service.binary = program_without_fusectl(&service, scratch.path());
+    service.set("NSF_HOLD", scratch.path());
+    service.start_ready();
+    assert!(!service.path().join(&fixture.outside.base).exists());
+    let (server, connection) = (service.server(), thief::connection(service.path()));
+    rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).unwrap();
+    let held = fs::File::options().read(true).write(true).open(&pipe).unwrap();
+    let mut waiter = Waiter::start(connection, &mut look(&service.path().join(&fixture.file.base)));
+    service.wait_for(&there);
+    fs::remove_file(&link).unwrap();
+    fixture.store.profile("web/system", &fixture.outside.path);
+    service.signal(Signal::HUP);
+    wait_invalidating(&service, server);
+    rustix::mount::unmount(service.path(), UnmountFlags::DETACH).unwrap();
+    end(&mut service, 0, [&mut waiter]);
+    drop(held);
 }
 
 /// All processes are killed then, and no service manager has kept the device: the mount has no server any more, though its
@@ -333,12 +364,7 @@ fn a_covered_view_keeps_nobody_without_fusectl_either() {
     let fixture = Fixture::new();
     let mut service = service(&fixture);
     let scratch = crate::util::scratch();
-    let script = scratch.path().join("program");
-    let program = service.binary.display();
-    let text = format!("#!/bin/sh\nexec {} {program} \"$@\"\n", without_fusectl(scratch.path()).join(" "));
-    fs::write(&script, text).unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
-    service.binary = script;
+    service.binary = program_without_fusectl(&service, scratch.path());
     service.start_alone();
     service.wait_logged("the view answers", 1);
     let mut covered = Covered::new(service.path(), service.monitor());
@@ -352,6 +378,15 @@ fn a_covered_view_keeps_nobody_without_fusectl_either() {
 fn without_fusectl(scratch: &Path) -> [String; 3] {
     let refuse = crate::util::compile("refuse.c", scratch).display().to_string();
     [refuse, rustix::io::Errno::PERM.raw_os_error().to_string(), "fsopen".to_owned()]
+}
+
+fn program_without_fusectl(service: &Service, scratch: &Path) -> PathBuf {
+    let script = scratch.join("program");
+    let program = service.binary.display();
+    let text = format!("#!/bin/sh\nexec {} {program} \"$@\"\n", without_fusectl(scratch).join(" "));
+    fs::write(&script, text).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    script
 }
 
 /// There the view is unmounted by force, where the kernel allows that.

@@ -31,7 +31,7 @@ const ROOMS: [(&str, &[&str]); 10] = [
 ];
 
 /// The modules of the monitor, each uses only those before it.
-const MONITOR: [&str; 22] = [
+const MONITOR: [&str; 23] = [
     "debounce",
     "lock",
     "poll",
@@ -46,6 +46,7 @@ const MONITOR: [&str; 22] = [
     "mounting",
     "opening",
     "store_thread",
+    "refusing",
     "supervisor",
     "clients",
     "runtime",
