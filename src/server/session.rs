@@ -20,8 +20,6 @@ use crate::{log, sys};
 
 /// Requests whose copy may fail one after another, where memory is short, before a thread gives up.
 const FAILED_MAX: u32 = 100;
-/// Requests that may be answered with an error because nobody knows whether somebody waits for them.
-const LOST_MAX: u64 = 1 << 20;
 
 /// A session over a device that is mounted.
 #[derive(Debug)]
@@ -83,10 +81,11 @@ impl Session {
     /// The monitor sees to it that a request comes. `first`: the one that was read first by a server that was killed here.
     fn recover(&self, slot: &mut Slot, first: Option<u64>) -> io::Result<Next> {
         if stops::resends() && self.device.resend().is_ok() {
+            self.ledger.set_whole();
             return Ok(Next::Request);
         }
         if let Some(first) = first {
-            self.fail_before(first);
+            self.fail_before(first)?;
             return Ok(Next::Request);
         }
         loop {
@@ -99,7 +98,7 @@ impl Session {
             let Some(request) = Request::parse(slot.request()) else { continue };
             let counts = counts(&request);
             if counts {
-                self.fail_before(request.unique);
+                self.fail_before(request.unique)?;
             }
             self.fs.handle(&request, self.device.answer(request.unique));
             slot.set_answered();
@@ -109,14 +108,21 @@ impl Session {
         }
     }
 
-    /// Answers what was taken before `unique` and not answered with an error.
-    fn fail_before(&self, unique: u64) {
-        let lowest = unique.saturating_sub(2 * LOST_MAX).max(2);
-        let lost = (lowest..unique).step_by(2).filter(|unique| self.device.answer(*unique).lost()).count();
-        tracing::warn!(
-            lost,
-            "requests of an earlier server were answered with an error, as nobody knows what they were"
-        );
+    /// Answers what was taken before `unique` and not answered with an error, the latest first. A view has had any number of
+    /// requests, so others are answered meanwhile; a server that takes over before this is done begins again.
+    fn fail_before(&self, unique: u64) -> io::Result<()> {
+        let Self { device, ledger, .. } = self;
+        let (device, ledger) = (device.clone(), ledger.clone());
+        let work = move || {
+            let ids = (1..unique / 2).rev().map(|half| 2 * half);
+            let lost = ids.filter(|unique| device.answer(*unique).lost()).count();
+            ledger.set_whole();
+            tracing::warn!(
+                lost,
+                "requests of an earlier server were answered with an error, as nobody knows what they were"
+            );
+        };
+        thread::Builder::new().name("lost".to_owned()).spawn(work).map(drop)
     }
 
     /// Answers with `threads` threads until the connection ends.
@@ -147,7 +153,9 @@ impl Session {
         {
             return Ok(());
         }
-        self.ledger.set_whole();
+        if !unknown {
+            self.ledger.set_whole();
+        }
         let others = slots.split_off(threads.clamp(1, slots.len()));
         let mut others: Vec<Vec<Slot>> = deal(others, slots.len());
         let mut running = Vec::new();
