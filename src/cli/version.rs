@@ -4,7 +4,8 @@
 
 use std::io::{self, Write};
 
-use crate::kernel::{Finding, Findings, Trial};
+use crate::error;
+use crate::kernel::{Finding, Findings, Trial, TrialError};
 use crate::server::idle::halts_for_a_hypervisor;
 use crate::store;
 
@@ -15,16 +16,17 @@ const OLDEST: (u32, u32) = (5, 6);
 
 pub(super) fn write(out: &mut dyn Write) -> io::Result<()> {
     let root = rustix::process::geteuid().is_root();
-    let findings = root.then(Trial::start).map(Trial::findings).unwrap_or_default();
+    let tried = root.then(|| Trial::start().outcome());
     // Kept in one piece by the optimiser: a test gives a copy of the program another version.
     writeln!(out, "{}", std::hint::black_box(NAME))?;
     writeln!(out, "libnixstore {}", store::nix_version())?;
     let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
     let release = parse(&kernel);
-    writeln!(out, "Linux {kernel}, {}", how(findings, root))?;
+    writeln!(out, "Linux {kernel}, {}", how(tried.as_ref()))?;
     if release.is_some_and(|release| release < OLDEST) {
         writeln!(out, "  Linux {}.{} or newer is needed", OLDEST.0, OLDEST.1)?;
     }
+    let findings = tried.and_then(Result::ok).unwrap_or_default();
     for (promise, answer) in promises(findings, release) {
         writeln!(out, "  {promise}: {answer}")?;
     }
@@ -35,14 +37,13 @@ pub(super) fn write(out: &mut dyn Write) -> io::Result<()> {
 }
 
 /// How the answers were found.
-fn how(findings: Findings, root: bool) -> &'static str {
-    if findings != Findings::default() {
-        "tried just now"
-    } else if root {
-        "not tried, as FUSE cannot be mounted here; what it has by its release"
-    } else {
-        "not tried, as only root can; what it has by its release"
-    }
+fn how(tried: Option<&Result<Findings, TrialError>>) -> String {
+    let why = match tried {
+        Some(Ok(_)) => return "tried just now".to_owned(),
+        Some(Err(error)) => format!("not tried: {}", error::chain(error)),
+        None => "not tried, as only root can".to_owned(),
+    };
+    format!("{why}; what it has by its release")
 }
 
 /// What is promised, and whether the kernel gives it.
@@ -52,12 +53,13 @@ fn promises(findings: Findings, release: Option<(u32, u32)>) -> Vec<(&'static st
         Finding::Unknown if release.is_some_and(|release| release >= since) => {
             "yes, by its release".to_owned()
         }
+        Finding::Denied => "no, needs CAP_SYS_ADMIN in the initial user namespace".to_owned(),
         Finding::No | Finding::Unknown => format!("no, needs Linux {}.{}", since.0, since.1),
     };
     let absences = match findings.forgets_absences {
         Finding::Yes => "yes; absent names are cached until then",
         Finding::No => "yes; absent names are asked for each time, as this kernel does not forget them",
-        Finding::Unknown => {
+        Finding::Denied | Finding::Unknown => {
             "yes; absent names are asked for each time, as it could not be tried whether this kernel forgets them"
         }
     };

@@ -6,7 +6,7 @@
 
 pub mod trial;
 
-pub use trial::Trial;
+pub use trial::{Trial, TrialError};
 
 /// Whether the kernel does something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -15,6 +15,8 @@ pub enum Finding {
     Yes,
     /// It was seen not to.
     No,
+    /// It does, but not for this process, which lacks CAP_SYS_ADMIN in the initial user namespace.
+    Denied,
     /// It could not be tried.
     #[default]
     Unknown,
@@ -35,7 +37,7 @@ pub struct Findings {
     pub forgets_all_names: Finding,
     /// What a dead server had taken is given again (Linux 6.9).
     pub resends: Finding,
-    /// It reads the store's files by itself (Linux 6.9).
+    /// It reads the store's files by itself (Linux 6.9). This decides nothing: `--io passthrough` finds out for itself.
     pub passthrough: Finding,
     /// A mount of the view can be idmapped (Linux 6.12).
     pub idmap: Finding,

@@ -18,13 +18,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, MemfdFlags, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 use zerocopy::FromZeros;
 
 use super::{Finding, Findings};
 use crate::fuse::abi::{AttrOut, EntryOut, MIN_READ_BUFFER, ROOT_ID};
+use crate::fuse::device::Registration;
 use crate::fuse::{Device, Operation, Request};
 use crate::protocol::handshake::{self, Absences, Agreement, HandshakeError, Io, Passthrough, Wishes};
 use crate::sys;
@@ -41,30 +42,39 @@ const DIRECTORY: u32 = 0o040_555;
 /// A trial that is under way.
 #[derive(Debug)]
 pub struct Trial {
-    findings: Option<Receiver<Findings>>,
+    outcome: Result<Receiver<Outcome>, TrialError>,
     until: Instant,
 }
+
+type Outcome = Result<Findings, TrialError>;
 
 impl Trial {
     /// Begins on threads of its own.
     #[must_use]
     pub fn start() -> Self {
         let until = Instant::now() + LIMIT;
-        let (tell, findings) = channel();
+        let (tell, outcome) = channel();
         let work = move || run(until, &tell);
         let begun = thread::Builder::new().name("trial".to_owned()).spawn(work);
-        if let Err(error) = &begun {
-            tracing::debug!(%error, "the kernel is not tried");
-        }
-        Self { findings: begun.is_ok().then_some(findings), until }
+        Self { outcome: begun.map(|_| outcome).map_err(failed("start a thread")), until }
     }
 
     /// What was found out. Waits for it, but not for long.
     #[must_use]
     pub fn findings(self) -> Findings {
-        let left = self.until.saturating_duration_since(Instant::now());
-        let found = self.findings.and_then(|findings| findings.recv_timeout(left).ok());
+        let found = self.outcome().inspect_err(|error| {
+            tracing::debug!(error = error as &dyn std::error::Error, "cannot try what the kernel does");
+        });
         pretended(found.unwrap_or_default())
+    }
+
+    /// The same, or why nothing was found out.
+    ///
+    /// # Errors
+    /// [`TrialError`].
+    pub fn outcome(self) -> Result<Findings, TrialError> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        self.outcome?.recv_timeout(left).unwrap_or(Err(TrialError::Late))
     }
 }
 
@@ -84,41 +94,64 @@ fn pretended(findings: Findings) -> Findings {
     findings
 }
 
-fn run(until: Instant, tell: &Sender<Findings>) {
+fn run(until: Instant, tell: &Sender<Outcome>) {
     let begun = Instant::now();
     let (device, mount) = match mount() {
         Ok(both) => both,
-        Err(error) => return tracing::debug!(%error, "cannot try what the kernel does with absent names"),
+        Err(error) => {
+            let _ = tell.send(Err(error));
+            return;
+        }
     };
     let mount = Arc::new(mount);
-    let mut answerer = Answerer { device: Device::from(device), until, looks: 0 };
-    let tried = Looker::start(&mount).map_err(TrialError::from).and_then(|looker| {
-        let tried = answerer.all(&looker);
-        // If it waits for an answer, this is one.
-        Ok((tried?, looker))
-    });
-    match tried {
-        Ok((findings, looker)) => {
-            tracing::debug!(?findings, elapsed = ?begun.elapsed(), "tried what the kernel does");
-            let _ = tell.send(findings);
-            looker.end();
+    let mut answerer = Answerer { device: Arc::new(Device::from(device)), until, looks: 0 };
+    match Looker::start(&mount) {
+        Ok(looker) => {
+            let outcome = answerer.all(&looker);
+            tracing::debug!(?outcome, elapsed = ?begun.elapsed(), "tried what the kernel does");
+            let found = outcome.is_ok();
+            let _ = tell.send(outcome);
+            // Otherwise it may wait for an answer: the end of the connection is one.
+            if found {
+                looker.end();
+            }
         }
-        Err(error) => tracing::debug!(%error, "cannot find out what the kernel does with absent names"),
+        Err(error) => {
+            let _ = tell.send(Err(error));
+        }
     }
     // The connection ends, and with it whoever still looks.
     drop(answerer);
 }
 
+/// Why nothing was found out.
 #[derive(Debug, thiserror::Error)]
-enum TrialError {
+pub enum TrialError {
+    /// The operating system refused something.
+    #[error("cannot {doing}")]
+    System {
+        /// What was tried.
+        doing: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The device could not be read or written.
     #[error(transparent)]
     Io(#[from] io::Error),
+    /// Kernel and program did not agree.
     #[error(transparent)]
     Handshake(#[from] HandshakeError),
-    #[error("the kernel did not ask in time")]
+    /// Something took too long.
+    #[error("the kernel sent no request within {} s", LIMIT.as_secs())]
     Late,
+    /// So it cannot be seen what it forgets.
     #[error("the kernel does not cache an absent name")]
     Uncached,
+}
+
+fn failed<E: Into<io::Error>>(doing: &'static str) -> impl Fn(E) -> TrialError {
+    move |error| TrialError::System { doing, source: error.into() }
 }
 
 impl From<Errno> for TrialError {
@@ -128,8 +161,14 @@ impl From<Errno> for TrialError {
 }
 
 /// A connection, and its mount, which is in no mount table.
-fn mount() -> Result<(OwnedFd, OwnedFd), Errno> {
-    let device = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+fn mount() -> Result<(OwnedFd, OwnedFd), TrialError> {
+    let device = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .map_err(failed("open /dev/fuse"))?;
+    let mount = attach(&device).map_err(failed("mount FUSE"))?;
+    Ok((device, mount))
+}
+
+fn attach(device: &OwnedFd) -> Result<OwnedFd, Errno> {
     let context = rustix::mount::fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)?;
     let number = device.as_raw_fd().to_string();
     let mode = format!("{DIRECTORY:o}");
@@ -149,8 +188,7 @@ fn mount() -> Result<(OwnedFd, OwnedFd), Errno> {
     let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
         | MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV;
-    let mount = rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
-    Ok((device, mount))
+    rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
 }
 
 /// The thread that asks: for each number, for the name, and then for one that says that it has been asked for.
@@ -162,7 +200,7 @@ struct Looker {
 }
 
 impl Looker {
-    fn start(mount: &Arc<OwnedFd>) -> io::Result<Self> {
+    fn start(mount: &Arc<OwnedFd>) -> Result<Self, TrialError> {
         let mount = mount.clone();
         let (numbers, wanted) = channel::<usize>();
         let (holds, ended) = channel::<()>();
@@ -180,7 +218,8 @@ impl Looker {
             drop(mount);
             drop(holds);
         };
-        thread::Builder::new().name("trial-looks".to_owned()).spawn(work)?;
+        let begun = thread::Builder::new().name("trial-looks".to_owned()).spawn(work);
+        begun.map_err(failed("start a thread"))?;
         Ok(Self { numbers, ended })
     }
 
@@ -200,7 +239,7 @@ fn marker(number: usize) -> String {
 
 /// The thread that answers.
 struct Answerer {
-    device: Device,
+    device: Arc<Device>,
     until: Instant,
     /// How often it was looked.
     looks: usize,
@@ -215,12 +254,9 @@ impl Answerer {
             store_depth: 0,
             absences: Absences::Cached,
         };
-        let Agreement { io, idmap, .. } = handshake::answer(&self.device, wishes)?;
-        let mut findings = Findings {
-            passthrough: Finding::from(io == Io::Passthrough),
-            idmap: Finding::from(idmap),
-            ..Findings::default()
-        };
+        let Agreement { io, idmap, .. } = handshake::answer(&*self.device, wishes)?;
+        let mut findings =
+            Findings { passthrough: self.registers(io), idmap: Finding::from(idmap), ..Findings::default() };
         self.asks_after(looker, |_| Ok(()))?;
         if self.asks_after(looker, |_| Ok(()))? {
             return Err(TrialError::Uncached);
@@ -237,6 +273,20 @@ impl Answerer {
             Err(error) => refused(&error),
         };
         Ok(findings)
+    }
+
+    /// Whether the kernel reads files by itself. That it can is told by the exchange, which led to `io`; whether this process may
+    /// have it do so is decided for each file (fuse_backing_open() in fs/fuse/backing.c).
+    fn registers(&self, io: Io) -> Finding {
+        if io != Io::Passthrough {
+            return Finding::No;
+        }
+        let file = rustix::fs::memfd_create("trial", MemfdFlags::CLOEXEC).map_err(io::Error::from);
+        match file.and_then(|file| Registration::new(&self.device, file)) {
+            Ok(_) => Finding::Yes,
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::PERM) => Finding::Denied,
+            Err(_) => Finding::Unknown,
+        }
     }
 
     /// Has the name looked for after `action`: whether the kernel asks for it.
@@ -283,7 +333,7 @@ impl Answerer {
     fn wait(&self) -> Result<(), TrialError> {
         let left = self.until.saturating_duration_since(Instant::now());
         let left = Timespec::try_from(left).map_err(|_| TrialError::Late)?;
-        let mut polled = [PollFd::new(&self.device, PollFlags::IN)];
+        let mut polled = [PollFd::new(&*self.device, PollFlags::IN)];
         match poll(&mut polled, Some(&left)) {
             Ok(0) => Err(TrialError::Late),
             Ok(_) | Err(Errno::INTR) => Ok(()),

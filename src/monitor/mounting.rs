@@ -141,7 +141,7 @@ fn begin_journal(path: &std::path::Path) -> bool {
 pub(super) fn absences(findings: Findings) -> Absences {
     match findings.forgets_absences {
         Finding::Yes => Absences::Cached,
-        Finding::No | Finding::Unknown => Absences::Asked,
+        Finding::No | Finding::Denied | Finding::Unknown => Absences::Asked,
     }
 }
 

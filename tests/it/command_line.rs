@@ -1,6 +1,7 @@
 //! What the program prints when all is well, and when it is called wrongly.
 
 use crate::util::fixture::Fixture;
+use crate::util::gate::kernel_release;
 use crate::util::program::Program;
 use crate::util::snapshot;
 
@@ -23,6 +24,60 @@ fn version() {
     assert_eq!(finished.status.code(), Some(0));
     assert_eq!(finished.stderr, "");
     assert!(Program::new().arg("-V").run().status.success());
+}
+
+/// What a line of `--version` answers: the text behind its label, of which `label` is the beginning.
+fn answer<'a>(version: &'a str, label: &str) -> &'a str {
+    let lines = version.lines().filter_map(|line| line.strip_prefix("  ")?.split_once(": "));
+    let found = lines.clone().find(|(found, _)| found.starts_with(label));
+    found.unwrap_or_else(|| panic!("no line '{label}': {version}")).1
+}
+
+/// As root every feature is tried, and the kernel has what its release has.
+#[test]
+fn what_the_kernel_gives_is_what_its_release_has() {
+    need!(Root, Fuse);
+    let version = Program::new().arg("--version").run().stdout;
+    assert!(version.contains(", tried just now\n"), "{version}");
+    let release = kernel_release();
+    for (label, since) in [
+        ("the kernel reads files itself", (6, 9)),
+        ("private users", (6, 12)),
+        ("all names forgotten at once", (6, 16)),
+        ("requests of a killed server given again", (6, 9)),
+    ] {
+        let expected = if release >= since {
+            "yes".to_owned()
+        } else {
+            format!("no, needs Linux {}.{}", since.0, since.1)
+        };
+        assert_eq!(answer(&version, label), expected, "{version}");
+    }
+    let forgets = !matches!(release, (6, 19) | (7, 0));
+    let absences = answer(&version, "a reload shows names");
+    assert_eq!(absences == "yes; absent names are cached until then", forgets, "{version}");
+}
+
+/// There the kernel offers passthrough at the mount, and refuses each file.
+#[test]
+fn root_of_a_user_namespace_has_no_passthrough() {
+    need!(Root, Fuse, Passthrough);
+    let version = Program::new().arg("--version").inside(["unshare", "-Urm"]).run().stdout;
+    assert!(version.contains(", tried just now\n"), "{version}");
+    let passthrough = answer(&version, "the kernel reads files itself");
+    assert_eq!(passthrough, "no, needs CAP_SYS_ADMIN in the initial user namespace", "{version}");
+}
+
+/// What could not be tried is told by the release, with the reason.
+#[test]
+fn version_says_why_the_kernel_was_not_tried() {
+    need!(Root, Fuse);
+    let scratch = crate::util::scratch();
+    let refuse = crate::util::compile("refuse.c", scratch.path()).display().to_string();
+    let version = Program::new().arg("--version").inside([refuse.as_str(), "1", "fsopen"]).run().stdout;
+    let expected =
+        ", not tried: cannot mount FUSE: Operation not permitted (os error 1); what it has by its release\n";
+    assert!(version.contains(expected), "{version}");
 }
 
 /// Help and version need no store, no `/dev/fuse` and no home.
