@@ -145,6 +145,21 @@ pub(super) fn absences(findings: Findings) -> Absences {
     }
 }
 
+/// Says so where the kernel does not cache an absence at the root of a new mount, and what that costs.
+fn say_that_absences_are_asked_for(findings: Findings) {
+    if absences(findings) == Absences::Cached {
+        return;
+    }
+    let why = if findings.forgets_absences == Finding::No {
+        "this kernel does not forget"
+    } else {
+        "cannot find out whether this kernel forgets"
+    };
+    tracing::info!(
+        "{why} a cached absence (Linux 6.19 and 7.0 do not): each look-up of a name that the root of the view does not have asks the server"
+    );
+}
+
 fn agree(
     task: &Task,
     findings: Findings,
@@ -171,6 +186,7 @@ fn agree(
             "this kernel cannot map the owners of a view (Linux 6.12 can): private users see files of nobody"
         );
     }
+    say_that_absences_are_asked_for(findings);
     if agreement.io != task.io {
         tracing::warn!(
             "falling back to --io cached: passthrough needs CAP_SYS_ADMIN, and a store that is not on a nested overlayfs"

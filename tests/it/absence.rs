@@ -302,3 +302,26 @@ fn an_absence_cached_by_an_earlier_version_is_gone_where_the_kernel_forgets_none
     need!(Root, Fuse, Nix, Busybox, Epoch);
     cached_by_an_earlier_version(Some("unknown"));
 }
+
+/// What a kernel cannot give is a line in the log.
+#[test]
+fn the_log_says_where_an_absence_is_not_cached() {
+    need!(Root, Fuse, Nix, Busybox);
+    let cost = "each look-up of a name that the root of the view does not have asks the server";
+    for (tried, why) in [
+        ("kept", Some("this kernel does not forget a cached absence (Linux 6.19 and 7.0 do not)")),
+        (
+            "unknown",
+            Some("cannot find out whether this kernel forgets a cached absence (Linux 6.19 and 7.0 do not)"),
+        ),
+        ("forgotten", None),
+    ] {
+        let view = View::start(Some(tried));
+        let log = view.service.log();
+        let lines: Vec<&str> = log.lines().filter(|line| line.contains("cached absence")).collect();
+        assert_eq!(lines.len(), usize::from(why.is_some()), "{tried}: {log}");
+        let says =
+            why.is_none_or(|why| lines[0].contains(" INFO ") && lines[0].contains(&format!("{why}: {cost}")));
+        assert!(says, "{tried}: {lines:?}");
+    }
+}
