@@ -204,15 +204,16 @@ impl Looker {
         let mount = mount.clone();
         let (numbers, wanted) = channel::<usize>();
         let (holds, ended) = channel::<()>();
+        let (tell, alone) = channel();
         let work = move || {
-            match sys::keep_descriptor(mount.as_raw_fd()) {
-                Ok(()) => wanted.into_iter().for_each(|number| {
+            let kept = sys::keep_descriptor(mount.as_raw_fd());
+            let is_alone = kept.is_ok();
+            let _ = tell.send(kept);
+            if is_alone {
+                wanted.into_iter().for_each(|number| {
                     look(&mount, NAME);
                     look(&mount, &marker(number));
-                }),
-                Err(error) => {
-                    tracing::debug!(%error, "the kernel is not tried without a table of descriptors for it")
-                }
+                });
             }
             // The other thread drops it last: that closes it in the process's own table.
             drop(mount);
@@ -220,6 +221,8 @@ impl Looker {
         };
         let begun = thread::Builder::new().name("trial-looks".to_owned()).spawn(work);
         begun.map_err(failed("start a thread"))?;
+        let kept = alone.recv_timeout(LIMIT).map_err(|_| TrialError::Late)?;
+        kept.map_err(failed("give a thread descriptors of its own"))?;
         Ok(Self { numbers, ended })
     }
 

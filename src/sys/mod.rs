@@ -5,13 +5,19 @@
 
 pub mod memory;
 
+use std::ffi::CStr;
 use std::io;
-use std::mem::ManuallyDrop;
+use std::mem::{ManuallyDrop, MaybeUninit};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::libc;
+use nix::sched::CloneFlags;
 use nix::sys::signal::Signal;
+use rustix::fs::{Access, Mode, OFlags, RawDir};
 use rustix::io::DupFlags;
+
+/// What the calling thread has open: `/proc/self/fd` is the table of the process's first thread (proc(5), Linux 3.17).
+const OPEN: &CStr = c"/proc/thread-self/fd";
 
 /// Makes the number of `target` mean what `by` means; what it meant before is closed, close-on-exec stays set
 /// (dup3(2)).
@@ -52,28 +58,78 @@ unsafe extern "C" {
     ) -> std::ffi::c_int;
 }
 
-/// Gives the calling thread a table of descriptors of its own, with none in it but standard error and `kept`
-/// (close_range(2), Linux 5.9). What other threads have open is theirs alone from then on: it is closed when they end,
-/// whatever this thread waits for. So this one must neither use nor drop anything else that is a descriptor.
+/// close_range(2); where the C library has no such call, `ENOSYS`.
 ///
-/// # Errors
-/// Those of close_range(2); where the C library has no such call, `ENOSYS`.
-pub fn keep_descriptor(kept: RawFd) -> io::Result<()> {
+/// # Safety
+/// Nobody uses what it closes.
+unsafe fn close_between(first: u32, last: u32, flags: std::ffi::c_int) -> io::Result<()> {
     #[cfg(target_env = "gnu")]
-    {
-        const CLOSE_RANGE_UNSHARE: std::ffi::c_int = 1 << 1;
-        let kept = kept.unsigned_abs();
-        for (first, last) in [(0, 1), (3, kept.saturating_sub(1)), (kept.saturating_add(1), u32::MAX)] {
-            // SAFETY: the call takes numbers. What it closes is closed in the table that it makes for this thread,
-            // which by its contract uses none of it.
-            if first <= last && unsafe { close_range(first, last, CLOSE_RANGE_UNSHARE) } != 0 {
-                return Err(io::Error::last_os_error());
-            }
-        }
+    // SAFETY: the call takes numbers; the caller knows about what it closes.
+    return if unsafe { close_range(first, last, flags) } == 0 {
         Ok(())
-    }
+    } else {
+        Err(io::Error::last_os_error())
+    };
     #[cfg(not(target_env = "gnu"))]
     Err(rustix::io::Errno::NOSYS.into())
+}
+
+/// Gives the calling thread a table of descriptors of its own, with none in it but standard error and `kept`. What other
+/// threads have open is theirs alone from then on: it is closed when they end, whatever this thread waits for. So this one must
+/// neither use nor drop anything else that is a descriptor.
+///
+/// # Errors
+/// Where close_range(2) is refused or not known (Linux 5.9): those of unshare(2), and of reading [`OPEN`].
+pub fn keep_descriptor(kept: RawFd) -> io::Result<()> {
+    unshare_ranges(kept).or_else(|_| unshare_listed(kept))
+}
+
+fn unshare_ranges(kept: RawFd) -> io::Result<()> {
+    const CLOSE_RANGE_UNSHARE: std::ffi::c_int = 1 << 1;
+    let kept = kept.unsigned_abs();
+    for (first, last) in [(0, 1), (3, kept.saturating_sub(1)), (kept.saturating_add(1), u32::MAX)] {
+        if first <= last {
+            // SAFETY: what it closes is closed in the table that it makes for this thread, which by its contract uses none
+            // of it.
+            unsafe { close_between(first, last, CLOSE_RANGE_UNSHARE) }?;
+        }
+    }
+    Ok(())
+}
+
+fn unshare_listed(kept: RawFd) -> io::Result<()> {
+    // In a table of its own that it cannot read, the thread would hold a copy of everything.
+    rustix::fs::access(OPEN, Access::READ_OK)?;
+    nix::sched::unshare(CloneFlags::CLONE_FILES)?;
+    // SAFETY: what it closes is closed in this thread's own table, of which by its contract it uses no more.
+    unsafe { close_listed(&[libc::STDERR_FILENO, kept]) }
+}
+
+/// Closes what the calling thread has open, but `kept`. It does what is safe in a signal handler: system calls, without an
+/// allocation or a lock.
+///
+/// # Safety
+/// Nobody uses what it closes.
+unsafe fn close_listed(kept: &[RawFd]) -> io::Result<()> {
+    let close = |number| {
+        if !kept.contains(&number) {
+            // SAFETY: the caller knows that nobody uses it.
+            unsafe { rustix::io::close(number) };
+        }
+    };
+    // Room for the directory: there may be none.
+    (0..3).for_each(close);
+    let dir = rustix::fs::open(OPEN, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut buffer = [const { MaybeUninit::uninit() }; 1024];
+    let mut entries = RawDir::new(&dir, &mut buffer);
+    // The kernel resumes behind the last number that it listed, whatever was closed.
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        // `.` and `..` are none.
+        let number = entry.file_name().to_str().ok().and_then(|name| name.parse().ok());
+        number.into_iter().filter(|number| *number != dir.as_raw_fd()).for_each(close);
+    }
+    Ok(())
 }
 
 /// Starts a process that does statfs(2) on `path` and ends with the number of the error, 0 for none. It holds no descriptor
@@ -81,17 +137,14 @@ pub fn keep_descriptor(kept: RawFd) -> io::Result<()> {
 ///
 /// # Errors
 /// Those of fork(2).
-pub fn ask(path: &std::ffi::CStr) -> io::Result<rustix::process::Pid> {
+pub fn ask(path: &CStr) -> io::Result<rustix::process::Pid> {
     // SAFETY: the child of a process with several threads may do nothing but what is safe in a signal handler
     // (fork(2)): it makes system calls, on memory that is its own copy, allocates nothing, takes no lock, and ends
     // without returning.
     match unsafe { libc::fork() } {
         0 => {
-            // SAFETY: the call takes numbers, and what it closes is this process's copy, which nobody uses any more.
-            #[cfg(target_env = "gnu")]
-            unsafe {
-                close_range(0, u32::MAX, 0)
-            };
+            // SAFETY: what they close is this process's copy, which nobody uses any more.
+            let _ = unsafe { close_between(0, u32::MAX, 0).or_else(|_| close_listed(&[])) };
             let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
             let answer = rustix::fs::statfs(path).map_or_else(rustix::io::Errno::raw_os_error, |_| 0);
             // SAFETY: ends this process and does nothing else.
@@ -204,16 +257,14 @@ mod tests {
     }
 
     /// What the other threads close is closed, though a thread that has left them lives on.
-    #[cfg(target_env = "gnu")]
-    #[test]
-    fn a_thread_of_its_own_holds_nothing_of_the_others() {
+    fn holds_nothing_of_the_others(keep: fn(RawFd) -> io::Result<()>) {
         let (mut far, near) = UnixStream::pair().unwrap();
         let (mut kept_far, kept) = UnixStream::pair().unwrap();
         let (tell, told) = std::sync::mpsc::channel();
         let (go_on, wait) = std::sync::mpsc::channel::<()>();
         let number = kept.as_raw_fd();
         let thread = std::thread::spawn(move || {
-            keep_descriptor(number).unwrap();
+            keep(number).unwrap();
             tell.send(()).unwrap();
             let _told = wait.recv();
             let still_open = rustix::io::fcntl_getfd(&kept).is_ok();
@@ -227,6 +278,17 @@ mod tests {
         drop(go_on);
         assert!(thread.join().unwrap());
         kept_far.read_exact(&mut [0]).unwrap();
+    }
+
+    #[test]
+    fn a_thread_of_its_own_holds_nothing_of_the_others() {
+        holds_nothing_of_the_others(keep_descriptor);
+    }
+
+    /// As where close_range(2) is refused.
+    #[test]
+    fn a_thread_that_closes_what_is_listed_holds_nothing_of_the_others() {
+        holds_nothing_of_the_others(unshare_listed);
     }
 
     #[test]

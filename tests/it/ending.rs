@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc::{Receiver, channel};
@@ -202,7 +202,7 @@ fn a_reload_that_hangs_keeps_nobody_without_fusectl_either() {
     let mut service = Service::new(&fixture.store).with([Path::new("--system"), &link]);
     let scratch = crate::util::scratch();
     let (pipe, there) = (scratch.path().join("taken"), scratch.path().join("taken.held"));
-    service.binary = program_without_fusectl(&service, scratch.path());
+    service.inside(without_fusectl(scratch.path()));
     service.set("NSF_HOLD", scratch.path());
     service.start_ready();
     assert!(!service.path().join(&fixture.outside.base).exists());
@@ -364,7 +364,7 @@ fn a_covered_view_keeps_nobody_without_fusectl_either() {
     let fixture = Fixture::new();
     let mut service = service(&fixture);
     let scratch = crate::util::scratch();
-    service.binary = program_without_fusectl(&service, scratch.path());
+    service.inside(without_fusectl(scratch.path()));
     service.start_alone();
     service.wait_logged("the view answers", 1);
     let mut covered = Covered::new(service.path(), service.monitor());
@@ -378,15 +378,6 @@ fn a_covered_view_keeps_nobody_without_fusectl_either() {
 fn without_fusectl(scratch: &Path) -> [String; 3] {
     let refuse = crate::util::compile("refuse.c", scratch).display().to_string();
     [refuse, rustix::io::Errno::PERM.raw_os_error().to_string(), "fsopen".to_owned()]
-}
-
-fn program_without_fusectl(service: &Service, scratch: &Path) -> PathBuf {
-    let script = scratch.join("program");
-    let program = service.binary.display();
-    let text = format!("#!/bin/sh\nexec {} {program} \"$@\"\n", without_fusectl(scratch).join(" "));
-    fs::write(&script, text).unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
-    script
 }
 
 /// There the view is unmounted by force, where the kernel allows that.

@@ -1,8 +1,8 @@
 /* Runs a command for which one system call always fails.
  *
  * usage: refuse ERRNO CALL COMMAND [ARGUMENT]...
- * CALL is readlinkat, preadv2, openat2, fsopen, or mmap=BYTES for mappings of so many bytes (seccomp(2),
- * SECCOMP_RET_ERRNO). */
+ * CALL is readlinkat, preadv2, openat2, fsopen, close_range, or mmap=BYTES for mappings of so many bytes
+ * (seccomp(2), SECCOMP_RET_ERRNO). */
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <stddef.h>
@@ -29,6 +29,8 @@ int main(int argc, char **argv)
     }
     else if (!strcmp(argv[2], "fsopen"))
         number = SYS_fsopen;
+    else if (!strcmp(argv[2], "close_range"))
+        number = SYS_close_range;
     else
         return 2;
     struct sock_filter filter[] = {

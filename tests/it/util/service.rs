@@ -59,6 +59,7 @@ pub(crate) struct Service {
     pub(crate) name: String,
     /// What is started the next time.
     pub(crate) binary: PathBuf,
+    wrapper: Vec<OsString>,
     arguments: Vec<OsString>,
     environment: Vec<(String, OsString)>,
     at: PathBuf,
@@ -91,6 +92,7 @@ impl Service {
         let mut service = Self {
             name: name.clone(),
             binary: Program::PATH.into(),
+            wrapper: Vec::new(),
             arguments: Vec::new(),
             environment: Vec::new(),
             at: at.clone(),
@@ -103,6 +105,11 @@ impl Service {
         service.add(["--store", store, "--name", &name, "-v"]);
         service.add([&at]);
         service
+    }
+
+    /// Runs the program through another command, which has to `exec` it, at every start from now on.
+    pub(crate) fn inside<A: AsRef<OsStr>>(&mut self, wrapper: impl IntoIterator<Item = A>) {
+        self.wrapper = wrapper.into_iter().map(|word| word.as_ref().to_owned()).collect();
     }
 
     /// More arguments, for every start from now on.
@@ -225,7 +232,7 @@ impl Service {
             r#"[ -z "$LISTEN_FDS" ] || export LISTEN_PID=$$; exec "$@" 3<&0 4<&1 </dev/null >/dev/null"#,
             "sh",
         ]);
-        nix_environment(command.arg(&self.binary).args(&self.arguments));
+        nix_environment(command.args(&self.wrapper).arg(&self.binary).args(&self.arguments));
         command.env_remove("NOTIFY_SOCKET").env("LC_ALL", "C").stderr(log).envs(self.environment.clone());
         if managed {
             command.env("NOTIFY_SOCKET", self.dir.path().join("notify"));
