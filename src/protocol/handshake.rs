@@ -99,11 +99,11 @@ pub enum HandshakeError {
     #[error("cannot exchange FUSE_INIT with the kernel")]
     Io(#[from] io::Error),
     /// The kernel did not begin with INIT, or spoke another protocol.
-    #[error("the kernel began with something other than FUSE_INIT 7.x; Linux 5.6 or newer is needed")]
+    #[error("the kernel began with something other than FUSE_INIT 7.x; Linux 5.10 or newer is needed")]
     Protocol,
     /// The kernel lacks what the view is built on.
     #[error(
-        "this kernel cannot open files without asking or list with attributes; Linux 5.6 or newer is needed"
+        "this kernel cannot open files without asking or list with attributes; Linux 5.10 or newer is needed"
     )]
     TooOld,
     /// Passthrough was asked for, and the kernel offers none (`CONFIG_FUSE_PASSTHROUGH`).

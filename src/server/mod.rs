@@ -79,7 +79,7 @@ pub enum ServeError {
     Orphaned,
     /// Nothing in the store can be opened.
     #[error(
-        "the store directory cannot be opened with openat2(2); Linux 5.6 or newer is needed, and no system call filter that refuses the call, as RestrictSUIDSGID= in a unit does"
+        "the store directory cannot be opened with openat2(2); Linux 5.10 or newer is needed, and no system call filter that refuses the call, as RestrictSUIDSGID= in a unit does"
     )]
     Store(#[source] io::Error),
     /// The session could not be set up, or broke.
