@@ -16,8 +16,8 @@ use crate::util::{DEADLINE, number};
 const ENTRY_MAX: u64 = 120;
 /// One part in so many of that may stay when all names are forgotten.
 const KEPT: u64 = 4;
-/// Bytes by which one forgotten name is told (`struct fuse_forget_one`): all may come in one message, and the library
-/// keeps the room for it.
+/// Bytes by which one forgotten name is told (`struct fuse_forget_one`): the slots of the ledger keep the pages that such messages
+/// were read into.
 const FORGETTING: u64 = 16;
 /// What the server may have open, however many names are known: see `Backing`.
 const DESCRIPTORS_MAX: usize = 600;
