@@ -2,12 +2,14 @@
 
 use std::io;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use super::child::Server;
 use super::ending::Ending;
 use super::error::{MonitorError, system};
 use super::mount::{self, Mounted};
 use super::mounting::{self, MountThread, New};
+use super::poll;
 use super::probe::Probe;
 use super::runtime::Runtime;
 use super::state::{self, State, StateDir};
@@ -17,6 +19,10 @@ use crate::fuse::ledger;
 use crate::protocol::control::Outcome;
 use crate::protocol::wire::{Order, Start};
 use crate::server::idle::IdlePolling;
+
+/// How long ways to a view are looked for that cannot be seen, and how long it may take to answer what is asked there.
+const SEARCH: Duration = Duration::from_secs(1);
+const KNOCK: Duration = Duration::from_secs(10);
 
 /// What came of an action.
 #[derive(Debug)]
@@ -236,12 +242,14 @@ impl Runtime {
 
     /// Readers of what earlier servers had taken may be the only ones there are, and wait until a request is read.
     fn knock(&mut self) {
-        let at = self.mounted.as_ref().and_then(|mounted| mounted.seen_at().ok().flatten());
-        self.knock = at.and_then(|at| {
-            Probe::start(&at)
-                .inspect_err(|error| tracing::debug!(%error, "the server finds out what was lost with the next request"))
-                .ok()
-        });
+        let Some(mounted) = &self.mounted else { return };
+        let begun = match mounted.seen_at() {
+            Ok(Some(at)) => Probe::start(&at).map(|probe| self.knock = Some(probe)),
+            _ => knock_elsewhere(mounted.clone()),
+        };
+        if let Err(error) = begun {
+            tracing::debug!(%error, "the server finds out what was lost with the next request");
+        }
     }
 
     fn switch(&self, content: Option<&Content>) -> Option<Event> {
@@ -335,6 +343,20 @@ impl Runtime {
 }
 
 /// What a wait is for, in words.
+/// Asks a view that is covered, or mounted in other mount namespaces alone, by whatever way leads to it.
+fn knock_elsewhere(mounted: Mounted) -> io::Result<()> {
+    let work = move || {
+        let ways = mounted.ways(SEARCH);
+        let knocks: Vec<_> = ways.iter().filter_map(|way| Probe::start(way).ok()).collect();
+        // Killed before it is read, a request is taken back.
+        let until = Instant::now() + KNOCK;
+        for knock in &knocks {
+            let _ = poll::readable(&[knock.done()], Some(until));
+        }
+    };
+    std::thread::Builder::new().name("knock".to_owned()).spawn(work).map(drop)
+}
+
 fn waits_for(slow: Slow) -> &'static str {
     match slow {
         Slow::Store => "the Nix store has not resolved the roots yet; a garbage collection may hold its lock",

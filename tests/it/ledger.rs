@@ -4,16 +4,21 @@
 //! The point is reached for certain: a build for tests stops its server there (`src/server/stops.rs`), and the test kills it.
 
 use std::fs::{self, File};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Instant;
 
-use crate::util::DEADLINE;
+use rustix::mount::UnmountFlags;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
+
 use crate::util::fixture::Fixture;
+use crate::util::namespace::Namespace;
 use crate::util::service::{Service, Victim};
-use crate::util::{threads, tree};
+use crate::util::{DEADLINE, mounts, threads, tree, wait_readable};
 
 /// Where a server is stopped.
 const POINTS: [&str; 4] = ["taken", "decided", "answered", "free"];
@@ -211,6 +216,43 @@ fn kill_with_the_ledger_lost() {
         view.service.start_ready();
         view.expect(&told, &sizes, "after a second start");
         view.service.stop();
+    }
+}
+
+/// The same of a view that cannot be asked at its place: it is mounted in a container alone, or covered.
+#[test]
+fn kill_with_the_ledger_lost_of_a_view_elsewhere() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    for covered in [false, true] {
+        let mut view = Stopping::at("taken", &fixture);
+        let open = covered.then(|| File::open(&view.data).unwrap());
+        let container = (!covered).then(Namespace::new);
+        let at = view.service.path().to_owned();
+        let _cover = covered.then(|| mounts::Own::mount("tmpfs", &at, ""));
+        let mut reader = if let Some(container) = &container {
+            rustix::mount::unmount(&at, UnmountFlags::empty()).unwrap();
+            let mut reader = container.command("stat");
+            reader.arg(view.data.join("text"));
+            reader
+        } else {
+            let mut reader = Command::new("stat");
+            let below = open.as_ref().map_or(0, AsRawFd::as_raw_fd);
+            reader.arg("text").current_dir(format!("/proc/{}/fd/{below}", std::process::id()));
+            reader
+        };
+        view.arm();
+        let mut reader = reader.stdout(Stdio::null()).spawn().unwrap();
+        view.wait_stopped();
+        view.service.kill(Victim::Both);
+        view.service.lose_descriptor("ledger");
+        view.service.start_ready();
+        let process = pidfd_open(Pid::from_child(&reader), PidfdFlags::empty()).unwrap();
+        let ended = wait_readable([&process], Instant::now() + DEADLINE);
+        view.service.signal(Signal::TERM);
+        view.service.ended();
+        reader.wait().unwrap();
+        assert_eq!(ended, [true], "covered: {covered}: nobody answers\n{}", view.service.log());
     }
 }
 

@@ -70,7 +70,7 @@ impl std::fmt::Display for Served {
         if !elsewhere.is_empty() {
             let holders: Vec<String> = elsewhere
                 .iter()
-                .map(|Holder { process, at }| format!("{process} on '{}'", at.display()))
+                .map(|Holder { process, at, .. }| format!("{process} on '{}'", at.display()))
                 .collect();
             write!(f, "it is mounted in the mount namespace of {}", holders.join(", "))?;
         }
@@ -95,8 +95,11 @@ mod tests {
     #[test]
     fn what_holds_a_server_is_said() {
         let served = |here: &[&str], elsewhere: &[(&str, &str)]| {
-            let holder =
-                |(process, at): &(&str, &str)| Holder { process: (*process).to_owned(), at: at.into() };
+            let holder = |(process, at): &(&str, &str)| Holder {
+                process: (*process).to_owned(),
+                at: at.into(),
+                way: PathBuf::new(),
+            };
             Served {
                 name: "web".to_owned(),
                 server: Some(7),

@@ -141,7 +141,7 @@ pub enum MountError {
 }
 
 /// A mounted view.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Mounted {
     at: PathBuf,
     source: String,
@@ -465,6 +465,15 @@ impl Mounted {
     pub fn seen_at(&self) -> Result<Option<PathBuf>, MountError> {
         let Some(Mount { id, at, .. }) = self.find()? else { return Ok(None) };
         Ok(top(&at)?.filter(|top| top.id == id).map(|_| at))
+    }
+
+    /// Paths that lead to it where it cannot be seen: in other mount namespaces, and by what is open. They are other processes', so
+    /// they may lead elsewhere by now, and whoever uses one may have to wait. They are looked for as long as `patience`.
+    #[must_use]
+    pub fn ways(&self, patience: Duration) -> Vec<PathBuf> {
+        let at = self.find().ok().flatten().map_or_else(|| self.at.clone(), |mount| mount.at);
+        let elsewhere = processes::holders(&self.source, patience / 2).into_iter().map(|holder| holder.way);
+        elsewhere.chain(processes::links(&at, patience / 2)).collect()
     }
 
     /// Its line in the mount table: by its number, or else the topmost at its place.

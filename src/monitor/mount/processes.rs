@@ -19,7 +19,7 @@ const MOST: usize = 8;
 #[must_use]
 pub fn users(at: &Path, patience: Duration) -> Vec<String> {
     let at = at.to_owned();
-    look(patience, move |process| uses(process, &at).then(|| describe(process)))
+    look(patience, move |process| link(process, &at).map(|_| describe(process)))
 }
 
 /// A process in whose mount namespace something is mounted.
@@ -29,6 +29,15 @@ pub(super) struct Holder {
     pub(super) process: String,
     /// Where the process has it mounted.
     pub(super) at: PathBuf,
+    /// The same, as a path of this process.
+    pub(super) way: PathBuf,
+}
+
+/// Links in `/proc` by which processes have something below `at` open, run it or stand in it: one of each process. What could
+/// not be found out within `patience` is left out.
+pub(super) fn links(at: &Path, patience: Duration) -> Vec<PathBuf> {
+    let at = at.to_owned();
+    look(patience, move |process| link(process, &at))
 }
 
 /// A process of each other mount namespace in which a view with this source is mounted, a few at most. What could not
@@ -43,7 +52,9 @@ pub(super) fn holders(source: &str, patience: Duration) -> Vec<Holder> {
             return None;
         }
         let found = table::of(process).ok()?.into_iter().rfind(|mount| mount.is(TYPE, &source))?;
-        Some(Holder { process: describe(process), at: found.at })
+        let below = found.at.strip_prefix("/").unwrap_or(&found.at);
+        let way = process.join("root").join(below);
+        Some(Holder { process: describe(process), at: found.at, way })
     })
 }
 
@@ -80,11 +91,11 @@ fn look<T: Send + 'static>(
     std::iter::from_fn(|| told.recv_timeout(left()).ok()).take(MOST).collect()
 }
 
-fn uses(process: &Path, at: &Path) -> bool {
-    let leads_there = |link: &Path| std::fs::read_link(link).is_ok_and(|target| target.starts_with(at));
-    ["cwd", "root", "exe"].iter().any(|link| leads_there(&process.join(link)))
-        || std::fs::read_dir(process.join("fd"))
-            .is_ok_and(|fds| fds.flatten().any(|fd| leads_there(&fd.path())))
+fn link(process: &Path, at: &Path) -> Option<PathBuf> {
+    let leads_there = |link: &PathBuf| std::fs::read_link(link).is_ok_and(|target| target.starts_with(at));
+    let open = || std::fs::read_dir(process.join("fd")).into_iter().flatten().flatten().map(|fd| fd.path());
+    let known = ["cwd", "root", "exe"].into_iter().map(|link| process.join(link));
+    known.into_iter().find(leads_there).or_else(|| open().find(leads_there))
 }
 
 fn describe(process: &Path) -> String {
