@@ -333,7 +333,9 @@ fn an_end_during_a_reload_leaves_no_link() {
     for round in 0..10 {
         held.service.start_ready();
         held.garbage.select((round + 1) % 2);
+        let from = held.service.heard();
         held.service.signal(Signal::HUP);
+        held.service.wait(from, "RELOADING");
         held.service.stop();
         held.assert_links(&[]);
     }
@@ -350,7 +352,10 @@ fn a_daemon_that_does_not_answer_cannot_delay_the_end() {
     held.assert_links(&[0]);
     daemon.freeze();
     held.garbage.select(1);
+    let from = held.service.heard();
     held.service.signal(Signal::HUP);
+    // The store is asked by then.
+    held.service.wait(from, "RELOADING");
     held.service.stop();
     held.assert_links(&[]);
     assert_eq!(held.service.logged_soon("the Nix store does not answer", 1), 1, "{}", held.service.log());
