@@ -39,6 +39,8 @@ pub(super) fn refuse(
             match device.read(&mut request) {
                 Ok(length) => answer(&device, request.get(..length).unwrap_or_default()),
                 Err(Errno::NOENT | Errno::INTR | Errno::AGAIN) => {}
+                // It has ended.
+                Err(Errno::NODEV) => return Ok(()),
                 Err(error) => return Err(error.into()),
             }
         }
