@@ -15,6 +15,7 @@ use crate::util::mounts;
 use crate::util::program::{Program, unique_name};
 use crate::util::service::{Service, Victim};
 use crate::util::store::{Daemon, NixStore};
+use crate::util::thief;
 use crate::util::tree;
 
 /// Systems, a view of them, and the directory of its links.
@@ -280,8 +281,11 @@ fn links_of_a_dead_view_are_removed_from_its_directory() {
         let mut held = Held::new(2);
         held.service.start_ready();
         held.assert_links(&[0]);
+        let connection = thief::connection(held.service.path());
         held.service.kill(Victim::Both);
         if stored {
+            // A copy of the mount, in a namespace that somebody has just made, would keep it in use.
+            mounts::abort(connection);
             rustix::mount::unmount(held.service.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
         } else {
             held.service.lose_descriptors();
