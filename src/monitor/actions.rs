@@ -342,7 +342,6 @@ impl Runtime {
     }
 }
 
-/// What a wait is for, in words.
 /// Asks a view that is covered, or mounted in other mount namespaces alone, by whatever way leads to it.
 fn knock_elsewhere(mounted: Mounted) -> io::Result<()> {
     let work = move || {
@@ -357,6 +356,7 @@ fn knock_elsewhere(mounted: Mounted) -> io::Result<()> {
     std::thread::Builder::new().name("knock".to_owned()).spawn(work).map(drop)
 }
 
+/// What a wait is for, in words.
 fn waits_for(slow: Slow) -> &'static str {
     match slow {
         Slow::Store => "the Nix store has not resolved the roots yet; a garbage collection may hold its lock",

@@ -18,7 +18,7 @@ use super::mount::{self, Connection, Detach, MountError, Mounted, Number};
 use super::refusing;
 use super::runtime::Runtime;
 use super::store_thread::Left;
-use super::supervisor::{Links, MountEnd, Plan, Verdict};
+use super::supervisor::{Event, Links, MountEnd, Plan, Verdict};
 use super::systemd;
 use crate::protocol::control::Outcome;
 
@@ -76,10 +76,13 @@ impl Runtime {
         let used = unmounted.as_ref().copied().unwrap_or(Used::Here);
         match mount {
             MountEnd::Leave => {
-                self.kill_and_wait();
+                self.kill_server();
+                self.wait_for_server();
                 systemd::finish();
                 // Nobody starts a successor then, and nobody would answer.
-                if matches!(verdict, Verdict::HandedOver) && self.is_told_to_stop() {
+                if matches!(verdict, Verdict::HandedOver)
+                    && matches!(self.take_signals().first(), Some(Event::Stop))
+                {
                     return self.end(Plan {
                         verdict: Verdict::Unmounted,
                         mount: MountEnd::Unmount,
@@ -194,7 +197,7 @@ impl Runtime {
         }
         self.device = None;
         if !ended {
-            self.kill_and_wait();
+            self.wait_for_server();
         }
     }
 
@@ -208,9 +211,8 @@ impl Runtime {
         }
     }
 
-    /// Kills the server, and waits a moment so that its successor does not have to wait for it.
-    fn kill_and_wait(&mut self) {
-        self.kill_server();
+    /// Waits a moment for the killed server, so that its successor does not have to.
+    fn wait_for_server(&mut self) {
         if let Some(server) = &mut self.server {
             let _ = server.ends_before(Instant::now() + SERVER_GRACE / 2);
         }

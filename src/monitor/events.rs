@@ -89,7 +89,8 @@ impl Runtime {
         }
     }
 
-    fn take_signals(&mut self) -> Vec<Event> {
+    /// The signals that have come. Whoever asks for the end does not want a successor, so [`Event::Stop`] is the first of them.
+    pub(super) fn take_signals(&mut self) -> Vec<Event> {
         let mut events = Vec::new();
         while let Ok(Some(info)) = self.signals.read_signal() {
             let signal = i32::try_from(info.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok());
@@ -107,7 +108,7 @@ impl Runtime {
                 _ => None,
             });
         }
-        // They come in the order of their numbers: who asks for the end does not want a successor.
+        // They come in the order of their numbers.
         events.sort_by_key(|event| !matches!(event, Event::Stop));
         events
     }

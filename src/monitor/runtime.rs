@@ -6,7 +6,6 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 
 use super::child::Server;
@@ -67,16 +66,6 @@ impl Runtime {
         {
             tracing::warn!(%error, "cannot kill the server");
         }
-    }
-
-    /// Takes the signals that have come; returns whether one of them asks for the end.
-    pub(super) fn is_told_to_stop(&mut self) -> bool {
-        let end = [Signal::SIGTERM, Signal::SIGINT].map(|signal| signal as u32);
-        let mut told = false;
-        while let Ok(Some(info)) = self.signals.read_signal() {
-            told |= end.contains(&info.ssi_signo);
-        }
-        told
     }
 
     /// The store's directory, also of a view that was taken over, if it can be opened soon.
