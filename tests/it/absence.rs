@@ -3,16 +3,15 @@
 //!
 //! Orders are forced: a build for tests holds a thread of the server back where a pipe is (`src/server/stops.rs`).
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Instant;
 
-use rustix::fs::{CWD, Mode};
-
 use crate::util::DEADLINE;
+use crate::util::hold::{self, Held};
 use crate::util::program::{Finished, Program};
 use crate::util::service::{Service, Victim};
 use crate::util::systems::Systems;
@@ -26,9 +25,6 @@ struct View {
     /// In the view.
     new: PathBuf,
 }
-
-/// A point of the server at which a thread is held back, until this is dropped.
-struct Held(#[expect(dead_code, reason = "dropping it lets the thread go")] File);
 
 /// See [`View::hold_both`].
 struct Both {
@@ -64,18 +60,14 @@ impl View {
 
     /// Has the first thread held back that comes to `point`. What this returns has it when it is there.
     fn arm(&self, point: &str) -> Receiver<Held> {
-        let pipe = self.hold.join(point);
-        rustix::fs::mkfifoat(CWD, &pipe, Mode::RUSR | Mode::WUSR).unwrap();
-        // For reading as well: then opening it waits for nobody.
-        let held = File::options().read(true).write(true).open(&pipe).unwrap();
-        let there = pipe.with_extension("held");
+        let (held, there) = hold::arm(&self.hold, point);
         background(move || {
             let until = Instant::now() + DEADLINE;
             while !there.exists() && Instant::now() < until {
                 thread::yield_now();
             }
             assert!(there.exists(), "no thread comes there");
-            Held(held)
+            held
         })
     }
 
@@ -107,15 +99,7 @@ impl View {
     /// Waits until the kernel is to forget a name and waits for a reader. Linux 6.19 does not: then `reload` ends, and this returns true.
     fn wait_for_invalidation(&mut self, reload: &Receiver<Finished>) -> bool {
         let server = self.service.server();
-        let until = Instant::now() + DEADLINE;
-        while !waits_in_kernel(server, "invalidate") {
-            if reload.try_recv().is_ok() {
-                return true;
-            }
-            assert!(Instant::now() < until, "nobody waits for the reader\n{}", self.service.log());
-            thread::yield_now();
-        }
-        false
+        self.service.wait_for_invalidation(server, || reload.try_recv().is_ok())
     }
 
     fn expect_reloaded(&self, told: &Receiver<Finished>) {

@@ -7,18 +7,17 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, Signal};
 
 use crate::util::fixture::Fixture;
+use crate::util::hold;
 use crate::util::namespace::Namespace;
 use crate::util::program::{Finished, Program};
 use crate::util::service::{Service, Victim};
 use crate::util::thief::{self, Thief, Waiter};
-use crate::util::threads::waits_in_kernel;
 use crate::util::{DEADLINE, mounts, tree};
 
 fn service(fixture: &Fixture) -> Service {
@@ -167,16 +166,8 @@ impl Hanging {
         let (tell, reload) = channel();
         let name = service.name.clone();
         std::thread::spawn(move || tell.send(Program::new().args(["--reload", &name]).run()));
-        wait_invalidating(&service, server);
+        service.wait_for_invalidation(server, || false);
         Self { service, waiter, server, reload }
-    }
-}
-
-fn wait_invalidating(service: &Service, server: Pid) {
-    let until = Instant::now() + DEADLINE;
-    while !waits_in_kernel(server, "invalidate") {
-        assert!(Instant::now() < until, "nothing is invalidated: {}", service.log());
-        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -201,20 +192,18 @@ fn a_reload_that_hangs_keeps_nobody_without_fusectl_either() {
     let link = fixture.store.profile("web/system", &fixture.system.path);
     let mut service = Service::new(&fixture.store).with([Path::new("--system"), &link]);
     let scratch = crate::util::scratch();
-    let (pipe, there) = (scratch.path().join("taken"), scratch.path().join("taken.held"));
     service.inside(without_fusectl(scratch.path()));
     service.set("NSF_HOLD", scratch.path());
     service.start_ready();
     assert!(!service.path().join(&fixture.outside.base).exists());
     let (server, connection) = (service.server(), thief::connection(service.path()));
-    rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).unwrap();
-    let held = fs::File::options().read(true).write(true).open(&pipe).unwrap();
+    let (held, there) = hold::arm(scratch.path(), "taken");
     let mut waiter = Waiter::start(connection, &mut look(&service.path().join(&fixture.file.base)));
     service.wait_for(&there);
     fs::remove_file(&link).unwrap();
     fixture.store.profile("web/system", &fixture.outside.path);
     service.signal(Signal::HUP);
-    wait_invalidating(&service, server);
+    service.wait_for_invalidation(server, || false);
     rustix::mount::unmount(service.path(), UnmountFlags::DETACH).unwrap();
     end(&mut service, 0, [&mut waiter]);
     drop(held);

@@ -22,6 +22,13 @@ fn small_disk(service: &Service, size: &str) -> mounts::Own {
     mounts::Own::mount("tmpfs", &state, &format!("size={size},mode=700"))
 }
 
+/// Fills a [`small_disk`] of up to 128 KiB; the file that does.
+fn fill(service: &Service) -> PathBuf {
+    let filler = service.state().join("filler");
+    let _full = fs::write(&filler, vec![1; 128 << 10]);
+    filler
+}
+
 /// A state directory on a disk that is full: the view is served, and says that a crash would not be survived.
 #[test]
 fn the_journal_is_on_a_full_disk() {
@@ -92,7 +99,7 @@ fn what_is_open_can_be_opened_again_when_the_journal_lost_how() {
     for (path, _) in &files {
         fs::metadata(service.path().join(path)).unwrap();
     }
-    let _full = fs::write(service.state().join("filler"), vec![1; 128 << 10]);
+    fill(&service);
     let open: Vec<_> =
         files.iter().map(|(path, _)| fs::File::open(service.path().join(path)).unwrap()).collect();
     assert_eq!(service.logged_soon("will not survive a crash of its server", 1), 1, "{}", service.log());
@@ -134,8 +141,7 @@ fn the_state_is_on_a_full_disk() {
     let fixture = Fixture::new();
     let mut service = Service::new(&fixture.store).with(["--system", &fixture.system.path]);
     let _small = small_disk(&service, "16k");
-    let filler = service.state().join("filler");
-    let _full = fs::write(&filler, vec![1; 16 << 10]);
+    let filler = fill(&service);
     service.start_ready();
     assert_eq!(service.logged_soon("would not survive a crash of its monitor", 1), 1, "{}", service.log());
     assert_eq!(service.logged_soon("would not survive a crash of its server", 1), 1, "{}", service.log());
@@ -167,8 +173,7 @@ fn the_state_of_an_earlier_mount_is_not_believed() {
     service.kill(Victim::Both);
     service.lose_descriptors();
     // A journal is begun in the place of the earlier one, and nothing else.
-    let filler = service.state().join("filler");
-    let _full = fs::write(&filler, vec![1; 64 << 10]);
+    let filler = fill(&service);
     systems.select(1);
     for _ in 0..2 {
         service.start_ready();
@@ -187,8 +192,7 @@ fn a_reload_that_would_not_survive_says_so() {
     need!(Root, Fuse, Nix, Busybox);
     let systems = Systems::new(2);
     let (mut service, _small) = on_a_small_disk(&systems);
-    let filler = service.state().join("filler");
-    let _full = fs::write(&filler, vec![1; 64 << 10]);
+    let filler = fill(&service);
     systems.select(1);
     let finished = service.reload();
     assert_eq!(finished.status.code(), Some(8), "{finished:?}");
@@ -217,7 +221,7 @@ fn a_server_that_dies_without_a_journal() {
     let fixture = Fixture::new();
     let mut service = Service::new(&fixture.store).with(["--system", &fixture.system.path]);
     let _small = small_disk(&service, "16k");
-    let _full = fs::write(service.state().join("filler"), vec![1; 16 << 10]);
+    fill(&service);
     service.start_ready();
     service.kill(Victim::Server);
     let at = service.path().join(&fixture.data.base).join("text");

@@ -16,7 +16,7 @@ use crate::util::collecting::Collecting;
 use crate::util::fixture::Fixture;
 use crate::util::program::{Finished, Program, unique_name};
 use crate::util::service::{Service, Victim};
-use crate::util::{DEADLINE, mounts, tree};
+use crate::util::{DEADLINE, mounts, thief, tree};
 
 fn service(fixture: &Fixture) -> Service {
     Service::new(&fixture.store).with(["--system", &fixture.system.path])
@@ -152,7 +152,7 @@ fn an_aborted_connection_leaves_no_dead_mount() {
         service.start_ready();
         let open = File::open(service.path().join(&fixture.data.base).join("text")).unwrap();
         match how {
-            "fusectl" => abort(service.path()),
+            "fusectl" => mounts::abort(thief::connection(service.path())),
             _ => {
                 assert!(rustix::mount::unmount(service.path(), UnmountFlags::FORCE).is_err(), "it is in use")
             }
@@ -166,11 +166,6 @@ fn an_aborted_connection_leaves_no_dead_mount() {
     service.start_ready();
     assert_eq!(tree::list(service.path()).unwrap().len(), fixture.members().len());
     service.stop();
-}
-
-/// Aborts the connection of what is mounted at `at`.
-fn abort(at: &Path) {
-    mounts::abort(rustix::fs::minor(std::os::unix::fs::MetadataExt::dev(&fs::metadata(at).unwrap())));
 }
 
 /// A view that was unmounted in one place and is mounted in another is served there, also by the next server.

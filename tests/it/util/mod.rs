@@ -5,6 +5,7 @@ pub(crate) mod gate;
 pub(crate) mod collecting;
 pub(crate) mod faulty;
 pub(crate) mod fixture;
+pub(crate) mod hold;
 pub(crate) mod image;
 pub(crate) mod load;
 pub(crate) mod mapped;

@@ -200,6 +200,19 @@ impl Service {
         }
     }
 
+    /// Waits until the kernel is to forget a name and waits for a reader, or until `is_over`: then this returns true.
+    pub(crate) fn wait_for_invalidation(&self, server: Pid, mut is_over: impl FnMut() -> bool) -> bool {
+        let until = Instant::now() + DEADLINE;
+        while !threads::waits_in_kernel(server, "invalidate") {
+            if is_over() {
+                return true;
+            }
+            assert!(Instant::now() < until, "nobody waits for the reader\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        false
+    }
+
     /// Waits until this many lines of the log hold `what`.
     pub(crate) fn wait_logged(&self, what: &str, times: usize) {
         let until = Instant::now() + DEADLINE;
