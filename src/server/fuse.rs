@@ -31,7 +31,7 @@ use crate::protocol::handshake::{Absences, READ_MAX};
 use crate::view::backing::{Kind, Read, Stat, Target};
 use crate::view::trie::{NodeId, ROOT};
 use crate::view::{
-    Counted, Entry, FsError, Handle, Missed, Node, Registrations, ServedView, Stale, Totals, Way,
+    Counted, Entry, FsError, Handle, Missed, Node, Registrations, ServedView, Stale, Told, Totals, Way,
 };
 
 /// Seconds. Store paths never change: what the kernel was told holds until it is invalidated.
@@ -114,7 +114,7 @@ fn attributes(node: Node) -> Attr {
     }
 }
 
-fn entry(node: Node, lasting: bool) -> EntryOut {
+fn known(node: Node, lasting: bool) -> EntryOut {
     let valid = lifetime(lasting);
     EntryOut {
         node: node.id.0,
@@ -214,7 +214,7 @@ impl StoreFs {
         let found = self.view.lookup(parent, name);
         stops::at(Stop::Decided);
         match found {
-            Ok(node) => answer.value(&entry(node, node.stat.settled)),
+            Ok(node) => answer.value(&known(node, node.stat.settled)),
             Err(FsError::Absent) => {
                 if let Some(missed) = self.missed.as_ref().filter(|_| parent == ROOT) {
                     missed.note(name, pid);
@@ -378,8 +378,8 @@ fn counted(operation: &Operation<'_>) -> Op {
 }
 
 /// Puts one entry behind those in `buffer`, unless it would be longer than `room`: false.
-fn add(buffer: &mut Vec<u8>, room: usize, told: &Entry<'_>) -> bool {
-    let Entry { node, name, next, lasting } = told;
+fn add(buffer: &mut Vec<u8>, room: usize, entry: &Entry<'_>) -> bool {
+    let Entry { node, name, next, told } = entry;
     let filled = (size_of::<DirentPlus>() + name.len()).next_multiple_of(8);
     let Ok(name_len) = u32::try_from(name.len()) else { return false };
     if buffer.len() + filled > room {
@@ -387,7 +387,13 @@ fn add(buffer: &mut Vec<u8>, room: usize, told: &Entry<'_>) -> bool {
     }
     let dirent = Dirent { ino: node.id.0, offset: *next, name_len, kind: mode(node.stat.kind) >> 12 };
     let end = buffer.len() + filled;
-    buffer.extend_from_slice(DirentPlus { entry: entry(*node, *lasting), dirent }.as_bytes());
+    let entry = match told {
+        Told::Lasting => known(*node, true),
+        Told::Now => known(*node, false),
+        // Without a node the kernel takes the name and nothing else (`fuse_direntplus_link`).
+        Told::Nothing => EntryOut::new_zeroed(),
+    };
+    buffer.extend_from_slice(DirentPlus { entry, dirent }.as_bytes());
     buffer.extend_from_slice(name);
     buffer.resize(end, 0);
     true
@@ -443,7 +449,7 @@ mod tests {
             identity: crate::view::backing::Identity::Inode(0),
             settled: true,
         };
-        let told = |name, next| Entry { node: Node { id: NodeId(9), stat }, name, next, lasting: true };
+        let told = |name, next| Entry { node: Node { id: NodeId(9), stat }, name, next, told: Told::Lasting };
         let mut buffer = Vec::new();
         assert!(add(&mut buffer, 400, &told(b"eight888", 1)));
         assert_eq!(buffer.len(), 160);

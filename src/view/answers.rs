@@ -16,7 +16,7 @@
 //!    the path of the name that came first, which the trie keeps as long as the kernel holds the node.
 //! 4. A position in the root's listing is the ordinal of a member among all that this mount ever had, so it means the
 //!    same after a reload and in the next server. A listing that spans a reload continues with the set that it
-//!    began with: see [`Position`]. Members that are not shown any more are told without a lifetime, or the
+//!    began with: see [`Position`]. Of members that are not shown any more it tells the names and no nodes, or the
 //!    listing would bring back what the reload has invalidated.
 
 use std::os::fd::OwnedFd;
@@ -104,8 +104,25 @@ pub struct Entry<'a> {
     pub name: &'a [u8],
     /// The position after it.
     pub next: u64,
-    /// Whether the kernel may cache it.
-    pub lasting: bool,
+    /// What the kernel is told of its node.
+    pub told: Told,
+}
+
+/// What a listing tells the kernel of the node that an entry names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    /// The node, and that it may cache it.
+    Lasting,
+    /// The node as it is now.
+    Now,
+    /// Nothing: the name is shown no more, but for a listing that began earlier.
+    Nothing,
+}
+
+impl Told {
+    fn of(lasting: bool) -> Self {
+        if lasting { Self::Lasting } else { Self::Now }
+    }
 }
 
 /// Sizes of the view for statfs(2).
@@ -450,11 +467,11 @@ impl ServedView {
         let Some(stat) = stat else {
             // `.` and `..`: their attributes are not looked at, only kind and inode number.
             let id = if name == b"." { id } else { parent };
-            return each(Entry { node: Node { id, stat: DOT }, name, next, lasting: true });
+            return each(Entry { node: Node { id, stat: DOT }, name, next, told: Told::Lasting });
         };
         let Some(entered) = self.enter(id, name, stat) else { return false };
         let node = Node { id: entered.id, stat };
-        if !each(Entry { node, name, next, lasting: stat.settled }) {
+        if !each(Entry { node, name, next, told: Told::of(stat.settled) }) {
             self.forget(entered.id, 1);
             return false;
         }
@@ -470,13 +487,13 @@ impl ServedView {
         let begun = if offset == 0 { None } else { self.trie.members_of(|e| e & EPOCHS == epoch) };
         let members = begun.unwrap_or_else(|| present.clone());
         let after = |number: u32| Position { epoch: members.epoch, number: number.saturating_add(1) }.pack();
-        let (mut told, mut complete) = (0, true);
+        let (mut given, mut complete) = (0, true);
         for (at, name) in (0..).zip([&b"."[..], b".."]).skip(from as usize) {
             let next = after(at)?;
-            if !each(Entry { node: Node { id: ROOT, stat: DOT }, name, next, lasting: true }) {
+            if !each(Entry { node: Node { id: ROOT, stat: DOT }, name, next, told: Told::Lasting }) {
                 return Ok(true);
             }
-            told += 1;
+            given += 1;
         }
         for (ordinal, name, id) in members.from_ordinal(from.saturating_sub(DOTS)) {
             let name = name.as_str().as_bytes();
@@ -486,15 +503,16 @@ impl ServedView {
                     complete = false;
                     continue;
                 }
-                Err(_) if told > 0 => break,
+                Err(_) if given > 0 => break,
                 Err(error) => return Err(error),
             };
-            let lasting = stat.settled && (Arc::ptr_eq(&members, &present) || present.find(name).is_some());
+            let shown = Arc::ptr_eq(&members, &present) || present.find(name).is_some();
+            let told = if shown { Told::of(stat.settled) } else { Told::Nothing };
             let next = after(ordinal.saturating_add(DOTS))?;
-            if !each(Entry { node: Node { id, stat }, name, next, lasting }) {
+            if !each(Entry { node: Node { id, stat }, name, next, told }) {
                 break;
             }
-            told += 1;
+            given += 1;
         }
         Ok(complete)
     }

@@ -155,7 +155,7 @@ fn a_root_listing_that_spans_a_switch_shows_the_set_it_began_with() {
 
 /// A listing that continues with an earlier set must not put back into the kernel's cache what a reload took out.
 #[test]
-fn what_was_withdrawn_is_told_without_a_lifetime() {
+fn of_what_was_withdrawn_a_listing_tells_the_name_alone() {
     let fixture = Fixture::new(&[A, B, C]);
     let view = &fixture.view;
     let list = |from, count| {
@@ -165,20 +165,19 @@ fn what_was_withdrawn_is_told_without_a_lifetime() {
                 return false;
             }
             next = entry.next;
-            told.push((String::from_utf8_lossy(entry.name).into_owned(), entry.lasting));
+            told.push((String::from_utf8_lossy(entry.name).into_owned(), entry.told));
             true
         })
         .unwrap();
         (told, next)
     };
-    let expected =
-        |lasting: [bool; 3]| [A, B, C].map(str::to_owned).into_iter().zip(lasting).collect::<Vec<_>>();
-    assert_eq!(list(0, 9).0[2..], expected([true, true, true]));
+    let expected = |told: [Told; 3]| [A, B, C].map(str::to_owned).into_iter().zip(told).collect::<Vec<_>>();
+    assert_eq!(list(0, 9).0[2..], expected([Told::Lasting; 3]));
     let (_, begun) = list(0, 2);
     std::fs::write(fixture.dir.path().join("store").join(C).join("half"), "").unwrap();
-    assert_eq!(list(begun, 9).0, expected([true, true, false]), "somebody writes it");
+    assert_eq!(list(begun, 9).0, expected([Told::Lasting, Told::Lasting, Told::Now]), "somebody writes it");
     view.trie.switch(&view_of(&[B, C]), 0);
-    assert_eq!(list(begun, 9).0, expected([false, true, false]));
+    assert_eq!(list(begun, 9).0, expected([Told::Nothing, Told::Lasting, Told::Now]));
 }
 
 #[test]
@@ -460,7 +459,7 @@ fn what_was_found_during_a_repair_is_not_to_be_cached() {
         let mut lasting = Vec::new();
         let each = |entry: Entry<'_>| {
             at();
-            lasting.push((entry.name.to_vec(), entry.lasting));
+            lasting.push((entry.name.to_vec(), entry.told == Told::Lasting));
             true
         };
         let complete = view.list(bin, 0, each).unwrap();

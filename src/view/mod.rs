@@ -14,7 +14,7 @@ mod missed;
 mod passthrough;
 mod root;
 
-pub use answers::{Entry, FsError, Node, ServedView, Stale, Totals};
+pub use answers::{Entry, FsError, Node, ServedView, Stale, Told, Totals};
 pub use members::MemberWatch;
 pub use missed::{Inquiry, Missed};
 pub use passthrough::Registrations;

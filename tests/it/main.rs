@@ -29,6 +29,7 @@ mod handles;
 mod handover;
 mod hard_links;
 mod hidden;
+mod hostile;
 mod inherited;
 mod interrupted;
 mod kinds;

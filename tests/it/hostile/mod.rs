@@ -1,0 +1,3 @@
+//! What a hostile container, or somebody else without rights, tries against a view.
+
+mod withdrawn;
