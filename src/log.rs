@@ -18,8 +18,15 @@ use nix::sys::signal::{SigSet, SigmaskHow};
 use parking_lot::{Condvar, Mutex};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::sys;
+
+/// How long a panic waits for its own line to be written.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// Bytes that wait to be written, at most.
 const ROOM: usize = 1 << 20;
@@ -111,11 +118,52 @@ impl Log {
     }
 }
 
+/// How a process writes its log: the monitor's choice, followed by the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogSettings {
+    /// 0 errors, 1 warnings, 2 what happens, 3 details, 4 everything.
+    pub verbosity: u8,
+    /// One JSON object a line instead of text.
+    pub json: bool,
+}
+
+/// From here on nothing of this process waits for whoever reads standard error, a panic included.
+pub fn begin() {
+    if let Err(error) = start() {
+        say(&format!("nix-store-fs: the log is written without a thread of its own: {error}"));
+    }
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = thread::current();
+        let name = thread.name().unwrap_or("without a name").to_owned();
+        say(&format!("nix-store-fs: internal error, please report this bug: thread '{name}' {panic}"));
+        flush(LAST_WORDS);
+    }));
+}
+
+/// From here on what happens is logged, as far as `settings` want it.
+pub fn set_up(settings: LogSettings) {
+    let level = match settings.verbosity {
+        0 => LevelFilter::ERROR,
+        1 => LevelFilter::WARN,
+        2 => LevelFilter::INFO,
+        3 => LevelFilter::DEBUG,
+        _ => LevelFilter::TRACE,
+    };
+    let filter = Targets::new().with_default(level);
+    let layer = tracing_subscriber::fmt::layer().with_writer(|| Lines);
+    let registry = tracing_subscriber::registry().with(filter);
+    let done = if settings.json {
+        registry.with(layer.json()).try_init()
+    } else {
+        registry.with(layer.with_ansi(false).without_time().with_target(false)).try_init()
+    };
+    if let Err(error) = done {
+        say(&format!("nix-store-fs: nothing will be logged: {error}"));
+    }
+}
+
 /// Starts the thread. Without it, who logs writes, and may have to wait.
-///
-/// # Errors
-/// When no thread can be made.
-pub fn start() -> io::Result<()> {
+fn start() -> io::Result<()> {
     let work = || {
         WRITES.set(true);
         if let Err(error) = sys::keep_descriptor(io::stderr().as_raw_fd()) {

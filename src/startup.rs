@@ -70,8 +70,11 @@ impl Inherited {
 /// Resets what this process was started with, and takes what was stored for it.
 #[must_use]
 pub fn begin() -> Inherited {
+    let inherited = stored();
+    sys::remove_variables(&VARIABLES);
     // From the first moment: those that come before the monitor takes them are not lost.
-    reset(&TAKEN.into_iter().collect())
+    reset(&TAKEN.into_iter().collect());
+    inherited
 }
 
 /// Lets the signals do what they usually do that [`begin`] has blocked for a monitor.
@@ -79,9 +82,7 @@ pub fn do_not_take_signals() {
     let _ = SigSet::empty().thread_set_mask();
 }
 
-fn reset(mask: &SigSet) -> Inherited {
-    let inherited = stored();
-    sys::remove_variables(&VARIABLES);
+fn reset(mask: &SigSet) {
     sys::reset_signals(&IGNORED);
     let _ = mask.thread_set_mask();
     for resource in [Resource::Fsize, Resource::Nofile, Resource::Cpu] {
@@ -91,16 +92,16 @@ fn reset(mask: &SigSet) -> Inherited {
         let _ = rustix::process::setrlimit(resource, limit);
     }
     rustix::process::umask(Mode::WGRP | Mode::WOTH);
-    inherited
 }
 
-/// The same for a server. It gets a session of its own, without a terminal: neither an interrupt nor a hang-up reaches
-/// it, and job control does not stop it.
+/// The same for a server, which inherits nothing but standard input, output and error. It gets a session of its own, without a
+/// terminal: neither an interrupt nor a hang-up reaches it, and job control does not stop it.
 pub fn begin_server() {
-    let _ = reset(&SigSet::empty());
+    sys::close_inherited();
+    reset(&SigSet::empty());
     // Refused to the leader of a process group, which a server is not unless somebody starts it by hand.
     let _ = rustix::process::setsid();
-    // Otherwise it is called by the last component of the path that it was started by: `exe`.
+    // Otherwise it is called by the last component of the path that it was started by, a number.
     let _ = rustix::thread::set_name(c"nix-store-fs");
 }
 

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{ArgAction, Parser, ValueEnum};
 
 use crate::closure::dump::Format;
+use crate::log::LogSettings;
 use crate::protocol::handshake::Io;
-use crate::protocol::wire::LogSettings;
 use crate::server::idle::IdlePolling;
 
 const AFTER_HELP: &str = "\

@@ -95,7 +95,8 @@ fn monitor(error: &MonitorError) -> Exit {
         MonitorError::Store { .. } => Exit::Store,
         MonitorError::Leftovers(_) => Exit::Leftovers,
         MonitorError::Unsupported(_) => Exit::Fuse,
-        MonitorError::Server(_)
+        MonitorError::Program { .. }
+        | MonitorError::Server(_)
         | MonitorError::Damaged(_)
         | MonitorError::Lost(_)
         | MonitorError::Aborted

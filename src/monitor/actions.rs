@@ -219,8 +219,8 @@ impl Runtime {
         let server = match early {
             Some(server) => server,
             None => {
-                let mut server =
-                    Server::spawn().map_err(|error| format!("cannot start the server: {error}"))?;
+                let mut server = Server::spawn(&self.program)
+                    .map_err(|error| format!("cannot start the server: {error}"))?;
                 match server.begin(&order, device, &store, memory, idle.as_ref()) {
                     // Its end is an event, as that of any other.
                     Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {

@@ -1,18 +1,54 @@
 //! The server as the monitor sees it: a child process, and a socket to speak over. Nothing here waits.
 
+use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Instant;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use super::error::{MonitorError, system};
 use super::poll;
 use crate::protocol::wire::{self, Order, Received, Report};
 
-/// The argument that makes the program a server; not for people.
-pub const SERVER_ARGUMENT: &str = "--server-of-monitor";
+/// The server's program: beside the monitor's.
+const PROGRAM: &str = "nix-store-fs-server";
+
+/// The server's program, opened once: whatever is installed later, the servers of a monitor are of its own version.
+#[derive(Debug)]
+pub(super) struct Program(OwnedFd);
+
+impl Program {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// [`MonitorError::Program`].
+    pub(super) fn find() -> Result<Self, MonitorError> {
+        // Where the program lies that runs, whatever link it was started by (proc_pid_exe(5)).
+        let own = std::env::current_exe().map_err(system("find the file of this program"))?;
+        let path = own.with_file_name(PROGRAM);
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        match rustix::fs::open(&path, flags, Mode::empty()) {
+            Ok(program) => Ok(Self(program)),
+            Err(error) => Err(MonitorError::Program { path, source: error.into() }),
+        }
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(format!("/proc/self/fd/{}", self.0.as_raw_fd()));
+        command.env_clear().envs(variables());
+        command
+    }
+}
+
+/// What a server has in its environment: nothing, but for what tests stop it by.
+fn variables() -> impl Iterator<Item = (OsString, OsString)> {
+    let all = cfg!(debug_assertions).then(std::env::vars_os);
+    all.into_iter().flatten().filter(|(name, _)| name.to_string_lossy().starts_with("NSF_"))
+}
 
 /// A server's process.
 #[derive(Debug)]
@@ -29,11 +65,11 @@ impl Server {
     ///
     /// # Errors
     /// When the program cannot be started again.
-    pub(super) fn spawn() -> io::Result<Self> {
+    pub(super) fn spawn(program: &Program) -> io::Result<Self> {
         let (socket, theirs) = wire::pair()?;
-        let mut process = Command::new("/proc/self/exe")
-            .arg0("nix-store-fs")
-            .arg(SERVER_ARGUMENT)
+        let mut process = program
+            .command()
+            .arg0(PROGRAM)
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
             // It makes a session of its own: see [`crate::startup::begin_server`].

@@ -32,6 +32,15 @@ pub enum MonitorError {
         #[source]
         source: io::Error,
     },
+    /// The program of the server is not there.
+    #[error("cannot open the server's program '{}'; it belongs beside the program itself: install both", path.display())]
+    Program {
+        /// Where it should be.
+        path: PathBuf,
+        /// Why it cannot be opened.
+        #[source]
+        source: io::Error,
+    },
     /// No server could begin, for reasons that may pass.
     #[error("the server failed to start: {0}")]
     Server(String),

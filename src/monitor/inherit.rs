@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use nix::sys::signalfd::SignalFd;
 
-use super::child::Server;
+use super::child::{Program, Server};
 use super::clients::Clients;
 use super::error::{MonitorError, system};
 use super::mount::{self, Connection, Detach, Mounted, Number};
@@ -55,6 +55,7 @@ enum Earlier {
 
 /// Opens what a monitor needs, and finds out what there is to take over. Nothing is mounted yet.
 pub(super) fn begin(settings: Settings, signals: SignalFd, stored: Stored) -> Result<Begin, MonitorError> {
+    let program = Program::find()?;
     let state = open_state(&settings)?;
     let (inherited, link_dirs) = match inherit(state.as_ref(), &settings, stored)? {
         Earlier::Nothing => (None, BTreeSet::new()),
@@ -84,10 +85,11 @@ pub(super) fn begin(settings: Settings, signals: SignalFd, stored: Stored) -> Re
     };
     let store_thread = StoreThread::start(task).map_err(system("start a thread"))?;
     // Loading the program takes longer than resolving. If it cannot be started, that is found out when it is needed.
-    let spare = Server::spawn().ok();
+    let spare = Server::spawn(&program).ok();
     let clients = Clients::listen(state.as_ref().map(StateDir::control).as_deref());
     let mut runtime = Runtime {
         signals,
+        program,
         store_thread,
         written: false,
         clients,

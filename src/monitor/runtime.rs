@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use nix::sys::signalfd::SignalFd;
 
-use super::child::Server;
+use super::child::{Program, Server};
 use super::clients::Clients;
 use super::mount::Mounted;
 use super::mounting::MountThread;
@@ -26,6 +26,7 @@ use crate::protocol::handshake::Agreement;
 pub(super) struct Runtime {
     pub(super) settings: Settings,
     pub(super) signals: SignalFd,
+    pub(super) program: Program,
     pub(super) store_thread: StoreThread,
     pub(super) state: Option<StateDir>,
     /// Whether what a successor would find is what is shown.

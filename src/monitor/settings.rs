@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use crate::closure::resolve::Roots;
+use crate::log::LogSettings;
 use crate::protocol::handshake::Io;
-use crate::protocol::wire::LogSettings;
 use crate::server::idle::IdlePolling;
 
 /// Everything that a view is made from.

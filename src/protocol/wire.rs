@@ -26,6 +26,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::handshake::Agreement;
+use crate::log::LogSettings;
 use crate::sys::memory;
 use crate::values::{StorePath, View, lossless};
 
@@ -37,15 +38,6 @@ const ORDER_MAX: u64 = 1 << 30;
 pub const REPORT_MAX: usize = 4096;
 /// Bytes of the longest reason in a report: each may become six in JSON.
 const REASON_MAX: usize = 600;
-
-/// How a process writes its log: the monitor's choice, followed by the server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LogSettings {
-    /// 0 errors, 1 warnings, 2 what happens, 3 details, 4 everything.
-    pub verbosity: u8,
-    /// One JSON object a line instead of text.
-    pub json: bool,
-}
 
 /// What a server needs to begin; with it come `/dev/fuse` and the store directory.
 #[derive(Debug, Clone, Serialize, Deserialize)]

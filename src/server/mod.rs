@@ -21,6 +21,7 @@ pub mod counts;
 mod forgetting;
 pub mod fuse;
 pub mod idle;
+mod process;
 mod session;
 pub mod stops;
 
@@ -52,6 +53,8 @@ use fuse::StoreFs;
 use idle::Flow;
 use session::{Earlier, Session};
 use stops::Stop;
+
+pub use process::main;
 
 /// How long a server that ends waits for whoever reads its log: its successor waits for it.
 const LAST_WORDS: Duration = Duration::from_millis(300);

@@ -132,6 +132,14 @@ unsafe fn close_listed(kept: &[RawFd]) -> io::Result<()> {
     Ok(())
 }
 
+/// Closes every descriptor above standard error. To be called at the start of `main`, before anything is opened.
+pub fn close_inherited() {
+    // SAFETY: nothing of this process owns a descriptor yet.
+    let closed = unsafe { close_between(3, u32::MAX, 0).or_else(|_| close_listed(&[0, 1, 2])) };
+    // Where neither can be, they stay open, as in any other program.
+    drop(closed);
+}
+
 /// Starts a process that does statfs(2) on `path` and ends with the number of the error, 0 for none. It holds no descriptor
 /// of this one, and ends with it if the kernel lets it end. The caller reaps it.
 ///

@@ -1,6 +1,7 @@
 //! Handing a view over: to the next process, to another version, and never to one that cannot read what was left.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -26,9 +27,9 @@ fn another_version(dir: &Path) -> PathBuf {
     let real = version(Path::new(Program::PATH));
     let number = real.rsplit(' ').next().unwrap();
     assert_eq!(number.len(), OTHER.len(), "the other version has to be as long as {number}");
-    let copy = dir.join("another-version");
-    fs::copy(Program::PATH, &copy).unwrap();
-    let mut bytes = fs::read(&copy).unwrap();
+    let copy = Program::install(dir);
+    let mut bytes = fs::read(Program::PATH).unwrap();
+    fs::remove_file(&copy).unwrap();
     let (from, to) = (real.as_bytes(), real.replace(number, OTHER));
     let places: Vec<usize> =
         (0..bytes.len() - from.len()).filter(|at| bytes[*at..].starts_with(from)).collect();
@@ -37,6 +38,7 @@ fn another_version(dir: &Path) -> PathBuf {
         bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
     }
     fs::write(&copy, bytes).unwrap();
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
     assert_eq!(version(&copy), to);
     copy
 }
@@ -94,7 +96,7 @@ fn two_versions_back_and_forth() {
         let exe = fs::read_link(format!("/proc/{}/exe", service.server().as_raw_nonzero())).unwrap();
         assert_eq!(
             exe.canonicalize().unwrap(),
-            binaries[round % 2].canonicalize().unwrap(),
+            binaries[round % 2].with_file_name("nix-store-fs-server").canonicalize().unwrap(),
             "the server's version"
         );
     }

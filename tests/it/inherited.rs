@@ -242,7 +242,7 @@ fn a_process_ends_without_exit_handlers() {
         (Program::new().arg("--nonsense"), 2),
         (fixture.program().arg("--dump-closure"), 0),
         (Program::on(&fixture.store).args(["--system", "/nonexistent", "--dump-closure"]), 3),
-        (Program::new().arg("--server-of-monitor"), 1),
+        (Program::new().binary(Program::SERVER), 1),
     ] {
         let finished = watched(program).run();
         assert_eq!(finished.status.code(), Some(code), "{finished:?}");

@@ -11,14 +11,14 @@ const ROOMS: [(&str, &[&str]); 10] = [
     ("closure", &["values", "store"]),
     ("fuse", &["sys"]),
     ("view", &["values", "sys", "error", "fuse"]),
-    ("protocol", &["values", "sys", "fuse"]),
+    ("protocol", &["values", "sys", "log", "fuse"]),
     ("kernel", &["sys", "fuse", "protocol"]),
-    ("server", &["values", "sys", "error", "log", "fuse", "view", "protocol"]),
+    ("server", &["values", "sys", "error", "log", "startup", "fuse", "view", "protocol"]),
     (
         "monitor",
         &[
-            "values", "sys", "error", "startup", "store", "closure", "fuse", "view", "protocol", "kernel",
-            "server",
+            "values", "sys", "error", "log", "startup", "store", "closure", "fuse", "view", "protocol",
+            "kernel", "server",
         ],
     ),
     (

@@ -1,3 +1,4 @@
 //! What a hostile container, or somebody else without rights, tries against a view.
 
+mod process;
 mod withdrawn;

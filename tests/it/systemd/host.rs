@@ -173,7 +173,7 @@ impl Host {
 fn install(store: &NixStore, root: &Path) {
     store.add_in_place("nix-store-fs-0.1.0", &[], |path| {
         fs::create_dir_all(path.join("bin")).unwrap();
-        fs::copy(Program::PATH, path.join("bin/nix-store-fs")).unwrap();
+        Program::install(&path.join("bin"));
     });
     let succeed = succeed(store);
     store.add("nix-store-fs-succeed", &[], |path| nixos::program(path, &format!("#!/bin/bash\n{succeed}")));

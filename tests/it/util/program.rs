@@ -33,6 +33,18 @@ pub(crate) struct Finished {
 
 impl Program {
     pub(crate) const PATH: &str = env!("CARGO_BIN_EXE_nix-store-fs");
+    /// What its servers run.
+    pub(crate) const SERVER: &str = env!("CARGO_BIN_EXE_nix-store-fs-server");
+
+    /// Puts the program into `dir`, with its server; returns where it is.
+    pub(crate) fn install(dir: &Path) -> PathBuf {
+        let own = |file: &str| dir.join(Path::new(file).file_name().unwrap());
+        for file in [Self::PATH, Self::SERVER] {
+            // They are large.
+            fs::hard_link(file, own(file)).or_else(|_| fs::copy(file, own(file)).map(drop)).unwrap();
+        }
+        own(Self::PATH)
+    }
 
     pub(crate) fn new() -> Self {
         Self {

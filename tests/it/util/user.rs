@@ -29,7 +29,7 @@ impl User {
     /// A user of a number of one's own.
     pub(crate) fn of(uid: u32) -> Self {
         let dir = super::scratch();
-        fs::copy(Program::PATH, dir.path().join("program")).unwrap();
+        Program::install(dir.path());
         fs::create_dir(dir.path().join("dev")).unwrap();
         copy_nix_libraries(dir.path());
         let runtime = dir.path().join("runtime");
@@ -69,7 +69,7 @@ impl User {
         let user = store::as_user(self.uid);
         program
             .inside(wrapper.iter().copied().chain(user.iter().map(String::as_str)))
-            .binary(self.dir.path().join("program"))
+            .binary(self.dir.path().join("nix-store-fs"))
             .env("XDG_RUNTIME_DIR", self.runtime())
             .env("LD_LIBRARY_PATH", self.dir.path())
     }

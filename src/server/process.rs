@@ -1,0 +1,56 @@
+//! The server's process, from its first instruction to its exit code.
+//!
+//! It is a program of its own, without Nix's library: what is not mapped cannot be used. The monitor starts it, with a socket as its
+//! standard input and an empty environment.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use super::ServeError;
+use crate::protocol::wire::{self, Report};
+use crate::{error, log, startup, sys};
+
+/// How long its end waits for whoever reads the log: less than the monitor waits for it.
+const LAST_WORDS: Duration = Duration::from_millis(300);
+
+/// The whole program.
+pub fn main() -> ! {
+    startup::begin_server();
+    log::begin();
+    let code = u8::from(run().is_err());
+    log::flush(LAST_WORDS);
+    sys::exit_now(code)
+}
+
+/// It has ended, and has said why.
+struct Failed;
+
+fn run() -> Result<(), Failed> {
+    let monitor = io::stdin().as_fd().try_clone_to_owned().map_err(|error| {
+        log::say(&format!("nix-store-fs: no monitor to serve: {error}"));
+        Failed
+    })?;
+    let (start, descriptors) = super::receive_start(&monitor).map_err(|failure| {
+        // Without an order the monitor ended before it had anything to serve, and has said why.
+        if !matches!(failure, ServeError::NoOrder(None)) {
+            log::say(&format!("nix-store-fs: {}", error::chain(&failure)));
+        }
+        Failed
+    })?;
+    log::set_up(start.log);
+    let report = monitor.try_clone().ok();
+    super::serve(start, descriptors, monitor).map_err(|failure| {
+        tell(report, &failure);
+        Failed
+    })
+}
+
+/// Tells the monitor; or the log, if that cannot be.
+fn tell(monitor: Option<OwnedFd>, failure: &ServeError) {
+    let why = error::chain(failure);
+    let told = monitor.and_then(|to| wire::send_report(&to, &Report::failed(failure.cause(), &why)).ok());
+    if told.is_none() {
+        tracing::error!("{why}");
+    }
+}
