@@ -539,7 +539,7 @@ impl ServedView {
 
     /// Makes nodes durable before the kernel is told of them.
     pub fn record(&self, records: &[Record]) {
-        let Some(journal) = &self.journal else { return };
+        let Some(journal) = self.journal.as_ref().filter(|_| !records.is_empty()) else { return };
         if let Err(error) = journal.append(records) {
             tracing::error!(
                 error = &error as &dyn std::error::Error,

@@ -72,7 +72,8 @@ const INODE: u32 = u32::MAX;
 const PAYLOAD_MAX: usize = 16 + 1024;
 /// No id is as large. So whoever chooses the names in a store cannot write a record into one: its id would have a NUL.
 const ID_END: u64 = 1 << 56;
-/// Below this size a journal is not worth rewriting.
+/// Below this size a journal is not worth rewriting, nor before it is twice as large as after the last attempt: so what
+/// rewrites write is bounded by what was appended, whatever the names are.
 const REWRITE_MIN: u64 = 16 << 20;
 
 /// Why a journal could not be read or written.
@@ -131,6 +132,8 @@ pub struct Journal {
     /// Appends share it, a rewrite holds it alone.
     file: RwLock<File>,
     size: AtomicU64,
+    /// The size above which the next rewrite may be worth it.
+    rewrite_above: AtomicU64,
     broken: AtomicBool,
     /// Once broken: from this id on another loss is to be counted.
     recount_at: AtomicU64,
@@ -227,6 +230,7 @@ impl Journal {
             path: path.to_owned(),
             file: RwLock::new(file),
             size: AtomicU64::new(size),
+            rewrite_above: AtomicU64::new(REWRITE_MIN),
             broken: AtomicBool::new(false),
             recount_at: AtomicU64::new(u64::MAX),
         }
@@ -287,7 +291,7 @@ impl Journal {
     #[must_use]
     pub fn claim_rewrite(&self, live: usize) -> bool {
         let size = self.size.load(Ordering::Relaxed);
-        size > REWRITE_MIN
+        size > self.rewrite_above.load(Ordering::Relaxed)
             && size / 3 > live as u64 * (RECORD_HEADER + 16 + 24) as u64
             && !self.broken.load(Ordering::Relaxed)
             && !self.rewriting.swap(true, Ordering::Relaxed)
@@ -299,6 +303,8 @@ impl Journal {
     /// [`JournalError::Io`]; the old file stays in use then.
     pub fn rewrite(&self, fill: impl FnOnce(&mut dyn FnMut(&Record))) -> Result<(), JournalError> {
         let answer = self.replace(fill);
+        let doubled = self.size.load(Ordering::Relaxed).saturating_mul(2);
+        self.rewrite_above.store(doubled.max(REWRITE_MIN), Ordering::Relaxed);
         self.rewriting.store(false, Ordering::Relaxed);
         answer
     }

@@ -174,6 +174,50 @@ fn a_journal_is_replaced_when_that_is_worth_it() {
     }
 }
 
+/// What rewrites write is bounded by what was appended, also with names so long that the file never looks worth keeping.
+#[test]
+fn rewrites_are_paid_for_by_what_was_appended() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("nodes");
+    let journal = Journal::create(&path).unwrap();
+    let live: Vec<_> = (0..70_000).map(|id| node(id, &[b'n'; 245])).collect();
+    let (mut appended, mut rewritten, mut rewrites) = (0, 0, 0);
+    let mut append = |records: &[Record], live: &[Record]| {
+        let before = journal.size.load(Ordering::Relaxed);
+        journal.append(records).unwrap();
+        appended += journal.size.load(Ordering::Relaxed) - before;
+        if journal.claim_rewrite(live.len()) {
+            journal.rewrite(|put| live.iter().for_each(put)).unwrap();
+            rewritten += journal.size.load(Ordering::Relaxed);
+            rewrites += 1;
+        }
+        assert!(rewritten <= 2 * appended, "{rewrites} rewrites wrote {rewritten} for {appended} appended");
+    };
+    for (at, some) in live.chunks(1000).enumerate() {
+        append(some, &live[..at * 1000 + some.len()]);
+    }
+    // Names that come and go, while the others stay.
+    for some in live.chunks(1000).chain(live.chunks(1000)) {
+        append(some, &live);
+    }
+    assert!(rewrites > 1, "what is outdated is dropped all the same");
+}
+
+/// A disk that is full for a new file is not tried again with each record.
+#[test]
+fn a_rewrite_that_failed_is_not_repeated_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("nodes");
+    let journal = Journal::create(&path).unwrap();
+    std::fs::create_dir(path.with_extension("new")).unwrap();
+    journal.size.store(REWRITE_MIN + 1, Ordering::Relaxed);
+    assert!(journal.claim_rewrite(0));
+    journal.rewrite(|_| ()).unwrap_err();
+    assert!(!journal.claim_rewrite(0));
+    journal.size.store(3 * REWRITE_MIN, Ordering::Relaxed);
+    assert!(journal.claim_rewrite(0), "once it is twice as large");
+}
+
 /// What cannot be the beginning of a record does not hold up those behind it.
 #[test]
 fn a_length_that_no_record_has_is_no_record() {
