@@ -9,6 +9,8 @@
 //! - The request to the kernel lives in a descriptor that the server alone has: it ends with the server, however that
 //!   ends.
 //! - Nothing is asked for a lone request, nor for longer than [`QUIET`] after the last of many.
+//! - The time of polling is bounded by the number of requests ([`Budget`]): a container that sends a few at the right
+//!   moments does not keep the machine awake.
 //!
 //! Hard point: what is asked holds for all processors of the machine. On hardware, where the kernel's own governor
 //! sees short idle times and stays in light sleep, there is little to gain and power to lose; so the default asks for
@@ -21,7 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const DEVICE: &str = "/dev/cpu_dma_latency";
 /// The driver of the idle loop in virtual machines (Documentation/virt/guest-halt-polling.rst).
@@ -36,6 +38,43 @@ const NO_WISH: i32 = 2_000_000_000;
 const MANY: u64 = 8;
 /// A flow in which fewer than [`MANY`] requests come in this time has ended.
 const QUIET: Duration = Duration::from_millis(20);
+
+/// Polling time that each request pays for: about what its two wake-ups take where processors are halted
+/// (docs/performance.md). One client that waits for each answer sends three times as many requests.
+const EACH: Duration = Duration::from_micros(200);
+/// Polling time that no request has paid for, in the life of a server.
+const ALLOWANCE: Duration = Duration::from_millis(100);
+/// Polling time that can be saved up.
+const SAVED_MAX: Duration = Duration::from_secs(1);
+
+/// Polling time: what requests have paid for and what was used.
+#[derive(Debug)]
+struct Budget {
+    paid: Duration,
+    used: Duration,
+}
+
+impl Budget {
+    const fn new() -> Self {
+        Self { paid: ALLOWANCE, used: Duration::ZERO }
+    }
+
+    /// So many requests have come.
+    fn pay(&mut self, requests: u64) {
+        let paid = EACH.saturating_mul(u32::try_from(requests).unwrap_or(u32::MAX));
+        self.paid = self.paid.saturating_add(paid).min(self.used.saturating_add(SAVED_MAX));
+    }
+
+    /// Processors have polled for so long. It may be more than there was: a sleep may last longer than it should.
+    fn spend(&mut self, time: Duration) {
+        self.used = self.used.saturating_add(time);
+    }
+
+    /// Whether there is enough to poll until requests are counted again.
+    fn is_enough(&self) -> bool {
+        self.paid.saturating_sub(self.used) >= QUIET
+    }
+}
 
 /// Whether idle processors poll while requests flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -113,21 +152,39 @@ impl Keeper {
     /// # Errors
     /// Those of write(2).
     pub fn run(mut self) -> io::Result<()> {
+        let mut budget = Budget::new();
+        let mut before = 0;
         while self.begins.recv().is_ok() {
-            self.ask_for(AT_ONCE)?;
-            let mut before = self.flow.seen.load(Ordering::Relaxed);
+            budget.pay(self.count(&mut before));
+            let mut polls = false;
             loop {
+                if budget.is_enough() != polls {
+                    polls = !polls;
+                    self.ask_for(if polls { AT_ONCE } else { NO_WISH })?;
+                }
+                let since = Instant::now();
                 thread::sleep(QUIET);
-                let seen = self.flow.seen.load(Ordering::Relaxed);
-                if seen.wrapping_sub(before) < MANY {
+                if polls {
+                    budget.spend(since.elapsed());
+                }
+                let requests = self.count(&mut before);
+                budget.pay(requests);
+                if requests < MANY {
                     break;
                 }
-                before = seen;
             }
-            self.ask_for(NO_WISH)?;
+            if polls {
+                self.ask_for(NO_WISH)?;
+            }
             self.flow.flows.store(false, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    /// How many requests have come since there were `before`.
+    fn count(&self, before: &mut u64) -> u64 {
+        let seen = self.flow.seen.load(Ordering::Relaxed);
+        seen.wrapping_sub(std::mem::replace(before, seen))
     }
 
     fn ask_for(&mut self, microseconds: i32) -> io::Result<()> {
@@ -139,6 +196,7 @@ impl Keeper {
 mod tests {
     use std::io::Read;
     use std::os::unix::net::UnixStream;
+    use std::sync::mpsc::RecvTimeoutError;
 
     use super::*;
 
@@ -161,7 +219,8 @@ mod tests {
     fn processors_are_kept_awake_from_the_beginning_of_a_flow_to_its_end() {
         let (flow, mut asked) = keeper();
         for _ in 0..3 {
-            (0..MANY).for_each(|_| flow.note());
+            // As many as pay for this however late the keeper wakes.
+            (0..100 * MANY).for_each(|_| flow.note());
             assert_eq!([next(&mut asked), next(&mut asked)], [AT_ONCE, NO_WISH]);
             // The end has been told to the kernel before it is to whoever sees requests come.
             while flow.flows.load(Ordering::Relaxed) {
@@ -177,6 +236,66 @@ mod tests {
         asked.set_nonblocking(true).unwrap();
         assert!(!flow.flows.load(Ordering::Relaxed));
         assert_eq!(asked.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+
+    /// What a keeper does with so many requests in each [`QUIET`]: whether it polls, one after the other, and for how long
+    /// altogether. Each lasts longer than it should by so many milliseconds.
+    fn polled(slices: &[(u64, u64)]) -> (Vec<bool>, Duration) {
+        let mut budget = Budget::new();
+        let mut polls = Vec::new();
+        for (requests, late) in slices {
+            polls.push(budget.is_enough());
+            if budget.is_enough() {
+                budget.spend(QUIET + Duration::from_millis(*late));
+            }
+            budget.pay(*requests);
+        }
+        (polls, budget.used)
+    }
+
+    proptest::proptest! {
+        /// Whenever requests come, and however late it is noticed.
+        #[test]
+        fn polling_is_bounded_by_the_number_of_requests(slices in proptest::collection::vec((0u64..300, 0u64..50), 0..2000)) {
+            let requests: u64 = slices.iter().map(|(requests, _)| requests).sum();
+            let late = Duration::from_millis(50);
+            let bound = ALLOWANCE + late + EACH * u32::try_from(requests).unwrap();
+            proptest::prop_assert!(polled(&slices).1 <= bound);
+        }
+    }
+
+    /// As few requests as keep a flow going, for 5 seconds.
+    #[test]
+    fn a_trickle_does_not_keep_processors_awake() {
+        let (_, time) = polled(&[(MANY, 0); 250]);
+        assert!(time <= Duration::from_millis(550), "{time:?}");
+    }
+
+    /// One client that waits for each answer, for as long as it likes, with a pause now and then.
+    #[test]
+    fn a_steady_flow_is_polled_for_all_the_time() {
+        let (polls, _) = polled(&[(300, 0); 5000]);
+        assert!(polls.iter().all(|polls| *polls));
+        let pauses: Vec<_> = (0..5000).map(|at| (if at % 7 < 3 { 300 } else { 8 }, 1)).collect();
+        assert!(polled(&pauses).0.iter().all(|polls| *polls));
+    }
+
+    /// The same with a keeper at work: it stops while the trickle still flows.
+    #[test]
+    fn a_keeper_stops_in_the_middle_of_a_trickle() {
+        let (flow, mut asked) = keeper();
+        let (stop, stopped) = channel::<()>();
+        let trickle = thread::spawn(move || {
+            let mut sent = 0;
+            while stopped.recv_timeout(QUIET / 4) == Err(RecvTimeoutError::Timeout) {
+                (0..4).for_each(|_| flow.note());
+                sent += 4;
+                assert!(sent < 8000, "it polls for ever");
+            }
+        });
+        assert_eq!([next(&mut asked), next(&mut asked)], [AT_ONCE, NO_WISH]);
+        drop(stop);
+        trickle.join().unwrap();
     }
 
     /// What nobody wants is not even opened: it would take rights that a user need not have.
