@@ -4,11 +4,15 @@
 //! - Whoever logs never waits. What does not fit into the queue is dropped and counted; the count comes in its place.
 //! - Lines are written one at a time, whole and in order. One that cannot be written, as the terminal is gone or nobody
 //!   has the pipe open, is dropped.
+//! - A message is one line of printable text, whatever is in it: names of processes and files are chosen by others, and
+//!   a line break in one would begin a line of theirs, ESC a command for the operator's terminal.
 //! - The thread takes no signal, and has no descriptor open but standard error: a process that ends while the thread
 //!   waits in the kernel keeps no lock, no device and no socket.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::collections::VecDeque;
+use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::thread;
@@ -189,6 +193,30 @@ fn start() -> io::Result<()> {
     Ok(())
 }
 
+/// What is unprintable in `line` but for its end, as escapes of JSON (RFC 8259, section 7): a line of JSON stays one.
+fn printable(line: &[u8]) -> Cow<'_, [u8]> {
+    let (text, end) = line.split_at(line.len() - usize::from(line.ends_with(b"\n")));
+    if text.iter().all(|byte| matches!(byte, b' '..=b'~')) {
+        return Cow::Borrowed(line);
+    }
+    let mut printable = String::with_capacity(line.len());
+    for c in String::from_utf8_lossy(text).chars() {
+        if is_unprintable(c) {
+            // Into a string it does not fail.
+            let _ = write!(printable, "\\u{:04x}", u32::from(c));
+        } else {
+            printable.push(c);
+        }
+    }
+    Cow::Owned([printable.as_bytes(), end].concat())
+}
+
+/// Control characters, and those that end a line or change the direction of text (Unicode Standard Annex #9, table 2).
+fn is_unprintable(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 /// Puts a line of its own into the log, in no particular form: the last words of a process.
 pub fn say(line: &str) {
     let _ = Lines.write_all(format!("{line}\n").as_bytes());
@@ -205,8 +233,9 @@ pub struct Lines;
 
 impl Write for Lines {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if WRITES.get() || !LOG.push(line) {
-            write(line);
+        let printable = printable(line);
+        if WRITES.get() || !LOG.push(&printable) {
+            write(&printable);
         }
         Ok(line.len())
     }
@@ -248,6 +277,29 @@ mod tests {
 
     fn line(number: usize) -> Vec<u8> {
         format!("{number:1000}").into_bytes()
+    }
+
+    #[test]
+    fn a_message_is_one_line_of_printable_text() {
+        for (message, line) in [
+            ("", ""),
+            ("\n", "\n"),
+            ("plain ~ text\n", "plain ~ text\n"),
+            ("no end", "no end"),
+            ("gr\u{fc}n \u{1f600}\n", "gr\u{fc}n \u{1f600}\n"),
+            ("a\nnix-store-fs: fake line\x1b[2J\n", "a\\u000anix-store-fs: fake line\\u001b[2J\n"),
+            ("\n\n", "\\u000a\n"),
+            ("\0\t\r\x7f\u{9b}\n", "\\u0000\\u0009\\u000d\\u007f\\u009b\n"),
+            ("\u{2028}\u{202e}\u{2066}\u{200f}\u{61c}\n", "\\u2028\\u202e\\u2066\\u200f\\u061c\n"),
+        ] {
+            assert_eq!(printable(message.as_bytes()), line.as_bytes(), "{message:?}");
+        }
+        assert_eq!(printable(b"\xff\xc2\n"), "\u{fffd}\u{fffd}\n".as_bytes());
+        let json = format!("{{\"a\":{}}}\n", serde_json::to_string("\n\u{9b}\u{7f}\u{202e}").unwrap());
+        let printed = String::from_utf8(printable(json.as_bytes()).into_owned()).unwrap();
+        assert!(!printed.trim_end().chars().any(is_unprintable), "{printed:?}");
+        let parsed: serde_json::Value = serde_json::from_str(&printed).unwrap();
+        assert_eq!(parsed["a"], "\n\u{9b}\u{7f}\u{202e}");
     }
 
     /// However much is put in, it does not grow; the count stands where the lines are missing.

@@ -69,7 +69,7 @@ fn explain(error: &clap::Error) -> Exit {
     if io::stderr().is_terminal() {
         let _ = error.print();
     } else {
-        log::say(error.render().to_string().trim_end());
+        error.render().to_string().trim_end().lines().for_each(log::say);
     }
     Exit::Usage
 }

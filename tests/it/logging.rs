@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use rustix::fs::{CWD, Mode, OFlags};
@@ -130,6 +131,35 @@ fn a_failure_is_told_to_whoever_reads_and_ends_all_the_same() {
         assert!(said.contains(why), "{said}");
         let full = Pipe::full();
         assert_eq!(full.of(program()).run().status.code(), Some(code), "with a full pipe");
+    }
+}
+
+/// What a process calls itself is its own choice: it writes no line of its own, and nothing that a terminal obeys.
+#[test]
+fn a_process_cannot_write_into_the_log_by_its_name() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    for format in ["text", "json"] {
+        let mut view = fixture.program().args(["--log-format", format]).mount();
+        // 15 bytes at most (PR_SET_NAME(2const)): a line break, ESC, DEL, and CSI as one character.
+        let script =
+            r#"cd "$1" && printf 'a\nFAKE\033[2J\177\302\233' >/proc/self/comm && echo && read line"#;
+        let mut user = Command::new("sh")
+            .args(["-c", script, "sh"])
+            .arg(view.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        user.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
+        view.signal(Signal::TERM);
+        assert_eq!(view.end().code(), Some(0));
+        drop(user.stdin.take());
+        user.wait().unwrap();
+        let said = view.stderr();
+        let line = said.lines().find(|line| line.contains("still in use by")).expect(&said);
+        assert!(line.contains("FAKE") && line.contains(&format!("({})", user.id())), "{said}");
+        assert!(!said.chars().any(|c| c.is_control() && c != '\n'), "{said:?}");
     }
 }
 

@@ -99,6 +99,7 @@ fn link(process: &Path, at: &Path) -> Option<PathBuf> {
 }
 
 fn describe(process: &Path) -> String {
-    let name = std::fs::read_to_string(process.join("comm")).unwrap_or_default();
-    format!("{} ({})", name.trim_end(), process.file_name().unwrap_or_default().display())
+    let name = std::fs::read(process.join("comm")).unwrap_or_default();
+    let name = String::from_utf8_lossy(name.strip_suffix(b"\n").unwrap_or(&name));
+    format!("{name} ({})", process.file_name().unwrap_or_default().display())
 }
