@@ -16,6 +16,8 @@ const RETRIES: usize = 64;
 /// No link leads anywhere, and nothing is reached but what lies below (openat2(2)).
 const BELOW: ResolveFlags =
     ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
+/// Nor what is mounted there.
+const ON_ONE_MOUNT: ResolveFlags = BELOW.union(ResolveFlags::NO_XDEV);
 /// How a directory is opened again.
 const ANEW: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 /// Of the link itself; of the directory, when there is no name.
@@ -47,13 +49,22 @@ fn longest_read() -> usize {
 #[cfg(test)]
 use faults::{fault, longest_read};
 
-/// Opens `path` below `base`, never through a link (openat2(2)).
+/// Opens `path` below `base`, never through a link or a mount point (openat2(2)).
 pub(super) fn open(base: impl AsFd, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+    resolve(base, path, flags, ON_ONE_MOUNT)
+}
+
+/// The same, but `path` may be, or lead through, a mount point.
+pub(super) fn open_across(base: impl AsFd, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+    resolve(base, path, flags, BELOW)
+}
+
+fn resolve(base: impl AsFd, path: &[u8], flags: OFlags, how: ResolveFlags) -> Result<OwnedFd, Errno> {
     let path = CString::new(path).map_err(|_| Errno::INVAL)?;
     let flags = flags.union(OFlags::CLOEXEC);
     again(|| {
         fault()?;
-        rustix::fs::openat2(&base, &path, flags, Mode::empty(), BELOW)
+        rustix::fs::openat2(&base, &path, flags, Mode::empty(), how)
     })
 }
 

@@ -7,6 +7,10 @@
 //! - Nothing is reached but through `openat2` below the store's descriptor with `RESOLVE_BENEATH`,
 //!   `RESOLVE_NO_SYMLINKS` and `RESOLVE_NO_MAGICLINKS`, or by one single name in a directory so opened: no
 //!   link can lead elsewhere (openat2(2)).
+//! - Nothing is served that the host has mounted below a member. A member itself may be a mount point: of a store that
+//!   consists of several file systems or bind mounts.
+//! - Nothing is opened but what is a plain file or a directory when it is looked at just before, and nothing is read but a
+//!   plain file. So a pipe is not waited for, and no driver is woken.
 //! - The number of open descriptors is bounded, whatever is known or open above ([`descriptors`]).
 //! - An error of the host is an error here: never an absence, an end of file, or a shorter listing. "There is no such
 //!   name" says whether that will last ([`BackingError::Absent`]).
@@ -32,7 +36,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use rustix::fs::{FileType, OFlags, SeekFrom, Statx, StatxFlags};
+use rustix::fs::{FileType, OFlags, SeekFrom, Statx, StatxAttributes, StatxFlags};
 use rustix::io::{Errno, ReadWriteFlags};
 use rustix::time::ClockId;
 
@@ -243,11 +247,15 @@ impl Backing {
     /// [`BackingError`]; absent is also what is neither file, directory nor link.
     pub fn stat(&self, place: Place<'_>) -> Result<Stat, BackingError> {
         let _pass = self.kept.enter();
-        self.within(place.parent, place.dir, |dir| self.stat_in(dir, place.name))
+        self.within(place.parent, place.dir, |dir| self.stat_in(dir, place.dir, place.name))
     }
 
-    fn stat_in(&self, dir: impl AsFd, name: &[u8]) -> Result<Stat, Errno> {
+    /// Attributes of `name` in the directory `dir` at `path`.
+    fn stat_in(&self, dir: impl AsFd, path: &[u8], name: &[u8]) -> Result<Stat, Errno> {
         let stat = calls::stat(dir, name)?;
+        if !path.is_empty() && stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
+            return Err(Errno::XDEV);
+        }
         let kind = Kind::of(FileType::from_raw_mode(stat.stx_mode.into())).ok_or(Errno::NOENT)?;
         let born = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::BTIME);
         let born = born.then_some((stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec));
@@ -322,7 +330,7 @@ impl Backing {
         for (at, (name, dot)) in (from..).zip(dots.chain(names)) {
             let stat = match dot {
                 true => None,
-                false => match self.within(id, path, |dir| self.stat_in(dir, name)) {
+                false => match self.within(id, path, |dir| self.stat_in(dir, path, name)) {
                     Ok(stat) => Some(stat),
                     Err(BackingError::Absent { settled }) => {
                         complete &= settled;
@@ -443,12 +451,19 @@ impl Backing {
         mut work: impl FnMut(&Arc<OwnedFd>, &Statx) -> Result<T, Errno>,
     ) -> Result<T, BackingError> {
         let open = || {
-            self.within(place.parent, place.dir, |dir| self.opening(|| calls::open(dir, place.name, FILE)))
+            self.within(place.parent, place.dir, |dir| {
+                if !is_file(&calls::stat(dir, place.name)?) {
+                    return Err(Errno::STALE);
+                }
+                let is_member = place.dir.is_empty();
+                let open = if is_member { calls::open_across } else { calls::open };
+                self.opening(|| open(dir, place.name, FILE))
+            })
         };
         let mut with = |held: &Held| {
             let stat = calls::stat(&*held.fd, b"")?;
-            if held.kept && stat.stx_nlink == 0 {
-                // Another file has its name now.
+            if held.kept && stat.stx_nlink == 0 || !is_file(&stat) {
+                // Something else has its name now.
                 return Err(Errno::STALE);
             }
             work(&held.fd, &stat)
@@ -515,7 +530,7 @@ impl Backing {
     }
 
     fn directory(&self, id: NodeId, path: &[u8]) -> Result<Held, BackingError> {
-        self.kept.get(Of::Directory, id, || self.opening(|| self.open(path, DIRECTORY))).map_err(host)
+        self.kept.get(Of::Directory, id, || self.opening(|| self.open_directory(path))).map_err(host)
     }
 
     /// Makes a call that opens something, once more when there is no descriptor left but those that are kept.
@@ -529,15 +544,30 @@ impl Backing {
         }
     }
 
-    /// Opens `path` below the store directory, in stretches where it is long.
-    fn open(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
-        let mut at: Option<OwnedFd> = None;
+    /// Opens the directory at `path` below the store directory.
+    fn open_directory(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
+        match self.open_on_one_mount(None, path) {
+            // The member is a mount point, or something below it is.
+            Err(Errno::XDEV) => {}
+            answer => return answer,
+        }
+        match path.iter().position(|b| *b == b'/').and_then(|end| path.split_at_checked(end)) {
+            Some((member, rest)) => {
+                let member = calls::open_across(&*self.store, member, ON_THE_WAY)?;
+                self.open_on_one_mount(Some(member), rest.get(1..).unwrap_or_default())
+            }
+            None => calls::open_across(&*self.store, path, DIRECTORY),
+        }
+    }
+
+    /// Opens the directory at `path` below `at`, or below the store directory, in stretches where it is long.
+    fn open_on_one_mount(&self, mut at: Option<OwnedFd>, path: &[u8]) -> Result<OwnedFd, Errno> {
         let mut rest = path;
         loop {
             let base = at.as_ref().map_or(self.store.as_fd(), AsFd::as_fd);
             let cut = rest.get(..STRETCH).and_then(|head| head.iter().rposition(|b| *b == b'/'));
             let Some((head, tail)) = cut.and_then(|cut| rest.split_at_checked(cut)) else {
-                return calls::open(base, rest, flags);
+                return calls::open(base, rest, DIRECTORY);
             };
             at = Some(calls::open(base, head, ON_THE_WAY)?);
             rest = tail.get(1..).unwrap_or_default();
@@ -551,6 +581,10 @@ fn host(error: Errno) -> BackingError {
         Errno::NOENT => BackingError::Absent { settled: false },
         error => BackingError::Host(error),
     }
+}
+
+fn is_file(stat: &Statx) -> bool {
+    FileType::from_raw_mode(stat.stx_mode.into()) == FileType::RegularFile
 }
 
 fn is_settled_at(dir: &Held) -> bool {
@@ -568,5 +602,7 @@ fn is_settled_by(modified: i64, changed: i64, links: u32, now: i64) -> bool {
     links > 0 && (MTIMES.contains(&modified) || modified.max(changed).saturating_add(SETTLED_AFTER) < now)
 }
 
+#[cfg(test)]
+mod planted_tests;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -338,7 +338,7 @@ fn run(command: &mut Command, store: &str, input: &[u8]) -> Output {
 }
 
 /// Modes and times as Nix gives them.
-fn canonicalise(path: &Path) {
+pub(crate) fn canonicalise(path: &Path) {
     let meta = fs::symlink_metadata(path).unwrap();
     if meta.is_dir() {
         for entry in fs::read_dir(path).unwrap() {
