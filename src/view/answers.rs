@@ -33,7 +33,7 @@ use super::root::{self, DOT, DOTS, EPOCHS, Position};
 use crate::sys;
 use crate::view::backing::{Backing, BackingError, DirEntry, Identity, Place, Read, Stat, Target};
 use crate::view::journal::{Journal, Record};
-use crate::view::trie::{Entered, Kept, NodeId, NodeRecord, PathTrie, ROOT};
+use crate::view::trie::{Entered, Kept, NodeId, NodeRecord, PathTrie, ROOT, is_name};
 
 /// How often a look-up begins again because its store path was replaced meanwhile.
 const ATTEMPTS: usize = 3;
@@ -239,7 +239,7 @@ impl ServedView {
     /// # Errors
     /// [`FsError::Absent`], [`FsError::AbsentNow`], [`FsError::UnknownNode`], or the backing store's.
     pub fn lookup(&self, parent: NodeId, name: &[u8]) -> Result<Node, FsError> {
-        if name.is_empty() || name == b"." || name == b".." || name.contains(&b'/') || name.contains(&0) {
+        if !is_name(name) {
             return Err(FsError::BadName);
         }
         if parent == ROOT {

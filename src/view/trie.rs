@@ -6,9 +6,9 @@
 //! Invariants:
 //! - Id 1 is the root. Ids grow and are never given twice during the life of a mount, so an id that the kernel
 //!   still holds always means the same path.
-//! - A node's parent was handed out before the node itself, and its slot lives as long as the node's does: a slot goes
-//!   when the kernel holds neither the node nor anything whose path leads through it. So the path of every node that
-//!   the kernel holds can be given, in whatever order it forgets.
+//! - A node's parent was handed out before the node itself and has a lower id, also where both are restored. Its slot
+//!   lives as long as the node's does: a slot goes when the kernel holds neither the node nor anything whose path leads
+//!   through it. So the path of every node that the kernel holds can be given, in whatever order it forgets.
 //! - A name has one node at a time; it gets another one when its member is replaced on disk ([`PathTrie::detach`]), or when a
 //!   server does not know enough of the one that it had ([`PathTrie::detach_all`]).
 //! - A first-level node stays until the mount ends, also when its name is withdrawn: files open below it
@@ -51,6 +51,9 @@ pub const ROOT: NodeId = NodeId(1);
 
 /// Look-up count of a node that is never forgotten: members, and what an earlier server handed out.
 const PINNED: u32 = u32::MAX;
+
+/// Longest name (`FUSE_NAME_MAX`, Linux `fs/fuse/fuse_i.h`).
+const NAME_MAX: usize = 1024;
 
 /// Slots of one chunk: 24 KiB, with names of about as much.
 const CHUNK: u64 = 1024;
@@ -194,6 +197,18 @@ pub struct Switch {
     pub removed: Vec<StorePath>,
     /// First-level nodes that got their id now.
     pub fresh: Vec<NodeRecord>,
+}
+
+/// Whether a directory can have an entry of this name (path_resolution(7)). Those that the kernel asks for are shorter
+/// than [`NAME_MAX`].
+pub(super) fn is_name(name: &[u8]) -> bool {
+    !matches!(name, b"" | b"." | b"..")
+        && name.len() <= NAME_MAX
+        && !name.iter().any(|byte| matches!(byte, b'/' | 0))
+}
+
+fn is_member_name(name: &[u8]) -> bool {
+    str::from_utf8(name).is_ok_and(|name| StorePath::new(name).is_ok())
 }
 
 fn split(id: NodeId) -> (u64, usize) {
@@ -370,11 +385,19 @@ impl PathTrie {
         Self { nodes: RwLock::new(nodes), members: RwLock::new(VecDeque::from([none])) }
     }
 
-    /// Puts back a node that an earlier server handed out. Before the first [`PathTrie::switch`] only.
+    /// Puts back a node that an earlier server handed out. What none can have handed out, a damaged record, is not
+    /// restored: without a parent that is older, a path might have no end. Before the first [`PathTrie::switch`] only.
     pub fn restore(&self, record: &NodeRecord) {
+        let NodeRecord { id, parent, name } = record;
         let mut nodes = self.nodes.write();
-        if nodes.slot(record.id).is_none() && record.id > ROOT {
-            nodes.put(record.id, record.parent, &record.name, PINNED);
+        // Whatever it is, the kernel may know the id.
+        nodes.next = nodes.next.max(id.0.saturating_add(1));
+        let is_placed = match *parent {
+            ROOT => *id > ROOT && is_member_name(name),
+            parent => parent < *id && nodes.slot(parent).is_some() && is_name(name),
+        };
+        if is_placed && nodes.slot(*id).is_none() {
+            nodes.put(*id, *parent, name, PINNED);
         }
     }
 

@@ -313,6 +313,77 @@ fn the_last_node_of_a_path_is_the_one_that_is_restored() {
     }
 }
 
+/// A damaged journal: what cannot have been handed out is not restored, and its id is not given again either.
+#[test]
+fn what_no_server_wrote_is_not_restored() {
+    let top = member(1).as_str().as_bytes().to_vec();
+    let long = [b'n'; 70_000];
+    for (id, parent, name, why) in [
+        (10, 10, &b"a"[..], "its own parent"),
+        (10, 11, b"a", "a parent that is younger"),
+        (10, 9, b"a", "a parent that is unknown"),
+        (10, 0, b"a", "no parent"),
+        (10, u64::MAX, b"a", "no parent"),
+        (10, 2, b"", "no name"),
+        (10, 2, b".", "the directory itself"),
+        (10, 2, b"..", "the directory above"),
+        (10, 2, b"a/b", "two names"),
+        (10, 2, b"/", "two names"),
+        (10, 2, b"../x", "two names"),
+        (10, 2, b"a\0", "a NUL"),
+        (10, 2, &long, "a name that is too long"),
+        (10, 1, b".links", "no store path"),
+        (10, 1, b"\xff", "no store path"),
+        (10, 1, b"..", "no store path"),
+    ] {
+        let trie = PathTrie::new();
+        trie.restore(&NodeRecord { id: NodeId(2), parent: ROOT, name: top.clone().into() });
+        trie.restore(&NodeRecord { id: NodeId(id), parent: NodeId(parent), name: name.into() });
+        assert_eq!((trie.len(), trie.record(NodeId(id))), (1, None), "{why}");
+        assert_eq!((trie.path(NodeId(id)), trie.member(NodeId(id))), (None, None), "{why}");
+        trie.switch(&view(&[1].into()), 0);
+        assert!(trie.enter(NodeId(2), b"a").unwrap().id > NodeId(id), "{why}");
+    }
+}
+
+proptest! {
+    /// Whatever records there are, in whatever order: every path that can be given consists of names and begins with a store
+    /// path, nothing hangs, and no id is given again.
+    #[test]
+    fn any_records_restore_a_trie_that_answers(
+        records in proptest::collection::vec((0u64..40, 0u64..40, 0usize..9, 0u8..20), 0..120),
+        used in proptest::collection::vec(0u64..40, 0..40),
+    ) {
+        let names: [&[u8]; 7] = [b"a", b"b", b"", b".", b"..", b"a/b", b"a\0b"];
+        let trie = PathTrie::new();
+        for (id, parent, name, what) in &records {
+            let member = member(*name as u32 % 2);
+            let name = names.get(*name).copied().unwrap_or(member.as_str().as_bytes());
+            match what {
+                0 => drop(trie.detach(NodeId(*id))),
+                1 => trie.restore_next(NodeId(*id)),
+                _ => trie.restore(&NodeRecord { id: NodeId(*id), parent: NodeId(*parent), name: name.into() }),
+            }
+        }
+        let next = restored(&trie);
+        trie.switch(&view(&[0, 1].into()), 0);
+        for id in (0..100).map(NodeId) {
+            let Some(path) = trie.path(id).filter(|_| id != ROOT) else { continue };
+            let mut parts = path.split(|b| *b == b'/');
+            prop_assert!(str::from_utf8(parts.next().unwrap()).is_ok_and(|top| StorePath::new(top).is_ok()));
+            prop_assert!(parts.all(|part| part == b"a" || part == b"b" || StorePath::new(str::from_utf8(part).unwrap()).is_ok()));
+            prop_assert!(trie.member(id).is_some() && trie.parent(id).unwrap() < id);
+            prop_assert!(next.path(id).is_none_or(|again| again == path));
+        }
+        for id in &used {
+            if let Some(entered) = trie.enter(NodeId(*id), b"new") {
+                prop_assert!(records.iter().all(|(id, _, _, what)| *what == 0 || *id <= entered.id.0));
+                trie.forget(entered.id, 1);
+            }
+        }
+    }
+}
+
 /// What restores a trie names every node once, wherever it lies, with one replaced member among others.
 #[test]
 fn many_nodes_of_a_replaced_member_are_told_once_each() {
