@@ -9,7 +9,7 @@ use super::*;
 use crate::values::{StorePath, View};
 use crate::view::backing::faults;
 use crate::view::backing::tests::settle;
-use crate::view::journal::Journal;
+use crate::view::journal::{Home, Journal};
 
 const A: &str = "00000000000000000000000000000000-a";
 const B: &str = "00000000000000000000000000000000-b";
@@ -50,7 +50,7 @@ impl Fixture {
     /// What the next server would be.
     fn successor(&self, shown: &[&str]) -> ServedView {
         let trie = Arc::new(PathTrie::new());
-        let journal = Journal::resume(&self.dir.path().join("nodes"), |record| {
+        let journal = Journal::resume(Home::open(&self.dir.path().join("nodes")).unwrap(), |record| {
             if let Record::Node(node) = record {
                 trie.restore(&node);
             }
@@ -178,6 +178,17 @@ fn of_what_was_withdrawn_a_listing_tells_the_name_alone() {
     assert_eq!(list(begun, 9).0, expected([Told::Lasting, Told::Lasting, Told::Now]), "somebody writes it");
     view.trie.switch(&view_of(&[B, C]), 0);
     assert_eq!(list(begun, 9).0, expected([Told::Nothing, Told::Lasting, Told::Now]));
+}
+
+/// The kernel asks for names of up to 4095 bytes (`fc->name_max`); the store's file system has none as long, and says so.
+#[test]
+fn names_that_are_too_long_are_the_store_s_to_refuse() {
+    let fixture = Fixture::new(&[A]);
+    let top = walk(&fixture.view, &[A]).unwrap().id;
+    for length in [256, 1024, 1025, 4095] {
+        let answer = fixture.view.lookup(top, "n".repeat(length).as_bytes());
+        assert_eq!(answer, Err(FsError::Backing(Errno::NAMETOOLONG)), "{length}");
+    }
 }
 
 #[test]
@@ -350,7 +361,8 @@ impl Fixture {
     /// What the journal says.
     fn journal(&self) -> Vec<Record> {
         let mut records = Vec::new();
-        Journal::resume(&self.dir.path().join("nodes"), |record| records.push(record)).unwrap();
+        Journal::resume(Home::open(&self.dir.path().join("nodes")).unwrap(), |record| records.push(record))
+            .unwrap();
         records
     }
 

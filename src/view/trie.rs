@@ -52,7 +52,8 @@ pub const ROOT: NodeId = NodeId(1);
 /// Look-up count of a node that is never forgotten: members, and what an earlier server handed out.
 const PINNED: u32 = u32::MAX;
 
-/// Longest name (`FUSE_NAME_MAX`, Linux `fs/fuse/fuse_i.h`).
+/// Longest name of a node. Longer ones are asked for, of which the store's file system says that they are too long
+/// (`FUSE_NAME_MAX`, Linux `fs/fuse/fuse_i.h`).
 const NAME_MAX: usize = 1024;
 
 /// Slots of one chunk: 24 KiB, with names of about as much.
@@ -199,12 +200,9 @@ pub struct Switch {
     pub fresh: Vec<NodeRecord>,
 }
 
-/// Whether a directory can have an entry of this name (path_resolution(7)). Those that the kernel asks for are shorter
-/// than [`NAME_MAX`].
+/// Whether an entry of a directory can have this name, but for its length (path_resolution(7)).
 pub(super) fn is_name(name: &[u8]) -> bool {
-    !matches!(name, b"" | b"." | b"..")
-        && name.len() <= NAME_MAX
-        && !name.iter().any(|byte| matches!(byte, b'/' | 0))
+    !matches!(name, b"" | b"." | b"..") && !name.iter().any(|byte| matches!(byte, b'/' | 0))
 }
 
 fn is_member_name(name: &[u8]) -> bool {
@@ -394,7 +392,7 @@ impl PathTrie {
         nodes.next = nodes.next.max(id.0.saturating_add(1));
         let is_placed = match *parent {
             ROOT => *id > ROOT && is_member_name(name),
-            parent => parent < *id && nodes.slot(parent).is_some() && is_name(name),
+            parent => parent < *id && nodes.slot(parent).is_some() && is_name(name) && name.len() <= NAME_MAX,
         };
         if is_placed && nodes.slot(*id).is_none() {
             nodes.put(*id, *parent, name, PINNED);
