@@ -1,10 +1,11 @@
 //! Actions become calls.
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::child::Server;
+use super::child::{Program, Server};
 use super::ending::Ending;
 use super::error::{MonitorError, system};
 use super::mount::{self, Mounted};
@@ -12,12 +13,13 @@ use super::mounting::{self, MountThread, New};
 use super::poll;
 use super::probe::Probe;
 use super::runtime::Runtime;
-use super::state::{self, State, StateDir};
-use super::supervisor::{Action, Content, Event, Note, Notice, Seen, Slow, Supervisor};
+use super::state::{self, State, StateDir, StateError};
+use super::supervisor::{Action, Content, Event, Note, Notice, Refusal, Seen, Slow, Supervisor};
 use super::systemd;
+use crate::error;
 use crate::fuse::ledger;
 use crate::protocol::control::Outcome;
-use crate::protocol::wire::{Order, Start};
+use crate::protocol::wire::{Carried, Order, Start};
 use crate::server::idle::IdlePolling;
 
 /// How long ways to a view are looked for that cannot be seen, and how long it may take to answer what is asked there.
@@ -57,9 +59,7 @@ impl Runtime {
                 supervisor.content().into_iter().for_each(|content| self.write_state(content));
                 None
             }
-            Action::StartServer { resume } => {
-                self.start_server(supervisor, resume).err().map(Event::NotStarted)
-            }
+            Action::StartServer { resume } => self.start_server(supervisor, resume).err(),
             Action::Switch => self.switch(supervisor.content()),
             Action::KillServer => {
                 self.kill_server();
@@ -182,56 +182,50 @@ impl Runtime {
         }
     }
 
-    fn start_server(&mut self, supervisor: &Supervisor, resume: bool) -> Result<(), String> {
+    fn start_server(&mut self, supervisor: &Supervisor, resume: bool) -> Result<(), Event> {
+        let failed = |why: &str| Event::NotStarted(why.to_owned());
         let Some(store) = self.store() else {
-            return Err("the store directory cannot be opened".to_owned());
+            return Err(failed("the store directory cannot be opened"));
         };
         let (Some(content), Some(device), Some(agreement)) =
             (supervisor.content(), &self.device, &self.agreement)
         else {
-            return Err("internal error: there is no mount to serve".to_owned());
+            return Err(failed("internal error: there is no mount to serve"));
         };
-        let journal = self.state.as_ref().map(StateDir::journal).filter(|_| supervisor.has_journal());
+        // Somebody has removed them, or the directory that they are in.
+        let gone = |error: StateError| Event::Refused(Refusal::Leftovers(error::chain(&error)));
+        let lock = self.state.as_ref().map(StateDir::open_server_lock).transpose().map_err(gone)?;
+        let journalled = self.state.as_ref().filter(|_| supervisor.has_journal());
+        let journal = journalled.map(StateDir::open_journal_dir).transpose().map_err(gone)?;
+        // Opened again for each server, and kept by none but it: what one has asked for ends with it.
+        let idle = open_idle(self.settings.idle_polling);
+        let all = [
+            (Carried::Device, Some(device)),
+            (Carried::Store, Some(&*store)),
+            (Carried::Journal, journal.as_ref()),
+            (Carried::Lock, lock.as_ref()),
+            (Carried::Ledger, self.ledger.as_ref()),
+            (Carried::Idle, idle.as_ref()),
+        ];
+        let given = all.into_iter().filter_map(|(kind, given)| Some((kind, given?.as_fd())));
+        let (carries, descriptors): (Vec<_>, Vec<_>) = given.unzip();
         let start = Start {
+            carries,
             view: content.view.clone(),
             epoch: content.epoch,
             agreement: agreement.clone(),
             threads: self.settings.threads,
-            journal,
+            journal: journalled.map(StateDir::journal),
             resume,
-            has_ledger: self.ledger.is_some(),
             crashed: self.crashed,
             invalidate: content.unsettled.iter().cloned().collect(),
-            lock: self.state.as_ref().map(StateDir::server_lock),
             end_with: systemd::is_there().then(std::process::id),
             report: self.settings.report,
             log: self.settings.log,
         };
-        // Opened again for each server, and kept by none but it: what one has asked for ends with it.
-        let idle = open_idle(self.settings.idle_polling);
         let order = Order::Start(Box::new(start));
-        let memory = self.ledger.as_ref();
-        // One that was started early may have ended since.
-        let early = self
-            .spare
-            .take()
-            .filter(|server| server.begin(&order, device, &store, memory, idle.as_ref()).is_ok());
-        let server = match early {
-            Some(server) => server,
-            None => {
-                let mut server = Server::spawn(&self.program)
-                    .map_err(|error| format!("cannot start the server: {error}"))?;
-                match server.begin(&order, device, &store, memory, idle.as_ref()) {
-                    // Its end is an event, as that of any other.
-                    Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-                        let _ = server.kill();
-                        server.reap_later();
-                        return Err(format!("cannot tell the server what to serve: {error}"));
-                    }
-                    _ => server,
-                }
-            }
-        };
+        let server = begin_server(self.spare.take(), &self.program, &order, &descriptors);
+        let server = server.map_err(Event::NotStarted)?;
         tracing::debug!(pid = server.id(), "started a server");
         self.server = Some(server);
         if resume && !self.ledger.as_ref().is_some_and(ledger::is_whole) {
@@ -339,6 +333,29 @@ impl Runtime {
             }
             Note::Slow(slow) => tracing::warn!("still waiting: {}", waits_for(slow)),
         }
+    }
+}
+
+/// Gives `order` to the server that was started early, or to a new one.
+fn begin_server(
+    early: Option<Server>,
+    program: &Program,
+    order: &Order,
+    descriptors: &[BorrowedFd<'_>],
+) -> Result<Server, String> {
+    // One that was started early may have ended since.
+    if let Some(server) = early.filter(|server| server.begin(order, descriptors).is_ok()) {
+        return Ok(server);
+    }
+    let mut server = Server::spawn(program).map_err(|error| format!("cannot start the server: {error}"))?;
+    match server.begin(order, descriptors) {
+        // Its end is an event, as that of any other.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            let _ = server.kill();
+            server.reap_later();
+            Err(format!("cannot tell the server what to serve: {error}"))
+        }
+        _ => Ok(server),
     }
 }
 

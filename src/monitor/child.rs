@@ -85,21 +85,12 @@ impl Server {
         }
     }
 
-    /// Orders it to begin, with [`Order::Start`].
+    /// Orders it to begin, with [`Order::Start`], which names the `descriptors`.
     ///
     /// # Errors
     /// Those of [`wire::send_order`].
-    pub(super) fn begin(
-        &self,
-        order: &Order,
-        device: &OwnedFd,
-        store: &OwnedFd,
-        ledger: Option<&OwnedFd>,
-        idle: Option<&OwnedFd>,
-    ) -> io::Result<()> {
-        let all = [Some(device), Some(store), ledger, idle];
-        let descriptors: Vec<_> = all.into_iter().flatten().map(AsFd::as_fd).collect();
-        self.send(order, &descriptors)
+    pub(super) fn begin(&self, order: &Order, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        self.send(order, descriptors)
     }
 
     /// Orders it to do something.

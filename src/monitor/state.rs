@@ -3,10 +3,13 @@
 //! ```text
 //! lock      held (flock) by the monitor that runs the view
 //! state     JSON, see [`State`]; replaced as a whole
-//! nodes     the node journal, see [`crate::view::journal`]
+//! journal   the directory of the node journal, see [`crate::view::journal`]
 //! server    held (flock) by the server that reads the device
 //! control   the socket for `--reload`
 //! ```
+//!
+//! A server has a descriptor of the journal's directory and one of its lock, and nothing else of it: what it writes is a
+//! successor's node ids, and no successor's monitor takes anything from there.
 //!
 //! The directory is open to its owner only and goes with the view. Without a state nobody can take over: such a
 //! directory goes with the process that made it. One that is not the owner's own is refused: see [`private`].
@@ -16,7 +19,7 @@ mod private;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -26,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use super::lock;
 use crate::protocol::handshake::Agreement;
 use crate::values::{StorePath, View, lossless};
+use crate::view::journal;
 
 /// Version of [`State`]'s layout.
 pub const VERSION: u32 = 1;
@@ -135,15 +139,18 @@ pub struct StateDir {
 }
 
 /// The files of a state directory. The lock is removed first: whoever opens the directory from then on makes a new one.
-const FILES: [(&str, FileType); 7] = [
+const FILES: [(&str, FileType); 5] = [
     ("lock", FileType::RegularFile),
     ("state", FileType::RegularFile),
     ("state.new", FileType::RegularFile),
-    ("nodes", FileType::RegularFile),
-    ("nodes.new", FileType::RegularFile),
     ("control", FileType::Socket),
     ("server", FileType::RegularFile),
 ];
+
+/// The directory of the node journal, and what may be in it.
+const JOURNAL: &str = "journal";
+const NODES: &str = "nodes";
+const JOURNAL_FILES: [&str; 2] = [NODES, "nodes.new"];
 
 impl StateDir {
     /// Opens the state directory at `path` of the view called `name`, making it if needed.
@@ -156,6 +163,10 @@ impl StateDir {
         let dir = private::open(path, true)?.ok_or_else(absent)?;
         for (file, kind) in FILES {
             private::examine_file(dir.as_fd(), path, file, kind)?;
+        }
+        let journal = private::open_below(dir.as_fd(), path, JOURNAL)?;
+        for file in JOURNAL_FILES {
+            private::examine_file(journal.as_fd(), &path.join(JOURNAL), file, FileType::RegularFile)?;
         }
         let lock = open_file(dir.as_fd(), Path::new("lock"), OFlags::CREATE | OFlags::WRONLY)
             .map_err(fail("lock"))?;
@@ -175,7 +186,28 @@ impl StateDir {
     /// Where the node journal is.
     #[must_use]
     pub fn journal(&self) -> PathBuf {
-        self.path.join("nodes")
+        self.path.join(JOURNAL).join(NODES)
+    }
+
+    /// Opens the directory of the node journal, for a server.
+    ///
+    /// # Errors
+    /// [`StateError::Directory`].
+    pub fn open_journal_dir(&self) -> Result<OwnedFd, StateError> {
+        let path = self.path.join(JOURNAL);
+        journal::open_directory(&path).map_err(|source| StateError::Directory { doing: "open", path, source })
+    }
+
+    /// Opens the server's lock, which nobody holds by that.
+    ///
+    /// # Errors
+    /// [`StateError::File`].
+    pub fn open_server_lock(&self) -> Result<OwnedFd, StateError> {
+        let path = self.server_lock();
+        match open_file(CWD, &path, OFlags::CREATE | OFlags::WRONLY) {
+            Ok(lock) => Ok(lock.into()),
+            Err(source) => Err(StateError::File { doing: "open", path, source }),
+        }
     }
 
     /// Whether a state is there for a successor.
@@ -237,6 +269,10 @@ impl StateDir {
         for (file, _) in FILES {
             let _ = std::fs::remove_file(self.path.join(file));
         }
+        for file in JOURNAL_FILES {
+            let _ = std::fs::remove_file(self.path.join(JOURNAL).join(file));
+        }
+        let _ = std::fs::remove_dir(self.path.join(JOURNAL));
     }
 
     /// Whether a server holds its lock.

@@ -30,8 +30,8 @@ use crate::log::LogSettings;
 use crate::sys::memory;
 use crate::values::{StorePath, View, lossless};
 
-/// Descriptors of one order at most: the body, the device, the store directory, the ledger, and where processors are kept awake.
-const DESCRIPTORS_MAX: usize = 5;
+/// Descriptors of one order at most: the body, and one of each kind.
+const DESCRIPTORS_MAX: usize = 1 + Carried::ALL.len();
 /// No closure comes near this; a length above it is not ours.
 const ORDER_MAX: u64 = 1 << 30;
 /// Bytes of the longest report.
@@ -39,9 +39,35 @@ pub const REPORT_MAX: usize = 4096;
 /// Bytes of the longest reason in a report: each may become six in JSON.
 const REASON_MAX: usize = 600;
 
-/// What a server needs to begin; with it come `/dev/fuse` and the store directory.
+/// A descriptor that comes with the order to begin: a server opens nothing by a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Carried {
+    /// `/dev/fuse`, mounted.
+    Device,
+    /// The store directory.
+    Store,
+    /// The directory of the node journal.
+    Journal,
+    /// The file that a server holds locked as long as it lives: two must never read one device. The monitor opens it for
+    /// each server, and keeps no copy: the lock belongs to what was opened (flock(2)).
+    Lock,
+    /// What earlier servers of this mount had taken.
+    Ledger,
+    /// Where to ask for processors that stay awake.
+    Idle,
+}
+
+impl Carried {
+    /// All kinds.
+    pub const ALL: [Self; 6] =
+        [Self::Device, Self::Store, Self::Journal, Self::Lock, Self::Ledger, Self::Idle];
+}
+
+/// What a server needs to begin, beside the descriptors.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Start {
+    /// What each of the descriptors is that come with it, in their order.
+    pub carries: Vec<Carried>,
     /// What is to be seen.
     pub view: View,
     /// Number of the switch that made the view.
@@ -50,20 +76,15 @@ pub struct Start {
     pub agreement: Agreement,
     /// Threads that answer requests.
     pub threads: usize,
-    /// The node journal, which exists; none: node ids die with the server.
+    /// What the node journal is called, which exists; none: node ids die with the server.
     #[serde(with = "lossless::optional")]
     pub journal: Option<PathBuf>,
     /// Whether an earlier server may have taken requests.
     pub resume: bool,
-    /// Whether the ledger comes with it.
-    pub has_ledger: bool,
     /// Whether the last server ended by a fault of its own, and not because somebody killed it.
     pub crashed: bool,
     /// Names that the kernel may have cached otherwise than they are.
     pub invalidate: Vec<StorePath>,
-    /// The file that a server holds locked as long as it lives: two must never read one device.
-    #[serde(with = "lossless::optional")]
-    pub lock: Option<PathBuf>,
     /// The monitor's process id, if the server is to end with it: where a service manager keeps the device, a
     /// successor brings a server of its own.
     pub end_with: Option<u32>,

@@ -28,22 +28,20 @@ pub mod stops;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use rustix::fs::{FlockOperation, OFlags};
+use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use rustix::process::Resource;
 
 use crate::fuse::{Device, Ledger};
 use crate::protocol::handshake::{Absences, Io};
-use crate::protocol::wire::{self, Cause, Order, Received, Report, Start};
+use crate::protocol::wire::{self, Carried, Cause, Order, Received, Report, Start};
 use crate::values::View;
 use crate::view::backing::{Backing, Identity};
-use crate::view::journal::{Journal, JournalError, Record};
+use crate::view::journal::{Home, Journal, JournalError, Record};
 use crate::view::trie::{NodeId, PathTrie};
 use crate::view::{MemberWatch, Missed, Registrations, ServedView};
 use crate::{log, sys};
@@ -69,14 +67,8 @@ pub enum ServeError {
     #[error(transparent)]
     Journal(#[from] JournalError),
     /// The lock that keeps servers apart cannot be had.
-    #[error("cannot take the lock '{}' of the server", path.display())]
-    Lock {
-        /// The lock.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
+    #[error("cannot take the lock of the server")]
+    Lock(#[source] io::Error),
     /// The monitor ended before the server began.
     #[error("the monitor has ended")]
     Orphaned,
@@ -103,16 +95,14 @@ impl ServeError {
         match self {
             Self::Journal(JournalError::Foreign(_) | JournalError::Version { .. }) => Cause::Leftovers,
             // Somebody has removed them, or the directory that they are in.
-            Self::Journal(JournalError::Io { source, .. }) | Self::Lock { source, .. }
-                if source.kind() == io::ErrorKind::NotFound =>
-            {
+            Self::Journal(JournalError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 Cause::Leftovers
             }
             Self::Store(error) if is_refusal(error) => Cause::Unsupported,
             Self::Journal(_)
             | Self::Store(_)
             | Self::NoOrder(_)
-            | Self::Lock { .. }
+            | Self::Lock(_)
             | Self::Orphaned
             | Self::Session { .. } => Cause::Passing,
         }
@@ -128,17 +118,36 @@ fn failed(doing: &'static str) -> impl Fn(io::Error) -> ServeError {
     move |source| ServeError::Session { doing, source }
 }
 
-/// What the monitor hands to a server beside what to serve.
+/// What the monitor hands to a server beside what to serve: see [`Carried`].
 #[derive(Debug)]
 pub struct Descriptors {
-    /// `/dev/fuse`, mounted.
-    pub device: OwnedFd,
-    /// The store directory.
-    pub store: OwnedFd,
-    /// What earlier servers of this mount had taken; none: a new one, which ends with this process.
-    pub ledger: Option<OwnedFd>,
-    /// Where to ask for processors that stay awake, if that is to be done.
-    pub idle: Option<OwnedFd>,
+    device: OwnedFd,
+    store: OwnedFd,
+    journal: Option<OwnedFd>,
+    lock: Option<OwnedFd>,
+    /// None: a new one, which ends with this process.
+    ledger: Option<OwnedFd>,
+    /// None: that is not to be asked for.
+    idle: Option<OwnedFd>,
+}
+
+impl Descriptors {
+    /// Those that came with an order, by their kinds. None: one that is needed is not among them.
+    fn sort(kinds: &[Carried], descriptors: Vec<OwnedFd>) -> Option<Self> {
+        let mut all: Vec<_> = kinds.iter().copied().zip(descriptors).collect();
+        let mut take = |kind| {
+            let at = all.iter().position(|(found, _)| *found == kind)?;
+            Some(all.swap_remove(at).1)
+        };
+        Some(Self {
+            device: take(Carried::Device)?,
+            store: take(Carried::Store)?,
+            journal: take(Carried::Journal),
+            lock: take(Carried::Lock),
+            ledger: take(Carried::Ledger),
+            idle: take(Carried::Idle),
+        })
+    }
 }
 
 /// Receives what to serve over `monitor`.
@@ -148,14 +157,8 @@ pub struct Descriptors {
 pub fn receive_start(monitor: impl AsFd) -> Result<(Start, Descriptors), ServeError> {
     match wire::receive_order(monitor) {
         Ok(Received::Message((Order::Start(start), descriptors))) => {
-            let mut descriptors = descriptors.into_iter();
-            match (descriptors.next(), descriptors.next()) {
-                (Some(device), Some(store)) => {
-                    let ledger = start.has_ledger.then(|| descriptors.next()).flatten();
-                    Ok((*start, Descriptors { device, store, ledger, idle: descriptors.next() }))
-                }
-                _ => Err(ServeError::NoOrder(None)),
-            }
+            let sorted = Descriptors::sort(&start.carries, descriptors);
+            sorted.map(|descriptors| (*start, descriptors)).ok_or(ServeError::NoOrder(None))
         }
         Ok(_) => Err(ServeError::NoOrder(None)),
         Err(error) => Err(ServeError::NoOrder(Some(error))),
@@ -167,12 +170,12 @@ pub fn receive_start(monitor: impl AsFd) -> Result<(Start, Descriptors), ServeEr
 /// # Errors
 /// [`ServeError`]; the mount is still there, and another server may take over.
 pub fn serve(start: Start, descriptors: Descriptors, monitor: OwnedFd) -> Result<(), ServeError> {
-    let Descriptors { device, store, ledger, idle } = descriptors;
+    let Descriptors { device, store, journal, lock, ledger, idle } = descriptors;
     if let Some(monitor) = start.end_with {
         end_with(monitor)?;
     }
     // Held until the process ends.
-    let _lock = start.lock.as_deref().map(lock).transpose()?;
+    let _lock = lock.map(take_lock).transpose()?;
     let device = Arc::new(Device::from(device));
     // Nobody else uses it from here on.
     let (ledger, slots) = Ledger::open(ledger).map_err(failed("mapping the ledger"))?;
@@ -183,7 +186,9 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: OwnedFd) -> Result
     let registrations = || Arc::new(Registrations::new(std::process::id()));
     let registrations = (start.agreement.io == Io::Passthrough).then(registrations);
     let mut members = Vec::new();
-    let journal = open_journal(&start, &trie, registrations.as_deref(), &mut members)?;
+    let home = journal.zip(start.journal.as_deref()).map(|(dir, path)| Home::new(dir, path));
+    let journal = home.map(|home| open_journal(home, &trie, registrations.as_deref(), &mut members));
+    let journal = journal.transpose()?;
     let mut unsettled = start.invalidate.clone();
     let has_losses = start.resume && journal.as_ref().is_some_and(|journal| journal.has_losses());
     if has_losses {
@@ -293,12 +298,10 @@ fn end_with(monitor: u32) -> Result<(), ServeError> {
 }
 
 /// Waits until no other server of this view lives.
-fn lock(path: &Path) -> Result<File, ServeError> {
-    let fail = |source| ServeError::Lock { path: path.to_owned(), source };
-    let no_link = OFlags::NOFOLLOW.bits().cast_signed();
-    let file = File::options().create(true).truncate(false).write(true).custom_flags(no_link).open(path);
-    let file = file.map_err(fail)?;
-    rustix::fs::flock(&file, FlockOperation::LockExclusive).map_err(|error| fail(error.into()))?;
+fn take_lock(lock: OwnedFd) -> Result<File, ServeError> {
+    let file = File::from(lock);
+    let locked = rustix::fs::flock(&file, FlockOperation::LockExclusive);
+    locked.map_err(|error| ServeError::Lock(error.into()))?;
     // For whoever finds the lock taken. On a full disk it remains unsaid.
     let said =
         file.set_len(0).and_then(|()| (&file).write_all(format!("{}\n", std::process::id()).as_bytes()));
@@ -324,13 +327,12 @@ fn descriptors_left() -> usize {
 }
 
 fn open_journal(
-    start: &Start,
+    home: Home,
     trie: &PathTrie,
     registrations: Option<&Registrations>,
     members: &mut Vec<(NodeId, Identity)>,
-) -> Result<Option<Arc<Journal>>, ServeError> {
-    let Some(path) = &start.journal else { return Ok(None) };
-    let journal = Journal::resume(path, |record| match record {
+) -> Result<Arc<Journal>, ServeError> {
+    let journal = Journal::resume(home, |record| match record {
         Record::Node(node) => trie.restore(&node),
         Record::Next(id) => trie.restore_next(id),
         Record::Member(member, identity) => members.push((member, identity)),
@@ -340,7 +342,7 @@ fn open_journal(
         }
     })?;
     trie.skip(journal.lost_ids());
-    Ok(Some(Arc::new(journal)))
+    Ok(Arc::new(journal))
 }
 
 /// Does what the monitor orders until it orders no more.

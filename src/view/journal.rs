@@ -33,6 +33,8 @@
 //!    successor begins as many times [`LOST_IDS`] further on. A server that runs without a journal for so long that it
 //!    comes near that counts once more.
 
+mod home;
+
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -41,9 +43,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::RwLock;
+use rustix::fs::OFlags;
 
 use crate::view::backing::Identity;
 use crate::view::trie::{NodeId, NodeRecord};
+pub use home::{Home, open_directory};
 
 const MAGIC: &[u8; 8] = b"nsfsnode";
 /// The version of the layout above.
@@ -128,7 +132,7 @@ pub enum Record {
 #[derive(Debug)]
 pub struct Journal {
     losses: AtomicU32,
-    path: PathBuf,
+    home: Home,
     /// Appends share it, a rewrite holds it alone.
     file: RwLock<File>,
     size: AtomicU64,
@@ -147,37 +151,38 @@ impl Journal {
     /// [`JournalError::Io`].
     pub fn create(path: &Path) -> Result<Self, JournalError> {
         let fail = |doing| move |source| JournalError::Io { doing, path: path.to_owned(), source };
-        let _ = std::fs::remove_file(path);
-        let mut file = File::options().append(true).create_new(true).open(path).map_err(fail("create"))?;
+        let home = Home::open(path).map_err(fail("find"))?;
+        let mut file = begin(&home).map_err(fail("create"))?;
         file.write_all(&header(0)).map_err(|source| {
             // What is no whole journal is none: nobody is to resume from it.
-            let _ = std::fs::remove_file(path);
+            home.remove();
             fail("write")(source)
         })?;
-        Ok(Self::over(path, file, HEADER as u64, 0))
+        Ok(Self::over(home, file, HEADER as u64, 0))
     }
 
     /// Opens the journal of an earlier server and hands every whole record to `each`, in order.
     ///
     /// # Errors
     /// [`JournalError`]; nothing has been changed then.
-    pub fn resume(path: &Path, mut each: impl FnMut(Record)) -> Result<Self, JournalError> {
-        let fail = |doing| move |source| JournalError::Io { doing, path: path.to_owned(), source };
-        let mut file = File::options().read(true).append(true).open(path).map_err(fail("open"))?;
+    pub fn resume(home: Home, mut each: impl FnMut(Record)) -> Result<Self, JournalError> {
+        let path = &home.path().to_owned();
+        let fail = |doing| move |source| JournalError::Io { doing, path: path.clone(), source };
+        let mut file = home.file(OFlags::RDWR | OFlags::APPEND).map_err(fail("open"))?;
         let mut head = [0; HEADER];
         file.read_exact(&mut head).map_err(|source| match source.kind() {
-            io::ErrorKind::UnexpectedEof => JournalError::Foreign(path.to_owned()),
+            io::ErrorKind::UnexpectedEof => JournalError::Foreign(path.clone()),
             _ => fail("read")(source),
         })?;
         let (magic, rest) = head.split_at(MAGIC.len());
         if magic != MAGIC {
-            return Err(JournalError::Foreign(path.to_owned()));
+            return Err(JournalError::Foreign(path.clone()));
         }
         let number = |bytes: &[u8]| u32::from_le_bytes(bytes.try_into().unwrap_or_default());
         let (version, losses) = rest.split_at(4);
         let (found, losses) = (number(version), number(losses));
         if found != VERSION {
-            return Err(JournalError::Version { path: path.to_owned(), found });
+            return Err(JournalError::Version { path: path.clone(), found });
         }
         let mut size = HEADER as u64;
         let mut window = Vec::with_capacity(1 << 18);
@@ -189,7 +194,7 @@ impl Journal {
             let used = decode(&window, last, &mut each);
             window.drain(..used);
             if last {
-                let journal = Self::over(path, file, size, losses);
+                let journal = Self::over(home, file, size, losses);
                 if losses > 0 {
                     // The server before this one began where a loss had been counted, and wrote nothing down.
                     journal.count_loss();
@@ -214,20 +219,20 @@ impl Journal {
     fn count_loss(&self) {
         let losses = self.losses.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         // Not through the descriptor for appending, which knows no positions.
-        let written = File::options()
-            .write(true)
-            .open(&self.path)
+        let written = self
+            .home
+            .file(OFlags::WRONLY)
             .and_then(|file| file.write_all_at(&losses.to_le_bytes(), LOSSES_AT));
         if let Err(error) = written {
-            tracing::error!(%error, path = %self.path.display(), "cannot even note that the node journal is incomplete");
+            tracing::error!(%error, path = %self.home.path().display(), "cannot even note that the node journal is incomplete");
         }
     }
 
-    fn over(path: &Path, file: File, size: u64, losses: u32) -> Self {
+    fn over(home: Home, file: File, size: u64, losses: u32) -> Self {
         Self {
             losses: AtomicU32::new(losses),
             rewriting: AtomicBool::new(false),
-            path: path.to_owned(),
+            home,
             file: RwLock::new(file),
             size: AtomicU64::new(size),
             rewrite_above: AtomicU64::new(REWRITE_MIN),
@@ -267,7 +272,7 @@ impl Journal {
                     self.recount_at.store(last + LOST_IDS - 2 * LOST_MARGIN, Ordering::Release);
                     self.count_loss();
                     drop(file);
-                    Err(JournalError::Io { doing: "write", path: self.path.clone(), source })
+                    Err(JournalError::Io { doing: "write", path: self.home.path().to_owned(), source })
                 }
             }
         })
@@ -315,21 +320,26 @@ impl Journal {
             // What was lost since cannot be told from here.
             return Ok(());
         }
-        let next = self.path.with_extension("new");
         let fail = |doing| {
-            let path = next.clone();
+            let path = self.home.path().with_extension("new");
             move |source| JournalError::Io { doing, path, source }
         };
         let mut bytes = header(self.losses.load(Ordering::Relaxed));
         fill(&mut |record| encode(record, &mut bytes));
-        let _ = std::fs::remove_file(&next);
-        let mut file = File::options().append(true).create_new(true).open(&next).map_err(fail("create"))?;
+        let next = self.home.next().map_err(fail("find"))?;
+        let mut file = begin(&next).map_err(fail("create"))?;
         file.write_all(&bytes).map_err(fail("write"))?;
-        std::fs::rename(&next, &self.path).map_err(fail("rename"))?;
+        next.replace(&self.home).map_err(fail("rename"))?;
         *current = file;
         self.size.store(bytes.len() as u64, Ordering::Relaxed);
         Ok(())
     }
+}
+
+/// An empty file, in place of what was there.
+fn begin(home: &Home) -> io::Result<File> {
+    home.remove();
+    home.file(OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::EXCL)
 }
 
 /// The highest id among `records` of nodes.

@@ -10,7 +10,7 @@ fn node(id: u64, name: &[u8]) -> Record {
 
 fn read(path: &Path) -> Vec<Record> {
     let mut records = Vec::new();
-    Journal::resume(path, |record| records.push(record)).unwrap();
+    Journal::resume(Home::open(path).unwrap(), |record| records.push(record)).unwrap();
     records
 }
 
@@ -102,7 +102,7 @@ fn other_versions_and_other_files_are_refused_by_name() {
     let path = dir.path().join("nodes");
     let refused = |bytes: &[u8]| {
         std::fs::write(&path, bytes).unwrap();
-        Journal::resume(&path, |_| ()).map(|_| ()).unwrap_err()
+        Journal::resume(Home::open(&path).unwrap(), |_| ()).map(|_| ()).unwrap_err()
     };
     assert!(matches!(refused(b""), JournalError::Foreign(_)));
     assert!(matches!(refused(b"something else entirely"), JournalError::Foreign(_)));
@@ -124,7 +124,7 @@ fn a_journal_knows_how_large_it_is_and_whether_it_is_whole() {
     records.chunks(999).for_each(|some| journal.append(some).unwrap());
     journal.append(&[]).unwrap();
     check(&journal, 0);
-    let resume = || Journal::resume(&path, |_| ()).unwrap();
+    let resume = || Journal::resume(Home::open(&path).unwrap(), |_| ()).unwrap();
     check(&resume(), 0);
     journal.rewrite(|put| records.iter().take(7).for_each(put)).unwrap();
     check(&journal, 0);
@@ -244,7 +244,12 @@ fn a_server_without_a_journal_never_hands_out_what_its_successor_will() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("nodes");
     Journal::create(&path).unwrap().append(&[node(2, b"a")]).unwrap();
-    let broken = Journal::over(&path, File::options().append(true).open("/dev/full").unwrap(), 0, 0);
+    let broken = Journal::over(
+        Home::open(&path).unwrap(),
+        File::options().append(true).open("/dev/full").unwrap(),
+        0,
+        0,
+    );
     let mut id = 3;
     assert!(broken.append(&[node(id, b"b")]).is_err());
     for _ in 0..200 {
@@ -255,7 +260,7 @@ fn a_server_without_a_journal_never_hands_out_what_its_successor_will() {
     }
     assert!(broken.lost_ids() < 2 * id, "not more is given up than has to be");
     broken.rewrite(|_| panic!("a broken journal is not replaced")).unwrap();
-    assert!(Journal::resume(&path, |_| ()).unwrap().lost_ids() > id);
+    assert!(Journal::resume(Home::open(&path).unwrap(), |_| ()).unwrap().lost_ids() > id);
 }
 
 #[test]
@@ -264,11 +269,11 @@ fn a_full_disk_breaks_the_journal_once_and_quietly_after_and_ids_are_not_given_t
     let path = dir.path().join("nodes");
     Journal::create(&path).unwrap().append(&[node(2, b"a")]).unwrap();
     let full = File::options().append(true).open("/dev/full").unwrap();
-    let journal = Journal::over(&path, full, 0, 0);
+    let journal = Journal::over(Home::open(&path).unwrap(), full, 0, 0);
     assert!(matches!(journal.append(&[node(3, b"b")]), Err(JournalError::Io { doing: "write", .. })));
     assert!(journal.append(&[node(4, b"c")]).is_ok());
     assert_eq!(read(&path), [node(2, b"a")]);
-    let lost = |_| Journal::resume(&path, |_| ()).unwrap().lost_ids();
+    let lost = |_| Journal::resume(Home::open(&path).unwrap(), |_| ()).unwrap().lost_ids();
     let lost: Vec<_> = (0..3).map(lost).collect();
     assert!(lost.is_sorted_by(|a, b| b - a >= LOST_IDS) && lost[0] >= LOST_IDS, "{lost:?}");
 }

@@ -155,11 +155,11 @@ fn unknown_versions_are_refused() {
             "has version 99, this program knows version 1; start the version that wrote it",
         ),
         (
-            "nodes",
+            "journal/nodes",
             newer_journal,
             "has version 99, this program knows version 1; start the version that wrote it",
         ),
-        ("nodes", foreign_journal, "is not a node journal"),
+        ("journal/nodes", foreign_journal, "is not a node journal"),
     ] {
         service.kill(Victim::Both);
         let file = service.state().join(file);

@@ -14,7 +14,7 @@ use crate::util::user::{NOBODY, User};
 
 /// Who plants things.
 const OTHER: u32 = 65533;
-const FILES: [&str; 6] = ["lock", "state", "state.new", "nodes", "nodes.new", "server"];
+const FILES: [&str; 6] = ["lock", "state", "state.new", "journal/nodes", "journal/nodes.new", "server"];
 
 /// A user without XDG_RUNTIME_DIR, and the `/tmp` of that user.
 struct Homeless {
@@ -135,6 +135,7 @@ fn nothing_is_written_through_a_planted_link() {
     need!(Root);
     let homeless = Homeless::new();
     homeless.make();
+    make(&homeless.state().join("journal"), NOBODY, 0o700);
     let victim = homeless.tmp.path().join("victim");
     fs::write(&victim, "precious").unwrap();
     chown(&victim, Some(NOBODY), Some(NOBODY)).unwrap();

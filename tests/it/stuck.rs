@@ -124,7 +124,7 @@ fn a_mount_of_which_too_little_is_known_is_mounted_again() {
     need!(Root, Fuse, Nix);
     let fixture = Fixture::new();
     let mut service = service(&fixture);
-    for missing in ["nodes", "state"] {
+    for missing in ["journal/nodes", "state"] {
         service.start_ready();
         service.kill(Victim::Both);
         fs::remove_file(service.state().join(missing)).unwrap();
@@ -201,7 +201,7 @@ fn a_journal_that_is_damaged_ends_the_view_with_the_reason() {
     service.start_ready();
     let text = service.path().join(&fixture.data.base).join("text");
     assert_eq!(fs::read(&text).unwrap(), b"hello\n");
-    fs::write(service.state().join("nodes"), "something else altogether").unwrap();
+    fs::write(service.state().join("journal/nodes"), "something else altogether").unwrap();
     service.kill(Victim::Server);
     let seen = read(service.path().join(&fixture.data.base).join("names/a space")).recv_timeout(DEADLINE / 2);
     assert!(matches!(seen, Ok(Err(_))), "a reader waits: {seen:?}\n{}", service.log());

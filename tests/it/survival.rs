@@ -6,7 +6,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use nix_store_fs::view::journal::{Journal, Record};
+use nix_store_fs::view::journal::{Home, Journal, Record};
 use nix_store_fs::view::trie::{NodeId, NodeRecord, ROOT};
 
 use crate::util::fixture::Fixture;
@@ -98,7 +98,7 @@ fn a_million_nodes() {
     service.kill(Victim::Both);
 
     let mut parent = ROOT;
-    let journal = Journal::resume(&service.state().join("nodes"), |record| {
+    let journal = Journal::resume(Home::open(&service.state().join("journal/nodes")).unwrap(), |record| {
         if let Record::Node(NodeRecord { id, name, .. }) = record
             && *name == *fixture.data.base.as_bytes()
         {
@@ -154,7 +154,7 @@ fn a_torn_record_is_dropped() {
     drop(fs::read(data.join("empty")).unwrap());
     let before = fs::File::open(data.join("deep/er/still/leaf")).unwrap();
     service.kill(Victim::Both);
-    let journal = service.state().join("nodes");
+    let journal = service.state().join("journal/nodes");
     let mut bytes = fs::read(&journal).unwrap();
     bytes.extend_from_slice(&[0x12, 0x34, 0x56, 0x78, 1, 0xA5, 0x40, 0, 9, 9]);
     fs::write(&journal, bytes).unwrap();

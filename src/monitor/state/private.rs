@@ -4,6 +4,7 @@
 //! A directory is opened below the one before it, never through a link, and examined once it is open. In one that is
 //! private nobody else can make a link afterwards.
 
+use std::ffi::OsStr;
 use std::fs::DirBuilder;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -27,11 +28,11 @@ const PRIVATE: u32 = 0o700;
 /// # Errors
 /// [`StateError::NotOwn`], [`StateError::Directory`].
 pub(super) fn open(path: &Path, make: bool) -> Result<Option<OwnedFd>, StateError> {
-    let fail = |doing| move |source| StateError::Directory { doing, path: path.to_owned(), source };
+    let fail = |source| StateError::Directory { doing: "create", path: path.to_owned(), source };
     let states = path.parent().unwrap_or(path);
     let base = states.parent().unwrap_or(states);
     if let Some(above) = base.parent().filter(|_| make) {
-        DirBuilder::new().recursive(true).mode(SHARED).create(above).map_err(fail("create"))?;
+        DirBuilder::new().recursive(true).mode(SHARED).create(above).map_err(fail)?;
     }
     let mut dir: Option<OwnedFd> = None;
     for (level, mode) in [(base, SHARED), (states, PRIVATE), (path, PRIVATE)] {
@@ -39,24 +40,52 @@ pub(super) fn open(path: &Path, make: bool) -> Result<Option<OwnedFd>, StateErro
             None => (CWD, level.as_os_str()),
             Some(dir) => (dir.as_fd(), level.file_name().unwrap_or_default()),
         };
-        if make {
-            match rustix::fs::mkdirat(above, name, Mode::from_raw_mode(mode)) {
-                Ok(()) | Err(Errno::EXIST) => {}
-                Err(error) => return Err(fail("create")(error.into())),
-            }
+        match open_level(above, name, level, mode, make)? {
+            Some(open) => dir = Some(open),
+            None => return Ok(None),
         }
-        let open = match rustix::fs::openat(above, name, FLAGS, Mode::empty()) {
-            Ok(open) => open,
-            Err(Errno::NOENT) if !make => return Ok(None),
-            Err(error) => return Err(fail("open")(error.into())),
-        };
-        let found = rustix::fs::fstat(&open).map_err(|error| fail("examine")(error.into()))?;
-        if let Some(problem) = problem(&found, FileType::Directory, !mode) {
-            return Err(StateError::NotOwn { path: level.to_owned(), problem });
-        }
-        dir = Some(open);
     }
     Ok(dir)
+}
+
+/// Opens the private directory `name` in the state directory `dir`, and makes it if it is absent.
+///
+/// # Errors
+/// [`StateError::NotOwn`], [`StateError::Directory`].
+pub(super) fn open_below(dir: BorrowedFd<'_>, path: &Path, name: &str) -> Result<OwnedFd, StateError> {
+    let level = path.join(name);
+    open_level(dir, name.as_ref(), &level, PRIVATE, true)?.ok_or_else(|| StateError::Directory {
+        doing: "open",
+        path: level,
+        source: io::ErrorKind::NotFound.into(),
+    })
+}
+
+/// Opens `name` in `above`, which is the directory `level`, and with `make` makes it if it is absent. `None`: it is.
+fn open_level(
+    above: BorrowedFd<'_>,
+    name: &OsStr,
+    level: &Path,
+    mode: u32,
+    make: bool,
+) -> Result<Option<OwnedFd>, StateError> {
+    let fail = |doing| move |source| StateError::Directory { doing, path: level.to_owned(), source };
+    if make {
+        match rustix::fs::mkdirat(above, name, Mode::from_raw_mode(mode)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(fail("create")(error.into())),
+        }
+    }
+    let open = match rustix::fs::openat(above, name, FLAGS, Mode::empty()) {
+        Ok(open) => open,
+        Err(Errno::NOENT) if !make => return Ok(None),
+        Err(error) => return Err(fail("open")(error.into())),
+    };
+    let found = rustix::fs::fstat(&open).map_err(|error| fail("examine")(error.into()))?;
+    match problem(&found, FileType::Directory, !mode) {
+        Some(problem) => Err(StateError::NotOwn { path: level.to_owned(), problem }),
+        None => Ok(Some(open)),
+    }
 }
 
 /// Refuses what is in the place of a file of a state directory and is none of its owner's.

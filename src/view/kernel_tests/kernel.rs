@@ -14,7 +14,7 @@ use super::host::{GROUPS, MEMBERS, make_tree};
 use super::steps::Pick;
 use crate::values::{StorePath, View};
 use crate::view::backing::{Backing, Kind, faults};
-use crate::view::journal::{Journal, Record};
+use crate::view::journal::{Home, Journal, Record};
 use crate::view::trie::{NodeId, PathTrie, ROOT};
 use crate::view::{Node, ServedView, Stale};
 
@@ -370,14 +370,15 @@ impl Kernel {
     pub(super) fn kill(&mut self, lost: usize) {
         self.forgets.drain(..lost.min(self.forgets.len()));
         let (trie, mut members) = (Arc::new(PathTrie::new()), Vec::new());
-        let journal = Journal::resume(&self.scratch.path().join("nodes"), |record| match record {
-            Record::Node(node) => trie.restore(&node),
-            Record::Next(id) => trie.restore_next(id),
-            Record::Member(member, identity) => members.push((member, identity)),
-            Record::Replaced(member) => drop(trie.detach(member)),
-            _ => {}
-        })
-        .unwrap();
+        let journal =
+            Journal::resume(Home::open(&self.scratch.path().join("nodes")).unwrap(), |record| match record {
+                Record::Node(node) => trie.restore(&node),
+                Record::Next(id) => trie.restore_next(id),
+                Record::Member(member, identity) => members.push((member, identity)),
+                Record::Replaced(member) => drop(trie.detach(member)),
+                _ => {}
+            })
+            .unwrap();
         (self.view, self.stale) = serve(&self.store, trie, Arc::new(journal));
         members.into_iter().for_each(|(member, identity)| self.view.restore_member(member, identity));
         (self.killed, self.exact) = (true, false);
