@@ -1,13 +1,14 @@
 //! Actions become calls.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::child::{Program, Server};
 use super::ending::Ending;
 use super::error::{MonitorError, system};
+use super::missed::Inquiry;
 use super::mount::{self, Mounted};
 use super::mounting::{self, MountThread, New};
 use super::poll;
@@ -19,7 +20,7 @@ use super::systemd;
 use crate::error;
 use crate::fuse::ledger;
 use crate::protocol::control::Outcome;
-use crate::protocol::wire::{Carried, Order, Start};
+use crate::protocol::wire::{self, Carried, Order, Start};
 use crate::server::idle::IdlePolling;
 
 /// How long ways to a view are looked for that cannot be seen, and how long it may take to answer what is asked there.
@@ -199,6 +200,10 @@ impl Runtime {
         let journal = journalled.map(StateDir::open_journal_dir).transpose().map_err(gone)?;
         // Opened again for each server, and kept by none but it: what one has asked for ends with it.
         let idle = open_idle(self.settings.idle_polling);
+        let missed = self.inquiry.as_ref().and_then(|inquiry| {
+            inquiry.shows(content.view.clone(), store.clone());
+            listen(inquiry)
+        });
         let all = [
             (Carried::Device, Some(device)),
             (Carried::Store, Some(&*store)),
@@ -206,6 +211,7 @@ impl Runtime {
             (Carried::Lock, lock.as_ref()),
             (Carried::Ledger, self.ledger.as_ref()),
             (Carried::Idle, idle.as_ref()),
+            (Carried::Missed, missed.as_ref()),
         ];
         let given = all.into_iter().filter_map(|(kind, given)| Some((kind, given?.as_fd())));
         let (carries, descriptors): (Vec<_>, Vec<_>) = given.unzip();
@@ -220,7 +226,6 @@ impl Runtime {
             crashed: self.crashed,
             invalidate: content.unsettled.iter().cloned().collect(),
             end_with: systemd::is_there().then(std::process::id),
-            report: self.settings.report,
             log: self.settings.log,
         };
         let order = Order::Start(Box::new(start));
@@ -248,6 +253,9 @@ impl Runtime {
 
     fn switch(&self, content: Option<&Content>) -> Option<Event> {
         let (Some(server), Some(content)) = (&self.server, content) else { return None };
+        if let (Some(inquiry), Some(store)) = (&self.inquiry, &self.store) {
+            inquiry.shows(content.view.clone(), store.clone());
+        }
         let order = Order::Switch { view: content.view.clone(), epoch: content.epoch };
         server.order(&order).err().map(|error| Event::HungUp(Some(format!("takes no orders: {error}"))))
     }
@@ -334,6 +342,12 @@ impl Runtime {
             Note::Slow(slow) => tracing::warn!("still waiting: {}", waits_for(slow)),
         }
     }
+}
+
+/// A socket for a server, through which it tells what its view has not.
+fn listen(inquiry: &Inquiry) -> Option<OwnedFd> {
+    let listening = wire::pair().and_then(|(ours, theirs)| inquiry.listen(ours).map(|()| theirs));
+    listening.inspect_err(|error| tracing::warn!(%error, "this server does not report what was missed")).ok()
 }
 
 /// Gives `order` to the server that was started early, or to a new one.

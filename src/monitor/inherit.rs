@@ -10,6 +10,7 @@ use nix::sys::signalfd::SignalFd;
 use super::child::{Program, Server};
 use super::clients::Clients;
 use super::error::{MonitorError, system};
+use super::missed::Inquiry;
 use super::mount::{self, Connection, Detach, Mounted, Number};
 use super::mounting;
 use super::runtime::Runtime;
@@ -86,6 +87,7 @@ pub(super) fn begin(settings: Settings, signals: SignalFd, stored: Stored) -> Re
     let store_thread = StoreThread::start(task).map_err(system("start a thread"))?;
     // Loading the program takes longer than resolving. If it cannot be started, that is found out when it is needed.
     let spare = Server::spawn(&program).ok();
+    let inquiry = settings.report.then(Inquiry::start).transpose().map_err(system("start a thread"))?;
     let clients = Clients::listen(state.as_ref().map(StateDir::control).as_deref());
     let mut runtime = Runtime {
         signals,
@@ -105,6 +107,7 @@ pub(super) fn begin(settings: Settings, signals: SignalFd, stored: Stored) -> Re
         link_dirs: link_dirs.into_iter().chain(settings.gc_root.clone()).collect(),
         server: None,
         crashed: false,
+        inquiry,
         spare,
         probe: None,
         knock: None,

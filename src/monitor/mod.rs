@@ -25,6 +25,7 @@ mod error;
 mod events;
 mod inherit;
 mod lock;
+mod missed;
 pub mod mount;
 mod mounting;
 mod opening;

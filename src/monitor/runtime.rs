@@ -10,6 +10,7 @@ use nix::sys::signalfd::SignalFd;
 
 use super::child::{Program, Server};
 use super::clients::Clients;
+use super::missed::Inquiry;
 use super::mount::Mounted;
 use super::mounting::MountThread;
 use super::opening::Opening;
@@ -50,6 +51,8 @@ pub(super) struct Runtime {
     pub(super) server: Option<Server>,
     /// Whether the last server ended by a fault of its own, and was not killed.
     pub(super) crashed: bool,
+    /// With `--report`.
+    pub(super) inquiry: Option<Inquiry>,
     /// Started while the roots are being resolved: loading the program takes longer than that.
     pub(super) spare: Option<Server>,
     pub(super) probe: Option<Probe>,

@@ -3,4 +3,5 @@
 
 pub mod control;
 pub mod handshake;
+pub mod missed;
 pub mod wire;

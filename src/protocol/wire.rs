@@ -55,12 +55,14 @@ pub enum Carried {
     Ledger,
     /// Where to ask for processors that stay awake.
     Idle,
+    /// Where names are told that the view has not ([`super::missed`]).
+    Missed,
 }
 
 impl Carried {
     /// All kinds.
-    pub const ALL: [Self; 6] =
-        [Self::Device, Self::Store, Self::Journal, Self::Lock, Self::Ledger, Self::Idle];
+    pub const ALL: [Self; 7] =
+        [Self::Device, Self::Store, Self::Journal, Self::Lock, Self::Ledger, Self::Idle, Self::Missed];
 }
 
 /// What a server needs to begin, beside the descriptors.
@@ -88,8 +90,6 @@ pub struct Start {
     /// The monitor's process id, if the server is to end with it: where a service manager keeps the device, a
     /// successor brings a server of its own.
     pub end_with: Option<u32>,
-    /// Whether the log is to tell what was asked for, and is on the host alone.
-    pub report: bool,
     /// How to log.
     pub log: LogSettings,
 }

@@ -22,6 +22,7 @@ use rustix::io::Errno;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::counts::{Counts, Op};
+use super::missed::Missed;
 use super::stops::{self, Stop};
 use crate::fuse::abi::{Attr, AttrOut, Dirent, DirentPlus, EntryOut, LseekOut, OpenOut, StatfsOut, fopen};
 use crate::fuse::device::Answer;
@@ -31,7 +32,7 @@ use crate::protocol::handshake::{Absences, READ_MAX};
 use crate::view::backing::{Kind, Read, Stat, Target};
 use crate::view::trie::{NodeId, ROOT};
 use crate::view::{
-    Counted, Entry, FsError, Handle, Missed, Node, Registrations, ServedView, Stale, Told, Totals, Way,
+    Counted, Entry, FsError, Handle, Node, Registrations, ServedView, Stale, Told, Totals, Way,
 };
 
 /// Seconds. Store paths never change: what the kernel was told holds until it is invalidated.

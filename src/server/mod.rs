@@ -21,6 +21,7 @@ pub mod counts;
 mod forgetting;
 pub mod fuse;
 pub mod idle;
+pub mod missed;
 mod process;
 mod session;
 pub mod stops;
@@ -43,12 +44,13 @@ use crate::values::View;
 use crate::view::backing::{Backing, Identity};
 use crate::view::journal::{Home, Journal, JournalError, Record};
 use crate::view::trie::{NodeId, PathTrie};
-use crate::view::{MemberWatch, Missed, Registrations, ServedView};
+use crate::view::{MemberWatch, Registrations, ServedView};
 use crate::{log, sys};
 use counts::Counts;
 use forgetting::{Invalidator, Owed};
 use fuse::StoreFs;
 use idle::Flow;
+use missed::Missed;
 use session::{Earlier, Session};
 use stops::Stop;
 
@@ -129,6 +131,8 @@ pub struct Descriptors {
     ledger: Option<OwnedFd>,
     /// None: that is not to be asked for.
     idle: Option<OwnedFd>,
+    /// None: nobody wants to know.
+    missed: Option<OwnedFd>,
 }
 
 impl Descriptors {
@@ -146,6 +150,7 @@ impl Descriptors {
             lock: take(Carried::Lock),
             ledger: take(Carried::Ledger),
             idle: take(Carried::Idle),
+            missed: take(Carried::Missed),
         })
     }
 }
@@ -170,7 +175,7 @@ pub fn receive_start(monitor: impl AsFd) -> Result<(Start, Descriptors), ServeEr
 /// # Errors
 /// [`ServeError`]; the mount is still there, and another server may take over.
 pub fn serve(start: Start, descriptors: Descriptors, monitor: OwnedFd) -> Result<(), ServeError> {
-    let Descriptors { device, store, journal, lock, ledger, idle } = descriptors;
+    let Descriptors { device, store, journal, lock, ledger, idle, missed } = descriptors;
     if let Some(monitor) = start.end_with {
         end_with(monitor)?;
     }
@@ -222,11 +227,8 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: OwnedFd) -> Result
     let counts = Arc::new(counts);
     let mut fs =
         StoreFs::new(view.clone(), counts.clone(), device.clone(), ledger.clone(), start.agreement.absences);
-    if start.report {
-        let (missed, inquiry) = Missed::queue();
-        fs = fs.reporting(missed);
-        let view = view.clone();
-        spawn("missed", move || inquiry.run(&view))?;
+    if let Some(missed) = missed {
+        fs = fs.reporting(Missed::new(missed));
     }
     let session = Session::new(device.clone(), fs, ledger.clone());
 

@@ -140,6 +140,19 @@ pub fn close_inherited() {
     drop(closed);
 }
 
+/// Lets the calling thread run where nobody else would (sched(7), SCHED_IDLE).
+///
+/// # Errors
+/// Those of sched_setscheduler(2).
+pub fn run_when_idle() -> io::Result<()> {
+    // SAFETY: a sched_param of zeros is a valid value, and all that SCHED_IDLE takes; the call reads it.
+    let set = unsafe {
+        let parameters: libc::sched_param = std::mem::zeroed();
+        libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters)
+    };
+    if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Starts a process that does statfs(2) on `path` and ends with the number of the error, 0 for none. It holds no descriptor
 /// of this one, and ends with it if the kernel lets it end. The caller reaps it.
 ///

@@ -10,12 +10,10 @@ mod answers;
 mod kernel_tests;
 mod links;
 mod members;
-mod missed;
 mod passthrough;
 mod root;
 
 pub use answers::{Entry, FsError, Node, ServedView, Stale, Told, Totals};
 pub use members::MemberWatch;
-pub use missed::{Inquiry, Missed};
 pub use passthrough::Registrations;
 pub(crate) use passthrough::{Counted, Handle, Way};

@@ -31,9 +31,10 @@ const ROOMS: [(&str, &[&str]); 10] = [
 ];
 
 /// The modules of the monitor, each uses only those before it.
-const MONITOR: [&str; 23] = [
+const MONITOR: [&str; 24] = [
     "debounce",
     "lock",
+    "missed",
     "poll",
     "settings",
     "probe",

@@ -1,8 +1,12 @@
 //! Which store paths of the host were asked for in vain: told to the host's log, and to nobody else.
 //!
+//! A server tells what its view has not ([`crate::protocol::missed`]). One thread for each server looks up who asked, at once, as
+//! it may be about to end; one thread asks the disk, later.
+//!
 //! Invariants:
-//! - A request does the same for every name outside the closure: it leaves name and thread in a queue. Whether
-//!   the host has the name is asked of the disk by a thread that answers no request.
+//! - What is done before an answer, or soon after it, is the same for every name outside the closure. Whether the host has the
+//!   name is asked of the disk after a random delay ([`DELAY_MAX`]), at idle priority: it shows neither in the time of the
+//!   answer nor in that of the next ones.
 //! - Memory and log are bounded, whatever is asked for: [`QUEUE`], [`PATHS_MAX`], [`LINES_MAX`].
 //!
 //! Hard points:
@@ -15,15 +19,20 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use super::ServedView;
-use crate::values::StorePath;
-use crate::view::backing::Place;
-use crate::view::trie::ROOT;
+use parking_lot::Mutex;
+use rustix::fs::AtFlags;
+
+use crate::protocol::missed::{self, Question};
+use crate::sys;
+use crate::values::{StorePath, View};
 
 /// Names that wait to be looked into; more are dropped, and counted.
 const QUEUE: usize = 1024;
@@ -33,71 +42,117 @@ const PATHS_MAX: usize = 512;
 const LINES_MAX: usize = 256;
 /// Time from one line about a path to the next.
 const INTERVAL: Duration = Duration::from_secs(600);
+/// How long after a question the disk is asked, at most: many times as long as an answer takes.
+const DELAY_MAX: Duration = Duration::from_millis(50);
 
-/// Where requests leave the names that they did not find.
+/// What is served, and from where.
+#[derive(Debug, Default)]
+struct Subject {
+    view: View,
+    store: Option<Arc<OwnedFd>>,
+}
+
+impl Subject {
+    /// Where `path` may be, if it is not in the view.
+    fn elsewhere(&self, path: &StorePath) -> Option<Arc<OwnedFd>> {
+        self.store.clone().filter(|_| !self.view.contains(path))
+    }
+}
+
+/// Whether `path` is on the host and not in the view. The disk may take for ever to answer, and the monitor's loop does not wait
+/// for it.
+fn is_missed(subject: &Mutex<Subject>, path: &StorePath) -> bool {
+    let store = subject.lock().elsewhere(path);
+    store.is_some_and(|store| rustix::fs::statat(store, path.as_str(), AtFlags::SYMLINK_NOFOLLOW).is_ok())
+}
+
+/// Listens to servers, one after the other, and tells the log.
 #[derive(Debug)]
-pub struct Missed {
-    queue: SyncSender<Question>,
+pub(super) struct Inquiry {
+    subject: Arc<Mutex<Subject>>,
+    queue: SyncSender<Asked>,
     dropped: Arc<AtomicU64>,
 }
 
-/// What looks into them.
+/// A question, and when the disk is to be asked.
 #[derive(Debug)]
-pub struct Inquiry {
-    queue: Receiver<Question>,
-    dropped: Arc<AtomicU64>,
-}
-
-#[derive(Debug)]
-struct Question {
+struct Asked {
     path: StorePath,
-    thread: u32,
-}
-
-impl Missed {
-    /// Both ends of a queue.
-    #[must_use]
-    pub fn queue() -> (Self, Inquiry) {
-        let (into, from) = mpsc::sync_channel(QUEUE);
-        let dropped = Arc::<AtomicU64>::default();
-        (Self { queue: into, dropped: dropped.clone() }, Inquiry { queue: from, dropped })
-    }
-
-    /// `thread` asked for `name` in the root, and there is no such name. Never waits.
-    pub fn note(&self, name: &[u8], thread: u32) {
-        let Some(path) = str::from_utf8(name).ok().and_then(|name| StorePath::new(name).ok()) else { return };
-        if let Err(TrySendError::Full(_)) = self.queue.try_send(Question { path, thread }) {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
-        }
-    }
+    asker: Asker,
+    at: Instant,
 }
 
 impl Inquiry {
-    /// Tells the log what `view` was asked for and does not have, and its backing store has, until no request
-    /// can come any more.
-    pub fn run(self, view: &ServedView) {
-        let mut told = Told::new(Instant::now());
-        loop {
-            let question = match told.due(self.dropped.load(Ordering::Relaxed) > 0) {
-                Some(at) => self.queue.recv_timeout(at.saturating_duration_since(Instant::now())),
-                None => self.queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            };
-            let now = Instant::now();
-            told.again(view, now, &self.dropped).iter().for_each(Line::write);
-            match question {
-                Ok(question) => told.first(view, now, question).iter().for_each(Line::write),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => break,
+    /// Begins to look into what servers tell.
+    ///
+    /// # Errors
+    /// When a thread cannot be made.
+    pub(super) fn start() -> io::Result<Self> {
+        let (queue, questions) = mpsc::sync_channel(QUEUE);
+        let inquiry = Self { subject: Arc::default(), queue, dropped: Arc::default() };
+        let (subject, dropped) = (inquiry.subject.clone(), inquiry.dropped.clone());
+        let work = move || {
+            if let Err(error) = sys::run_when_idle() {
+                tracing::debug!(%error, "what was asked for in vain is looked into at full priority");
             }
-        }
+            look_into(&questions, &subject, &dropped);
+        };
+        thread::Builder::new().name("missed".to_owned()).spawn(work)?;
+        Ok(inquiry)
+    }
+
+    /// What is shown from now on, of which store.
+    pub(super) fn shows(&self, view: View, store: Arc<OwnedFd>) {
+        *self.subject.lock() = Subject { view, store: Some(store) };
+    }
+
+    /// Listens to the server at the other end of `socket` until it ends.
+    ///
+    /// # Errors
+    /// When a thread cannot be made.
+    pub(super) fn listen(&self, socket: OwnedFd) -> io::Result<()> {
+        let (queue, dropped) = (self.queue.clone(), self.dropped.clone());
+        let work = move || {
+            while let Ok(Some(Question { path, thread, dropped: before })) = missed::receive(&socket) {
+                dropped.fetch_add(before.into(), Ordering::Relaxed);
+                let asked = Asked { path, asker: Asker::of(thread), at: Instant::now() + delay() };
+                if let Err(TrySendError::Full(_)) = queue.try_send(asked) {
+                    dropped.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        };
+        thread::Builder::new().name("asked".to_owned()).spawn(work)?;
+        Ok(())
     }
 }
 
-/// Whether `path` is on the host and not in the view.
-fn is_missed(view: &ServedView, path: &StorePath) -> bool {
-    let name = path.as_str().as_bytes();
-    let place = Place { parent: ROOT, dir: b"", name };
-    view.trie().members().find(name).is_none() && view.backing().stat(place).is_ok()
+/// A random time up to [`DELAY_MAX`]; all of it where there is nothing random.
+fn delay() -> Duration {
+    let mut byte = [u8::MAX];
+    let _ = rustix::rand::getrandom(&mut byte, rustix::rand::GetRandomFlags::NONBLOCK);
+    let [share] = byte;
+    DELAY_MAX.saturating_mul(share.into()) / u32::from(u8::MAX)
+}
+
+/// Tells the log what was asked for, in the order of the questions, until no more can come.
+fn look_into(questions: &Receiver<Asked>, subject: &Mutex<Subject>, dropped: &AtomicU64) {
+    let is_missed = |path: &StorePath| is_missed(subject, path);
+    let mut told = Told::new(Instant::now());
+    loop {
+        let question = match told.due(dropped.load(Ordering::Relaxed) > 0) {
+            Some(at) => questions.recv_timeout(at.saturating_duration_since(Instant::now())),
+            None => questions.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        told.again(is_missed, Instant::now(), dropped).iter().for_each(Line::write);
+        match question {
+            Ok(Asked { path, asker, at }) => {
+                thread::sleep(at.saturating_duration_since(Instant::now()));
+                told.first(is_missed, Instant::now(), path, asker).iter().for_each(Line::write);
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+    }
 }
 
 /// Who asked, as far as it is known.
@@ -202,9 +257,10 @@ impl Told {
     /// What is to be told of one more question.
     fn first(
         &mut self,
-        view: &ServedView,
+        is_missed: impl Fn(&StorePath) -> bool,
         now: Instant,
-        Question { path, thread }: Question,
+        path: StorePath,
+        asker: Asker,
     ) -> Option<Line> {
         self.clock += 1;
         if let Some(known) = self.paths.get_mut(&path) {
@@ -212,9 +268,7 @@ impl Told {
             known.asked = self.clock;
             return None;
         }
-        // Before the disk is asked, as it may be about to end.
-        let asker = Asker::of(thread);
-        if !is_missed(view, &path) {
+        if !is_missed(&path) {
             return None;
         }
         let Some(left) = self.lines_left.checked_sub(1) else {
@@ -232,14 +286,19 @@ impl Told {
     }
 
     /// What was asked for again, and is due.
-    fn again(&mut self, view: &ServedView, now: Instant, dropped: &AtomicU64) -> Vec<Line> {
+    fn again(
+        &mut self,
+        is_missed: impl Fn(&StorePath) -> bool,
+        now: Instant,
+        dropped: &AtomicU64,
+    ) -> Vec<Line> {
         let mut lines = Vec::new();
         self.paths.retain(|path, known| {
             if known.due().is_none_or(|due| due > now) {
                 return true;
             }
             // A reload may have brought it, or the collector taken it away.
-            let missed = is_missed(view, path);
+            let missed = is_missed(path);
             if missed {
                 (known.told, known.told_at) = (known.count, now);
                 lines.push(Line::Path { path: path.clone(), asker: known.asker.clone(), count: known.count });

@@ -3,9 +3,6 @@
 use rustix::fs::{Mode, OFlags};
 
 use super::*;
-use crate::values::View;
-use crate::view::backing::Backing;
-use crate::view::trie::PathTrie;
 
 /// The view has it, and so has the host.
 const SHOWN: &str = "00000000000000000000000000000000-shown";
@@ -16,7 +13,7 @@ const ABSENT: &str = "00000000000000000000000000000000-absent";
 
 struct Fixture {
     dir: tempfile::TempDir,
-    view: ServedView,
+    subject: Mutex<Subject>,
     told: Told,
     now: Instant,
     dropped: AtomicU64,
@@ -30,26 +27,25 @@ impl Fixture {
         }
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let store = rustix::fs::open(dir.path(), flags, Mode::empty()).unwrap();
-        let view = ServedView::new(Arc::new(PathTrie::new()), Backing::new(store), None, None);
+        let subject = Mutex::new(Subject { view: View::default(), store: Some(Arc::new(store)) });
         let now = Instant::now();
-        let fixture = Self { dir, view, told: Told::new(now), now, dropped: AtomicU64::new(0) };
+        let fixture = Self { dir, subject, told: Told::new(now), now, dropped: AtomicU64::new(0) };
         fixture.show(&[SHOWN]);
         fixture
     }
 
     fn show(&self, names: &[&str]) {
-        let view: View = names.iter().map(|name| (StorePath::new(name).unwrap(), 1)).collect();
-        self.view.trie().switch(&view, 0);
+        self.subject.lock().view = names.iter().map(|name| (StorePath::new(name).unwrap(), 1)).collect();
     }
 
     fn ask(&mut self, name: &str) -> Option<Line> {
-        let question = Question { path: StorePath::new(name).unwrap(), thread: 0 };
-        self.told.first(&self.view, self.now, question)
+        let path = StorePath::new(name).unwrap();
+        self.told.first(|path| is_missed(&self.subject, path), self.now, path, Asker::default())
     }
 
     fn pass(&mut self, time: Duration) -> Vec<Line> {
         self.now += time;
-        self.told.again(&self.view, self.now, &self.dropped)
+        self.told.again(|path| is_missed(&self.subject, path), self.now, &self.dropped)
     }
 
     fn due(&self) -> Option<Instant> {
@@ -133,20 +129,6 @@ fn the_path_asked_for_longest_ago_makes_room() {
     assert_eq!(fixture.told.paths.len(), PATHS_MAX);
     assert!(fixture.ask(&name(1)).is_none(), "remembered");
     assert!(fixture.ask(&name(0)).is_some(), "forgotten");
-}
-
-#[test]
-fn whoever_asks_never_waits_and_what_is_no_store_path_is_no_question() {
-    let (missed, inquiry) = Missed::queue();
-    for name in [&b".links"[..], b"result", b"\xff", b"00000000000000000000000000000000"] {
-        missed.note(name, 1);
-    }
-    assert!(inquiry.queue.try_recv().is_err());
-    for _ in 0..QUEUE + 5 {
-        missed.note(HIDDEN.as_bytes(), 1);
-    }
-    assert_eq!(inquiry.dropped.load(Ordering::Relaxed), 5);
-    assert_eq!(inquiry.queue.try_iter().count(), QUEUE);
 }
 
 #[test]
