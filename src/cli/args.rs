@@ -14,7 +14,7 @@ Exit codes:
   0   fine: the view was unmounted, or what was asked for was printed
   1   another failure
   2   wrong usage
-  3   a system or root path cannot be used: absent, dangling, not in the store
+  3   a system or root path cannot be used: absent, dangling, not in the store, writable by others
   4   a store path is not valid: the store does not have it
   5   the store cannot be opened or asked
   6   the mount point or the state directory cannot be used, or the view's name is taken
@@ -48,6 +48,11 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE")]
     pub(super) roots_file: Option<PathBuf>,
 
+    /// Resolve no root through DIR, an absolute path, or anything in it; repeatable. For what others can write as root:
+    /// what a container without private users has bound writable
+    #[arg(long, value_name = "DIR")]
+    pub(super) untrusted: Vec<PathBuf>,
+
     /// The store, as Nix spells it: auto, local, daemon, unix://SOCKET, local?root=DIR [default: as for Nix's
     /// commands, the setting 'store' in nix.conf, else NIX_REMOTE, else auto]
     #[arg(long, value_name = "URI")]
@@ -65,7 +70,7 @@ pub(super) struct Args {
 
     /// Ask a running view to follow its roots again; returns when the new closure is visible
     #[arg(long, value_name = "NAME|MOUNTPOINT",
-          conflicts_with_all = ["mountpoint", "system", "roots", "roots_file", "store", "name", "io", "idle_polling",
+          conflicts_with_all = ["mountpoint", "system", "roots", "roots_file", "untrusted", "store", "name", "io", "idle_polling",
                                 "watch", "prune", "report", "gc_root", "threads"])]
     pub(super) reload: Option<PathBuf>,
 
@@ -148,7 +153,7 @@ mod tests {
     #[test]
     fn options_that_mean_nothing_are_refused() {
         let everywhere = ["verbose", "quiet", "log_format", "version", "help"];
-        let roots_and_store = ["store", "system", "roots", "roots_file"];
+        let roots_and_store = ["store", "system", "roots", "roots_file", "untrusted"];
         let cases = [
             ("--reload=web", "reload", [].as_slice()),
             ("--dump-closure", "dump_closure", roots_and_store.as_slice()),

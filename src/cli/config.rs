@@ -30,6 +30,9 @@ pub enum ConfigError {
         "'{0}' cannot be the name of a view: letters, digits and +-._=@: only, 200 at most, no '.' first; give another with --name"
     )]
     BadName(String),
+    /// A directory that is not trusted is relative.
+    #[error("'{}' cannot be given to --untrusted, because it is not absolute; give its absolute path", .0.display())]
+    Untrusted(PathBuf),
     /// The directory for garbage collector roots cannot be made absolute.
     #[error("'{}' cannot be the directory for garbage collector roots; give another with --gc-root", path.display())]
     GcRoot {
@@ -72,8 +75,11 @@ impl Config {
             let log = args.log();
             // The directory that a change shows in is watched: a bare name has none. What cannot be read is said later.
             let file = args.roots_file.map(|path| std::path::absolute(&path).unwrap_or(path));
-            let roots = Roots { system: args.system, paths: args.roots, file };
-            if roots == Roots::default() {
+            if let Some(relative) = args.untrusted.iter().find(|dir| !dir.is_absolute()) {
+                return Err(ConfigError::Untrusted(relative.clone()));
+            }
+            let roots = Roots { system: args.system, paths: args.roots, file, untrusted: args.untrusted };
+            if roots.is_empty() {
                 return Err(ConfigError::NoRoots);
             }
             match args.dump_closure {
@@ -214,6 +220,21 @@ mod tests {
     fn nothing_to_serve_is_said() {
         assert!(matches!(check(&[]), Err(ConfigError::NoRoots)));
         assert!(matches!(check(&["--dump-closure"]), Err(ConfigError::NoRoots)));
+        assert!(matches!(check(&["--untrusted", "/a"]), Err(ConfigError::NoRoots)));
+    }
+
+    #[test]
+    fn what_is_not_trusted_is_absolute() {
+        let untrusted = |dir: &str| match check(&["--system", "/a", "--untrusted", dir, "--untrusted", "/c"])
+        {
+            Ok(Action::Mount(settings)) => Some(settings.roots.untrusted),
+            Err(ConfigError::Untrusted(path)) if path == Path::new(dir) => None,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(untrusted("/b"), Some(vec!["/b".into(), "/c".into()]));
+        for relative in ["b", "./b", "../b"] {
+            assert_eq!(untrusted(relative), None, "{relative:?}");
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What a resolution depended on: paths, and what was at each of them when it was examined.
 //!
-//! Invariant: what was seen is recorded before it is used, and from the same system call. So if every dependency
+//! Invariant: what was seen is recorded before it is used, and target, owner and mode are those of one file, which is held
+//! open meanwhile. So if every dependency
 //! [still holds](Dependency::holds) after watches were added for it, a second resolution would give the same result,
 //! and every later change is an event.
 //!
@@ -10,11 +11,19 @@
 //! 2. A file whose contents matter is compared by its length and times, because it may be a pipe, which can be read only
 //!    once. A change that keeps the length, within one tick of the file system's clock, looks the same; from Linux 6.13
 //!    a file that was examined gets another time at its next change.
+//! 3. Who can change what is there belongs to what was seen ([`trust`](super::trust)): owner, mode, and whether there is an
+//!    access control list. What a list says in detail shows in the mode, or was refused.
 
-use std::fs::Metadata;
+use std::ffi::OsString;
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use super::trust::{Identity, Rights};
 
 /// What was at a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,12 +50,36 @@ pub enum Seen {
 }
 
 impl Seen {
-    fn file(meta: &Metadata) -> Self {
+    fn file(stat: &Stat) -> Self {
         Self::File {
-            size: meta.size(),
-            modified: (meta.mtime(), meta.mtime_nsec()),
-            changed: (meta.ctime(), meta.ctime_nsec()),
+            size: stat.st_size.cast_unsigned(),
+            modified: (stat.st_mtime, stat.st_mtime_nsec.cast_signed()),
+            changed: (stat.st_ctime, stat.st_ctime_nsec.cast_signed()),
         }
+    }
+}
+
+/// Which file was at a path, and who can change it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Found {
+    /// Which one. It may be another one and mean the same: see hard point 1.
+    pub identity: Identity,
+    /// Who can change it.
+    pub rights: Rights,
+}
+
+impl Found {
+    fn new(path: &Path, stat: &Stat) -> Self {
+        let group_writes = stat.st_mode & 0o020 != 0 && !FileType::from_raw_mode(stat.st_mode).is_symlink();
+        let rights = Rights {
+            owner: stat.st_uid,
+            group: stat.st_gid,
+            mode: stat.st_mode,
+            // By name, since a descriptor that only means a path cannot be asked. Only whom the rule trusts could have put
+            // something else there in between.
+            acl: group_writes && has_acl(path),
+        };
+        Self { identity: Identity { device: stat.st_dev, inode: stat.st_ino }, rights }
     }
 }
 
@@ -55,27 +88,33 @@ impl Seen {
 pub struct Dependency {
     path: PathBuf,
     seen: Seen,
+    found: Option<Found>,
 }
 
 impl Dependency {
     /// Examines `path`; also returns the error of one that cannot be examined.
     #[must_use]
     pub fn examine(path: &Path) -> (Self, Option<io::Error>) {
-        Self::new(path, examine(path))
+        Self::new(path, examine(path, false))
     }
 
-    /// Examines a file whose contents matter. It has to be examined before it is read.
-    #[must_use]
-    pub fn examine_file(path: &Path) -> Self {
-        Self::new(path, examine_file(path)).0
+    /// What an open file, which was at `path`, is, for one whose contents matter. To be called before it is read.
+    ///
+    /// # Errors
+    /// Those of fstat(2).
+    pub fn of_file(path: &Path, file: impl AsFd) -> io::Result<Self> {
+        let stat = rustix::fs::fstat(file)?;
+        let found = Some(Found::new(path, &stat));
+        Ok(Self { path: path.to_owned(), seen: Seen::file(&stat), found })
     }
 
-    fn new(path: &Path, seen: io::Result<Seen>) -> (Self, Option<io::Error>) {
-        let (seen, error) = match seen {
-            Ok(seen) => (seen, None),
-            Err(error) => (Seen::Unknown(error.raw_os_error()), Some(error)),
+    fn new(path: &Path, examined: io::Result<(Seen, Found)>) -> (Self, Option<io::Error>) {
+        let (seen, found, error) = match examined {
+            Ok((seen, found)) => (seen, Some(found), None),
+            Err(error) if is_absence(&error) => (Seen::Absent, None, None),
+            Err(error) => (Seen::Unknown(error.raw_os_error()), None, Some(error)),
         };
-        (Self { path: path.to_owned(), seen }, error)
+        (Self { path: path.to_owned(), seen, found }, error)
     }
 
     /// The path.
@@ -90,48 +129,53 @@ impl Dependency {
         &self.seen
     }
 
-    /// Whether the same is still there.
+    /// Which file was there, if one was and could be examined.
+    #[must_use]
+    pub fn found(&self) -> Option<Found> {
+        self.found
+    }
+
+    /// Whether the same is still there, and the same can change it.
     #[must_use]
     pub fn holds(&self) -> bool {
-        let now = match self.seen {
-            Seen::File { .. } => Self::examine_file(&self.path),
-            _ => Self::examine(&self.path).0,
-        };
-        now.seen == self.seen
+        let now = Self::new(&self.path, examine(&self.path, matches!(self.seen, Seen::File { .. }))).0;
+        let rights = |one: &Self| one.found.map(|found| found.rights);
+        now.seen == self.seen && rights(&now) == rights(self)
     }
 }
 
-fn examine(path: &Path) -> io::Result<Seen> {
-    loop {
-        match std::fs::read_link(path) {
-            Ok(target) => return Ok(Seen::Link(target)),
-            // Not a link.
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
-            Err(error) => return absent_or(error),
+/// What is at `path`; with `contents`, whatever is there is examined as a file whose contents matter.
+fn examine(path: &Path, contents: bool) -> io::Result<(Seen, Found)> {
+    // What is there later, after a rename for example, is not mixed up with it.
+    let file = rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    let stat = rustix::fs::fstat(&file)?;
+    let seen = match FileType::from_raw_mode(stat.st_mode) {
+        _ if contents => Seen::file(&stat),
+        FileType::Symlink => {
+            let target = rustix::fs::readlinkat(&file, c"", Vec::new())?;
+            Seen::Link(OsString::from_vec(target.into_bytes()).into())
         }
-        match path.symlink_metadata() {
-            // It became a link in between.
-            Ok(meta) if meta.is_symlink() => {}
-            Ok(meta) => return Ok(if meta.is_dir() { Seen::Directory } else { Seen::Other }),
-            Err(error) => return absent_or(error),
-        }
+        FileType::Directory => Seen::Directory,
+        _ => Seen::Other,
+    };
+    Ok((seen, Found::new(path, &stat)))
+}
+
+/// Whether an access control list is behind the mode of a file. One that does not say counts as one that has.
+fn has_acl(path: &Path) -> bool {
+    match rustix::fs::lgetxattr(path, c"system.posix_acl_access", &mut [0_u8; 4]) {
+        Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOENT | Errno::NOTDIR) => false,
+        Ok(_) | Err(_) => true,
     }
 }
 
-fn examine_file(path: &Path) -> io::Result<Seen> {
-    path.symlink_metadata().map_or_else(absent_or, |meta| Ok(Seen::file(&meta)))
-}
-
-fn absent_or(error: io::Error) -> io::Result<Seen> {
-    match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Ok(Seen::Absent),
-        _ => Err(error),
-    }
+fn is_absence(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     use super::*;
 
@@ -171,10 +215,20 @@ mod tests {
                 examine("directory"),
                 examine("link"),
                 examine("nothing"),
-                Dependency::examine_file(&at("roots")),
+                Dependency::of_file(&at("roots"), std::fs::File::open(at("roots")).unwrap()).unwrap(),
             ]
         };
-        let changes: [(&str, &dyn Fn()); 6] = [
+        let mode = |name: &str, mode| {
+            std::fs::set_permissions(at(name), std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        let changes: [(&str, &dyn Fn()); 9] = [
+            ("directory", &|| mode("directory", 0o1777)),
+            ("roots", &|| mode("roots", 0o604)),
+            // The same target, and somebody else's: as an ordinary user, another group would do.
+            ("link", &|| {
+                let nobody = std::os::unix::fs::lchown(at("link"), Some(65534), Some(65534));
+                nobody.or_else(|_| std::fs::remove_file(at("link"))).unwrap();
+            }),
             ("directory", &|| std::fs::remove_dir(at("directory")).unwrap()),
             ("link", &|| {
                 std::fs::remove_file(at("link")).unwrap();

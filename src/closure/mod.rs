@@ -1,5 +1,5 @@
 //! From a path that a person types to a closure: [`profile`] follows links and returns what that depended on
-//! ([`dependency`]), [`resolve`] asks the store and holds what it answers, [`roots`] are the links that hold it beyond
+//! ([`dependency`]) where nobody else decides ([`trust`]), [`resolve`] asks the store and holds what it answers, [`roots`] are the links that hold it beyond
 //! this process, [`dump`] prints it.
 //!
 //! [`Closure`] itself is a plain value: roots, everything they refer to, and what that weighs. Its members are sorted and
@@ -10,6 +10,7 @@ pub mod dump;
 pub mod profile;
 pub mod resolve;
 pub mod roots;
+pub mod trust;
 
 use std::collections::BTreeMap;
 

@@ -1,22 +1,33 @@
 //! What `--system` and `--root` mean: from a path that a person types to the store path it leads to.
 //!
 //! Responsibility: follow links until they enter the store, component by component, inside a chroot store
-//! (`local?root=DIR`) as well, and return everything that was examined, so that it can be watched.
+//! (`local?root=DIR`) as well, and return everything that was examined, so that it can be watched. Read a file of roots.
+//!
+//! Invariant: what is examined is judged by [`trust`](super::trust) before it is used, `/` included, and so is a file before
+//! it is read. What is in the store is not examined on the way to a store path: the store's owner is trusted.
 //!
 //! Hard points:
 //! 1. Nix's own resolution follows only the last component, and an absolute link inside a chroot leads it out
 //!    of the chroot; here every component is followed, and such a link is taken to mean the chroot.
 //! 2. A chain of links has an end: [`LINKS_MAX`].
 //! 3. What the store path itself is does not matter: one that is a link is that link, not its target.
-//! 4. A path that leads nowhere depends on what is absent: that is returned with the error.
+//! 4. A file of roots is read by the name that it is found under, without a link. Only a link of proc(5) leads to what has
+//!    no name, a pipe for example.
+//! 5. A path that leads nowhere depends on what is absent: that is returned with the error.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
+use std::fs::File;
 use std::io;
+use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
 use crate::closure::dependency::{Dependency, Seen};
+use crate::closure::trust::{Part, Reason, Trust};
 use crate::store::Store;
 use crate::values::{InvalidStorePath, StorePath};
 
@@ -69,6 +80,14 @@ pub enum ProfileError {
     /// The links go round in a circle.
     #[error("'{}' passes through more than {LINKS_MAX} symbolic links; mend the circle", .0.display())]
     TooManyLinks(PathBuf),
+    /// Somebody else could decide where the path leads.
+    #[error("roots are not resolved through '{}': {why}", entry.display())]
+    Untrusted {
+        /// The link, the directory or the file.
+        entry: PathBuf,
+        /// Who, and what to do.
+        why: Reason,
+    },
     /// The operating system refused.
     #[error("cannot examine '{}'", path.display())]
     Io {
@@ -142,22 +161,27 @@ pub struct Followed {
 
 /// Follows `typed` to the store path that it means. A [`ProfileError`] names what is missing and what to do.
 #[must_use]
-pub fn follow(typed: &Path, dirs: StoreDirs<'_>) -> Followed {
-    let mut walk = Walk { typed, dirs, chroot: dirs.chroot(), depends_on: Vec::new() };
+pub fn follow(typed: &Path, dirs: StoreDirs<'_>, trust: &Trust) -> Followed {
+    let mut walk = Walk::new(typed, dirs, trust, Goal::StorePath);
     let result = walk.store_path_of(typed);
     Followed { result, depends_on: walk.depends_on }
 }
 
-/// What the contents of `file` depend on: the links that the kernel follows to it, and itself. They have to be taken
-/// before the file is read.
+/// A file of roots that was read.
+#[derive(Debug)]
+pub struct ReadFile {
+    /// Its contents, or why it cannot be read; an error of its own if it must not be.
+    pub result: Result<io::Result<String>, ProfileError>,
+    /// The links that the kernel follows to it, and itself: all examined before it was read.
+    pub depends_on: Vec<Dependency>,
+}
+
+/// Reads a file that names roots.
 #[must_use]
-pub fn depends_on_file(file: &Path, dirs: StoreDirs<'_>) -> Vec<Dependency> {
-    let mut walk = Walk { typed: file, dirs, chroot: None, depends_on: Vec::new() };
-    // What is in the store does not change.
-    if let Ok(End::Other(file)) = walk.follow(file) {
-        walk.depends_on.push(Dependency::examine_file(&file));
-    }
-    walk.depends_on
+pub fn read_file(file: &Path, dirs: StoreDirs<'_>, trust: &Trust) -> ReadFile {
+    let mut walk = Walk::new(file, dirs, trust, Goal::File);
+    let result = walk.contents_of(file);
+    ReadFile { result, depends_on: walk.depends_on }
 }
 
 /// The name of the view of `typed`: its last component, or the name of the store path.
@@ -183,15 +207,81 @@ enum End {
     Other(PathBuf),
 }
 
+/// What a path is followed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Goal {
+    /// It ends where it enters the store.
+    StorePath,
+    /// It ends where the kernel ends, in the store or not.
+    File,
+}
+
 struct Walk<'a> {
     typed: &'a Path,
     dirs: StoreDirs<'a>,
+    trust: &'a Trust,
+    goal: Goal,
     /// Where absolute links in it are taken to lead.
     chroot: Option<&'a Path>,
     depends_on: Vec<Dependency>,
+    /// Whether a warning was logged in place of a refusal.
+    warned: bool,
 }
 
-impl Walk<'_> {
+impl<'a> Walk<'a> {
+    fn new(typed: &'a Path, dirs: StoreDirs<'a>, trust: &'a Trust, goal: Goal) -> Self {
+        let chroot = dirs.chroot().filter(|_| goal == Goal::StorePath);
+        Self { typed, dirs, trust, goal, chroot, depends_on: Vec::new(), warned: false }
+    }
+
+    /// Judges what was examined, and records it. What is in the store does not change.
+    fn judge(&mut self, one: Dependency, part: Part) -> Result<(), ProfileError> {
+        let found = one.found().map(|found| (one.path().to_owned(), found));
+        if self.goal == Goal::StorePath || !one.path().starts_with(self.dirs.real) {
+            self.depends_on.push(one);
+        }
+        let Some((entry, found)) = found else { return Ok(()) };
+        let Err(why) = self.trust.judge(&entry, found.identity, found.rights, part) else { return Ok(()) };
+        let refused = ProfileError::Untrusted { entry, why };
+        if self.trust.is_enforced() {
+            return Err(refused);
+        }
+        if !std::mem::replace(&mut self.warned, true) {
+            tracing::warn!(path = %self.typed.display(), "a view of this would be refused: {refused}");
+        }
+        Ok(())
+    }
+
+    fn contents_of(&mut self, file: &Path) -> Result<io::Result<String>, ProfileError> {
+        let opened = match self.follow(file) {
+            Ok(End::Store(_)) => Err(Errno::ISDIR),
+            Ok(End::Directory(at) | End::Other(at)) => {
+                rustix::fs::open(&at, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+                    .map(|file| (at, file))
+            }
+            Err(refused @ ProfileError::Untrusted { .. }) => return Err(refused),
+            Err(ProfileError::Io { source, .. }) => return Ok(Err(source)),
+            // Hard point 4.
+            Err(_) if self.links().next_back().is_some_and(|link| link.starts_with("/proc")) => {
+                rustix::fs::open(file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+                    .map(|opened| (file.to_owned(), opened))
+            }
+            Err(ProfileError::TooManyLinks(_)) => Err(Errno::LOOP),
+            Err(_) => Err(Errno::NOENT),
+        };
+        let read = opened.map_err(io::Error::from).and_then(|(at, opened)| {
+            let opened = File::from(opened);
+            Ok((Dependency::of_file(&at, &opened)?, opened))
+        });
+        let (examined, mut opened) = match read {
+            Ok(read) => read,
+            Err(error) => return Ok(Err(error)),
+        };
+        self.judge(examined, Part::Roots)?;
+        let mut text = String::new();
+        Ok(opened.read_to_string(&mut text).map(|_| text))
+    }
+
     fn store_path_of(&mut self, typed: &Path) -> Result<StorePath, ProfileError> {
         if let Some(path) = base_name(typed) {
             return Ok(path);
@@ -230,6 +320,7 @@ impl Walk<'_> {
         let mut done = PathBuf::from("/");
         let mut todo: VecDeque<OsString> = parts(start).collect();
         let mut directory = true;
+        self.examine(&done)?;
         while let Some(part) = todo.pop_front() {
             match part.as_bytes() {
                 b"." => continue,
@@ -242,20 +333,18 @@ impl Walk<'_> {
             let here = done.join(&part);
             // By its name alone: a machine need not have the directory that a chroot store is called.
             let whole = todo.iter().fold(here.clone(), |path, part| path.join(part));
-            if let Some(name) = self.dirs.name(&whole) {
-                return self.store_path(name).map(End::Store);
+            if self.goal == Goal::StorePath {
+                if let Some(name) = self.dirs.name(&whole) {
+                    return self.store_path(name).map(End::Store);
+                }
+                if whole == self.dirs.logical {
+                    return Ok(End::Directory(whole));
+                }
             }
-            if whole == self.dirs.logical {
-                return Ok(End::Directory(whole));
-            }
-            let (dependency, error) = Dependency::examine(&here);
-            let seen = dependency.seen().clone();
-            self.depends_on.push(dependency);
-            let target = match (seen, error) {
-                (Seen::Link(target), _) => target,
-                (Seen::Absent, _) => return Err(self.absent(start, &here)),
-                (_, Some(source)) => return Err(ProfileError::Io { path: here, source }),
-                (seen, None) => {
+            let target = match self.examine(&here)? {
+                Seen::Link(target) => target,
+                Seen::Absent => return Err(self.absent(start, &here)),
+                seen => {
                     directory = seen == Seen::Directory;
                     done = here;
                     continue;
@@ -280,6 +369,13 @@ impl Walk<'_> {
             todo = next;
         }
         Ok(if directory { End::Directory(done) } else { End::Other(done) })
+    }
+
+    fn examine(&mut self, path: &Path) -> Result<Seen, ProfileError> {
+        let (one, error) = Dependency::examine(path);
+        let seen = one.seen().clone();
+        self.judge(one, Part::Way)?;
+        error.map_or(Ok(seen), |source| Err(ProfileError::Io { path: path.to_owned(), source }))
     }
 
     fn absent(&self, start: &Path, here: &Path) -> ProfileError {

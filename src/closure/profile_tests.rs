@@ -7,6 +7,10 @@ use super::*;
 const SYSTEM_PATH: &str = "00000000000000000000000000000000-nixos-system-web";
 const OTHER_PATH: &str = "11111111111111111111111111111111-other";
 
+fn trust() -> Trust {
+    Trust::of_process(Path::new("/nix/store"))
+}
+
 /// A chroot store in a directory of its own.
 struct Chroot {
     dir: tempfile::TempDir,
@@ -50,7 +54,7 @@ impl Chroot {
 
     fn resolve(&self, typed: &Path) -> Result<String, ProfileError> {
         let dirs = StoreDirs { logical: Path::new("/nix/store"), real: &self.real };
-        follow(typed, dirs).result.map(|path| path.to_string())
+        follow(typed, dirs, &trust()).result.map(|path| path.to_string())
     }
 }
 
@@ -78,7 +82,7 @@ fn every_way_to_name_a_system_leads_to_it() {
 /// The links among what `typed` depends on, whether it leads to a store path or not.
 fn links(chroot: &Chroot, typed: &Path) -> Vec<PathBuf> {
     let dirs = StoreDirs { logical: Path::new("/nix/store"), real: &chroot.real };
-    let depends_on = follow(typed, dirs).depends_on;
+    let depends_on = follow(typed, dirs, &trust()).depends_on;
     let is_link = |one: &&Dependency| matches!(one.seen(), Seen::Link(_));
     depends_on.iter().filter(is_link).map(|one| one.path().to_owned()).collect()
 }
@@ -106,18 +110,14 @@ fn a_failure_says_what_it_depended_on() {
         ("file/below", "file/below"),
         (&*format!("{profiles}/per-container/empty"), &*format!("{profiles}/per-container/empty/system")),
     ] {
-        let Followed { result, depends_on } = follow(&chroot.path(typed), dirs);
+        let Followed { result, depends_on } = follow(&chroot.path(typed), dirs, &trust());
         result.unwrap_err();
         let end = depends_on.last().unwrap();
         assert_eq!((end.path(), end.seen()), (&*chroot.path(last), &Seen::Absent), "{typed}");
         for one in &depends_on {
-            let parent = one.path().parent().unwrap();
-            let known = |other: &Dependency| other.path() == parent;
-            assert!(
-                parent == Path::new("/") || depends_on.iter().any(known),
-                "{typed}: {}",
-                one.path().display()
-            );
+            let above = one.path().ancestors().skip(1);
+            let known = |dir: &Path| depends_on.iter().any(|other| other.path() == dir);
+            assert!(above.into_iter().all(known), "{typed}: {}", one.path().display());
         }
     }
     assert_eq!(
@@ -127,24 +127,94 @@ fn a_failure_says_what_it_depended_on() {
     assert_eq!(links(&chroot, &chroot.path("round")).len(), LINKS_MAX + 1);
 }
 
-/// Links to a file of roots are followed as the kernel does, whatever the store's chroot.
+/// Links to a file of roots are followed as the kernel does, whatever the store's chroot, also in the store: there they are
+/// no dependency.
 #[test]
 fn a_file_depends_on_the_links_to_it_and_on_itself() {
     let chroot = Chroot::new();
     let dirs = StoreDirs { logical: Path::new("/nix/store"), real: &chroot.real };
     let file = chroot.path("file");
+    std::fs::write(&file, "outside").unwrap();
+    let stored = chroot.real.join(SYSTEM_PATH).join("stored");
+    std::fs::write(&stored, "stored").unwrap();
     chroot.link("to-file", "plain/../by-name");
     chroot.link("by-name", file.to_str().unwrap());
-    chroot.link("in-store", &format!("/nix/store/{SYSTEM_PATH}/file"));
-    let names = |typed: &str| {
-        let depends_on = depends_on_file(&chroot.path(typed), dirs);
+    chroot.link("in-store", stored.to_str().unwrap());
+    chroot.link("through-store", chroot.real.join(SYSTEM_PATH).join("out").to_str().unwrap());
+    symlink(&file, chroot.real.join(SYSTEM_PATH).join("out")).unwrap();
+    let read = |typed: &str| {
+        let ReadFile { result, depends_on } = read_file(&chroot.path(typed), dirs, &trust());
         let wanted =
             |one: &&Dependency| matches!(one.seen(), Seen::Link(_) | Seen::File { .. } | Seen::Absent);
-        depends_on.iter().filter(wanted).map(|one| one.path().to_owned()).collect::<Vec<_>>()
+        let names: Vec<PathBuf> = depends_on.iter().filter(wanted).map(|one| one.path().to_owned()).collect();
+        (result.unwrap().map_err(|error| error.kind()), names)
     };
-    assert_eq!(names("to-file"), ["to-file", "by-name", "file"].map(|name| chroot.path(name)));
-    assert_eq!(names("in-store"), [chroot.path("in-store")]);
-    assert_eq!(names("absent"), [chroot.path("absent")]);
+    let paths = |names: &[&str]| names.iter().map(|name| chroot.path(name)).collect::<Vec<_>>();
+    let outside = || Ok("outside".to_owned());
+    assert_eq!(read("to-file"), (outside(), paths(&["to-file", "by-name", "file"])));
+    assert_eq!(read("in-store"), (Ok("stored".to_owned()), paths(&["in-store"])));
+    assert_eq!(read("through-store"), (outside(), paths(&["through-store", "file"])));
+    assert_eq!(read("absent"), (Err(io::ErrorKind::NotFound), paths(&["absent"])));
+    assert_eq!(read("plain").0, Err(io::ErrorKind::IsADirectory));
+    assert!(read("round").0.is_err());
+}
+
+/// What has no name can be reached by a link of proc(5) alone.
+#[test]
+fn roots_are_read_from_a_pipe() {
+    use std::io::Write;
+    use std::os::fd::AsRawFd;
+    let chroot = Chroot::new();
+    let dirs = StoreDirs { logical: Path::new("/nix/store"), real: &chroot.real };
+    let (reader, mut writer) = io::pipe().unwrap();
+    writer.write_all(b"piped").unwrap();
+    drop(writer);
+    let at = format!("/dev/fd/{}", reader.as_raw_fd());
+    assert_eq!(read_file(Path::new(&at), dirs, &trust()).result.unwrap().unwrap(), "piped");
+}
+
+/// Each place where a stranger could decide is judged, and a file before it is read.
+#[test]
+fn nobody_else_decides() {
+    use std::os::unix::fs::PermissionsExt;
+    let chroot = Chroot::new();
+    let dirs = StoreDirs { logical: Path::new("/nix/store"), real: &chroot.real };
+    let profiles = "nix/var/nix/profiles/per-container";
+    let untrusted = |dir: &str| trust().with_untrusted(&[chroot.path(dir)]);
+    let entry = |result: Result<String, ProfileError>| match result {
+        Err(ProfileError::Untrusted { entry, .. }) => entry,
+        other => panic!("{other:?}"),
+    };
+    let followed = |typed: &str, trust: &Trust| {
+        follow(&chroot.path(typed), dirs, trust).result.map(|path| path.to_string())
+    };
+    let web = untrusted(&format!("{profiles}/web"));
+    for typed in ["absolute", "up", &format!("{profiles}/web"), &format!("{profiles}/web/system-1-link/bin")]
+    {
+        assert_eq!(entry(followed(typed, &web)), chroot.path(&format!("{profiles}/web")), "{typed}");
+    }
+    assert!(followed("inside", &web).is_ok());
+    assert!(followed(&format!("{profiles}/web"), &web.clone().warning_only()).is_ok());
+
+    let mode = |name: &str, mode| {
+        std::fs::set_permissions(chroot.path(name), std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let read = |name: &str| {
+        let result = read_file(&chroot.path(name), dirs, &trust()).result;
+        result.map(Result::unwrap)
+    };
+    mode(profiles, 0o757);
+    assert_eq!(entry(followed("absolute", &trust())), chroot.path(profiles));
+    assert!(followed(&format!("/nix/store/{SYSTEM_PATH}"), &trust()).is_ok());
+    mode(profiles, 0o1757);
+    assert!(followed("absolute", &trust()).is_ok());
+    mode("file", 0o646);
+    assert_eq!(entry(read("file")), chroot.path("file"));
+    mode("file", 0o644);
+    mode("plain", 0o777);
+    chroot.link("round-about", "plain/../file");
+    assert_eq!(entry(read("round-about")), chroot.path("plain"));
+    assert!(read("file").is_ok());
 }
 
 #[test]
@@ -188,11 +258,11 @@ fn a_store_path_needs_no_directory_of_its_name_on_the_machine() {
     let chroot = Chroot::new();
     let dirs = StoreDirs { logical: Path::new("/on/no/machine/store"), real: &chroot.real };
     let typed = format!("/on/no/machine/store/{SYSTEM_PATH}/bin");
-    assert_eq!(follow(Path::new(&typed), dirs).result.unwrap().to_string(), SYSTEM_PATH);
+    assert_eq!(follow(Path::new(&typed), dirs, &trust()).result.unwrap().to_string(), SYSTEM_PATH);
     chroot.link("elsewhere", &typed);
-    assert_eq!(follow(&chroot.path("elsewhere"), dirs).result.unwrap().to_string(), SYSTEM_PATH);
-    let outside = follow(Path::new("/on/no/machine/store/../elsewhere"), dirs).result;
+    assert_eq!(follow(&chroot.path("elsewhere"), dirs, &trust()).result.unwrap().to_string(), SYSTEM_PATH);
+    let outside = follow(Path::new("/on/no/machine/store/../elsewhere"), dirs, &trust()).result;
     assert!(matches!(outside, Err(ProfileError::Absent(_))), "{outside:?}");
-    let itself = follow(Path::new("/on/no/machine/store/"), dirs).result;
+    let itself = follow(Path::new("/on/no/machine/store/"), dirs, &trust()).result;
     assert!(matches!(itself, Err(ProfileError::TheStore(_))), "{itself:?}");
 }

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use crate::closure::dependency::Dependency;
 use crate::closure::profile::{self, ProfileError, StoreDirs};
 use crate::closure::roots::RootsError;
+use crate::closure::trust::Trust;
 use crate::closure::{Closure, NotAClosure};
 use crate::store::{Store, StoreError};
 use crate::values::{StorePath, View};
@@ -23,6 +24,16 @@ pub struct Roots {
     pub paths: Vec<PathBuf>,
     /// A file with more paths, read each time.
     pub file: Option<PathBuf>,
+    /// Directories through which none of them may lead.
+    pub untrusted: Vec<PathBuf>,
+}
+
+impl Roots {
+    /// Whether there is nothing to serve.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.system.is_none() && self.paths.is_empty() && self.file.is_none()
+    }
 }
 
 /// Why the roots do not give a closure.
@@ -99,24 +110,34 @@ fn parse(text: &str) -> Vec<Line> {
         .collect()
 }
 
+/// Whom to trust with `roots`, as things are now.
+fn trust(roots: &Roots, dirs: StoreDirs<'_>) -> Trust {
+    Trust::of_process(dirs.real).with_untrusted(&roots.untrusted)
+}
+
 /// Follows `roots` to store paths; asks no store.
 #[must_use]
 pub fn follow(roots: &Roots, dirs: StoreDirs<'_>) -> Followed {
+    follow_trusting(roots, dirs, &trust(roots, dirs))
+}
+
+fn follow_trusting(roots: &Roots, dirs: StoreDirs<'_>, trust: &Trust) -> Followed {
     let mut depends_on = Vec::new();
-    let result = follow_all(roots, dirs, &mut depends_on);
+    let result = follow_all(roots, dirs, trust, &mut depends_on);
     Followed { result, depends_on }
 }
 
 fn follow_all(
     roots: &Roots,
     dirs: StoreDirs<'_>,
+    trust: &Trust,
     depends_on: &mut Vec<Dependency>,
 ) -> Result<Vec<StorePath>, ResolveError> {
     let mut lines: Vec<Line> = roots.system.iter().chain(&roots.paths).cloned().map(certain).collect();
     if let Some(path) = &roots.file {
-        depends_on.extend(profile::depends_on_file(path, dirs));
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ResolveError::File { path: path.clone(), source })?;
+        let read = profile::read_file(path, dirs, trust);
+        depends_on.extend(read.depends_on);
+        let text = read.result?.map_err(|source| ResolveError::File { path: path.clone(), source })?;
         lines.extend(parse(&text));
     }
     if let Some(path) = roots.file.as_ref().filter(|_| lines.is_empty()) {
@@ -124,7 +145,7 @@ fn follow_all(
     }
     let mut found = Vec::with_capacity(lines.len());
     for line in lines {
-        let followed = profile::follow(&line.path, dirs);
+        let followed = profile::follow(&line.path, dirs, trust);
         depends_on.extend(followed.depends_on);
         match followed.result {
             Ok(path) => found.push(path),
@@ -150,12 +171,14 @@ pub fn closure(store: &Store, found: Vec<StorePath>) -> Result<Closure, ResolveE
     Ok(Closure::new(found, infos)?)
 }
 
-/// Both steps, for one who does not watch.
+/// Both steps, for one who neither watches nor serves: where somebody else decides what the roots mean, a warning says that
+/// a view of it would be refused.
 ///
 /// # Errors
 /// [`ResolveError`].
 pub fn resolve(store: &Store, roots: &Roots) -> Result<Closure, ResolveError> {
-    closure(store, follow(roots, StoreDirs::of(store)).result?)
+    let dirs = StoreDirs::of(store);
+    closure(store, follow_trusting(roots, dirs, &trust(roots, dirs).warning_only()).result?)
 }
 
 fn certain(path: PathBuf) -> Line {
@@ -181,6 +204,7 @@ mod tests {
 
     use super::*;
     use crate::closure::dependency::Seen;
+    use crate::closure::trust::Reason;
 
     #[test]
     fn a_file_of_roots_has_comments_and_awaited_lines() {
@@ -202,7 +226,7 @@ mod tests {
         let at = |name: &str| dir.path().join(name);
         let dirs = StoreDirs { logical: Path::new("/nix/store"), real: Path::new("/nix/store") };
         let roots =
-            |system: &str| Roots { system: Some(at(system)), paths: Vec::new(), file: Some(at("roots")) };
+            |system: &str| Roots { system: Some(at(system)), file: Some(at("roots")), ..Roots::default() };
         let seen = |followed: &Followed, name: &str| {
             let found = followed.depends_on.iter().rfind(|one| one.path() == at(name));
             found.map(|one| one.seen().clone())
@@ -241,6 +265,7 @@ mod tests {
             (profile(ProfileError::TheStore("/nix/store".into())), false),
             (profile(ProfileError::NoSystem("/a".into())), false),
             (profile(ProfileError::TooManyLinks("/a".into())), false),
+            (profile(ProfileError::Untrusted { entry: "/a".into(), why: Reason::Named("/a".into()) }), false),
             (
                 profile(ProfileError::Io { path: "/a".into(), source: io(io::ErrorKind::PermissionDenied) }),
                 true,

@@ -16,7 +16,8 @@
 //!
 //! Hard points:
 //! 1. The mutex is never held during a system call that may wait for a file system: the monitor's loop needs it.
-//! 2. inotify(7) does not report mounts, nor what other machines change on a network file system.
+//! 2. inotify(7) does not report mounts, nor what other machines change on a network file system. Owner and mode of `/` have
+//!    no directory that is watched for them: a change of theirs counts at the next reload.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -37,8 +38,9 @@ use crate::closure::resolve::Followed;
 /// How often the roots are followed if they change each time. Then the last result counts, and is outdated.
 const ATTEMPTS: usize = 4;
 
-/// What replaces a link, a directory or a file of roots, or changes the contents of one.
+/// What replaces a link, a directory or a file of roots, changes the contents of one, or who can change it.
 const EVENTS: WatchFlags = WatchFlags::CREATE
+    .union(WatchFlags::ATTRIB)
     .union(WatchFlags::MOVED_TO)
     .union(WatchFlags::MOVED_FROM)
     .union(WatchFlags::DELETE)

@@ -105,6 +105,7 @@ fn wrong_usage() {
         ("usage-reload-and-store", &["--reload", "web", "--store", "auto"]),
         ("usage-dump-and-gc-root", &["--system", "x", "--dump-closure", "--gc-root", "/roots"]),
         ("usage-idle-polling", &["--system", "x", "--idle-polling", "often"]),
+        ("usage-untrusted", &["--system", "x", "--untrusted", "y"]),
         ("usage-log-format", &["--system", "x", "--log-format", "yaml"]),
     ] {
         let finished = Program::new().args(arguments).run();

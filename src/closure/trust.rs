@@ -1,0 +1,326 @@
+//! Who may decide what the roots mean: a pure rule over owners and modes, which depends on no bind mount.
+//!
+//! Responsibility: whether a root may be resolved through a link or a directory, and whether a file may name roots. Whoever
+//! can change one of those chooses what the view shows, a container that has its profile bound writable for example.
+//!
+//! The rule: a link that is followed, a directory that is walked through and a file that is read belong to root, to the
+//! effective user, or to the owner of the store directory, who can change every byte in it anyway. Nobody else may
+//! write them. Of a directory that others may write, the entries are used only if it is sticky: there the entry of a
+//! trusted owner can be renamed or deleted by its owner and the directory's alone (inode(7), "sticky bit"). What else is
+//! put there belongs to whoever puts it there, and is refused when it is found. The mode of a symbolic link means nothing
+//! (symlink(7)).
+//!
+//! Hard points:
+//! 1. An access control list shows in the group bits, which are its mask (acl(5), "Correspondence between ACL entries and
+//!    file permission bits"). So group-writable counts, unless the group is the effective one and there is no list. The
+//!    lists of NFSv4 show nowhere, and are not looked at.
+//! 2. In a user namespace (user_namespaces(7)), whoever has no number there, the host's root among them, shows as the
+//!    overflow user. There it counts as root; somebody else without a number cannot be told from it.
+//! 3. In a container without private users, uid 0 is root of the host. What it can write is known to the caller alone,
+//!    who [names](Trust::with_untrusted) it: it is recognised by name, and by device and inode number under another name.
+//!    A bind mount of something below it elsewhere has neither, and is not recognised.
+//! 4. Those who bypass modes (CAP_DAC_OVERRIDE) and the maps of idmapped mounts are not known here.
+
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FileType;
+
+const STICKY: u32 = 0o1000;
+const GROUP_WRITE: u32 = 0o020;
+const OTHER_WRITE: u32 = 0o002;
+/// `DEFAULT_OVERFLOWUID` of `include/linux/highuid.h`.
+const OVERFLOW_UID: u32 = 65534;
+
+/// Owner and mode of a file (inode(7)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rights {
+    /// User id of the owner.
+    pub owner: u32,
+    /// Its group.
+    pub group: u32,
+    /// Type and permissions, `st_mode`.
+    pub mode: u32,
+    /// Whether an access control list is behind the group bits. Only known where they let the group write.
+    pub acl: bool,
+}
+
+impl Rights {
+    /// Whether somebody may write whom the owner's bits do not mean, if the members of `group` count as the owner.
+    fn others_write(&self, group: u32) -> bool {
+        let by_group = self.mode & GROUP_WRITE != 0 && (self.group != group || self.acl);
+        by_group || self.mode & OTHER_WRITE != 0
+    }
+
+    fn permissions(&self) -> u32 {
+        self.mode & 0o7777
+    }
+}
+
+/// Which file it is, whatever it is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// The device of its file system.
+    pub device: u64,
+    /// Its inode number.
+    pub inode: u64,
+}
+
+/// How a file takes part in a resolution.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// It was walked through, or followed, or is the end.
+    Way,
+    /// Its contents name roots.
+    Roots,
+}
+
+/// Why somebody else could decide what the roots mean.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Reason {
+    /// The owner is a stranger.
+    #[error(
+        "uid {} owns it (mode {:04o}) and could choose what is served; give it to root (chown -h), or give the store path itself",
+        .0.owner, .0.permissions()
+    )]
+    Owner(Rights),
+    /// Its mode lets strangers write.
+    #[error(
+        "others than its owner can write it (uid {}, gid {}, mode {:04o}{}) and could choose what is served; take that \
+         right away ({}), or give the store path itself",
+        .0.owner, .0.group, .0.permissions(), if .0.acl { ", with an access control list" } else { "" },
+        if .0.acl { "chmod go-w, setfacl -b" } else { "chmod go-w" }
+    )]
+    Writable(Rights),
+    /// The caller named it, or a directory above it.
+    #[error("it is in '{}', which --untrusted names; give the store path itself, or a link elsewhere", .0.display())]
+    Named(PathBuf),
+}
+
+/// What must not decide: as the caller names it, and which file that is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Untrusted {
+    names: Vec<PathBuf>,
+    identity: Option<Identity>,
+}
+
+/// Whom to trust.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trust {
+    owners: Vec<u32>,
+    group: u32,
+    untrusted: Vec<Untrusted>,
+    enforced: bool,
+}
+
+impl Trust {
+    /// That of this process, for the store whose directory is `store`.
+    #[must_use]
+    pub fn of_process(store: &Path) -> Self {
+        let user = rustix::process::geteuid().as_raw();
+        let store = rustix::fs::stat(store).ok().map(|stat| stat.st_uid);
+        let unmapped = in_user_namespace().then(overflow_uid);
+        Self::new([0, user].into_iter().chain(store).chain(unmapped), rustix::process::getegid().as_raw())
+    }
+
+    /// Trusts the users `owners`, and the members of `group`.
+    #[must_use]
+    pub fn new(owners: impl IntoIterator<Item = u32>, group: u32) -> Self {
+        Self { owners: owners.into_iter().collect(), group, untrusted: Vec::new(), enforced: true }
+    }
+
+    /// Nothing in one of these directories decides. One that does not exist is known by its name.
+    #[must_use]
+    pub fn with_untrusted<'a>(mut self, dirs: impl IntoIterator<Item = &'a PathBuf>) -> Self {
+        self.untrusted.extend(dirs.into_iter().map(|dir| {
+            let names = std::iter::once(dir.clone()).chain(dir.canonicalize()).collect();
+            let identity = rustix::fs::stat(dir).ok();
+            let identity = identity.map(|stat| Identity { device: stat.st_dev, inode: stat.st_ino });
+            Untrusted { names, identity }
+        }));
+        self
+    }
+
+    /// The same, of one who serves nothing: what is refused otherwise is a warning.
+    #[must_use]
+    pub fn warning_only(self) -> Self {
+        Self { enforced: false, ..self }
+    }
+
+    /// Whether [`Self::judge`] refuses, or only warns.
+    #[must_use]
+    pub fn is_enforced(&self) -> bool {
+        self.enforced
+    }
+
+    /// Judges what is at `path`.
+    ///
+    /// # Errors
+    /// Why it must not decide what the roots mean.
+    pub fn judge(&self, path: &Path, identity: Identity, rights: Rights, part: Part) -> Result<(), Reason> {
+        let is_it = |one: &&Untrusted| {
+            one.identity == Some(identity) || one.names.iter().any(|name| path.starts_with(name))
+        };
+        if let Some(name) = self.untrusted.iter().find(is_it).and_then(|one| one.names.first()) {
+            return Err(Reason::Named(name.clone()));
+        }
+        let kind = FileType::from_raw_mode(rights.mode);
+        // The end of a way that is neither leads nowhere, whoever owns it.
+        if part == Part::Way && !matches!(kind, FileType::Symlink | FileType::Directory) {
+            return Ok(());
+        }
+        if !self.owners.contains(&rights.owner) {
+            return Err(Reason::Owner(rights));
+        }
+        let harmless = match kind {
+            FileType::Symlink => true,
+            FileType::Directory => rights.mode & STICKY != 0,
+            _ => false,
+        };
+        if !harmless && rights.others_write(self.group) {
+            return Err(Reason::Writable(rights));
+        }
+        Ok(())
+    }
+}
+
+/// Whether some users have no number here: the initial user namespace maps each to itself (user_namespaces(7)).
+fn in_user_namespace() -> bool {
+    std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !maps_all(&map))
+}
+
+fn maps_all(map: &str) -> bool {
+    map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
+fn overflow_uid() -> u32 {
+    let text = std::fs::read_to_string("/proc/sys/kernel/overflowuid").unwrap_or_default();
+    text.trim().parse().unwrap_or(OVERFLOW_UID)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LINK: u32 = 0o120_000;
+    const DIR: u32 = 0o040_000;
+    const FILE: u32 = 0o100_000;
+
+    const IDENTITY: Identity = Identity { device: 1, inode: 2 };
+
+    fn rights(owner: u32, group: u32, mode: u32) -> Rights {
+        Rights { owner, group, mode, acl: false }
+    }
+
+    /// User 0 and 1000 with group 100.
+    fn judge(rights: Rights, part: Part) -> Result<(), Reason> {
+        Trust::new([0, 1000], 100).judge(Path::new("/a/b"), IDENTITY, rights, part)
+    }
+
+    #[test]
+    fn what_a_stranger_can_change_does_not_decide() {
+        let accepted = [
+            (0, 0, DIR | 0o755),
+            (0, 0, DIR | 0o1777),
+            (0, 30000, DIR | 0o1775),
+            (1000, 100, DIR | 0o775),
+            (1000, 100, DIR | 0o700),
+            (0, 0, LINK | 0o777),
+            (1000, 7, LINK | 0o777),
+            (0, 0, FILE | 0o644),
+            (1000, 100, FILE | 0o664),
+        ];
+        for (owner, group, mode) in accepted {
+            let rights = rights(owner, group, mode);
+            assert_eq!(judge(rights, Part::Roots), Ok(()), "{rights:?}");
+        }
+        for (owner, group, mode) in [
+            (7, 0, DIR | 0o755),
+            (7, 0, DIR | 0o1777),
+            (7, 0, LINK | 0o777),
+            (7, 0, FILE | 0o444),
+            (65534, 65534, LINK | 0o777),
+        ] {
+            let rights = rights(owner, group, mode);
+            assert_eq!(judge(rights, Part::Roots), Err(Reason::Owner(rights)), "{rights:?}");
+        }
+        for (owner, group, mode) in [
+            (0, 0, DIR | 0o777),
+            (0, 0, DIR | 0o775),
+            (0, 7, DIR | 0o770),
+            (0, 0, DIR | 0o757),
+            (0, 0, FILE | 0o646),
+            (0, 0, FILE | 0o664),
+            (0, 0, FILE | 0o1646),
+        ] {
+            let rights = rights(owner, group, mode);
+            assert_eq!(judge(rights, Part::Roots), Err(Reason::Writable(rights)), "{rights:?}");
+        }
+        // The mask of a list may mean somebody else than the group.
+        let listed = Rights { acl: true, ..rights(1000, 100, DIR | 0o775) };
+        assert_eq!(judge(listed, Part::Way), Err(Reason::Writable(listed)));
+        // A file that is no link leads nowhere, and is an error of its own.
+        assert_eq!(judge(rights(7, 7, FILE | 0o666), Part::Way), Ok(()));
+    }
+
+    #[test]
+    fn what_is_named_is_refused_under_any_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let (real, link) = (dir.path().join("real"), dir.path().join("link"));
+        std::fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        let stat = rustix::fs::stat(&real).unwrap();
+        let same = Identity { device: stat.st_dev, inode: stat.st_ino };
+        let absent = dir.path().join("absent");
+        let trust = Trust::new([0], 0).with_untrusted(&[link.clone(), absent.clone()]);
+        let by = |path: &Path, identity| trust.judge(path, identity, rights(0, 0, DIR | 0o755), Part::Way);
+        let named = |dir: &Path| Err(Reason::Named(dir.to_owned()));
+        assert_eq!(by(Path::new("/elsewhere"), same), named(&link));
+        assert_eq!(by(&real.canonicalize().unwrap().join("below"), IDENTITY), named(&link));
+        assert_eq!(by(&link, IDENTITY), named(&link));
+        assert_eq!(by(&absent.join("below"), IDENTITY), named(&absent));
+        assert_eq!(by(&dir.path().join("absent-minded"), IDENTITY), Ok(()));
+        assert_eq!(by(dir.path(), IDENTITY), Ok(()));
+    }
+
+    #[test]
+    fn the_initial_namespace_maps_everybody() {
+        assert!(maps_all("         0          0 4294967295\n"));
+        for map in ["0 1000 1\n", "0 100000 65536\n", "0 0 1000\n1000 1000 1\n", ""] {
+            assert!(!maps_all(map), "{map:?}");
+        }
+    }
+
+    /// Whether `stranger`, a member of `groups`, can make an entry of somebody trusted in a directory another one, or
+    /// change a file, or put another in the place of what is there: the rules of path_resolution(7) and inode(7).
+    fn can_change(rights: Rights, stranger: u32, groups: &[u32]) -> bool {
+        if stranger == rights.owner {
+            return true;
+        }
+        let shift = if groups.contains(&rights.group) { 3 } else { 0 };
+        let may_write = rights.mode >> shift & 0o2 != 0;
+        match rights.mode & 0o170_000 {
+            LINK => false,
+            DIR => may_write && rights.mode & 0o1000 == 0,
+            _ => may_write,
+        }
+    }
+
+    proptest! {
+        /// Exactly what some stranger can change is refused.
+        #[test]
+        fn a_stranger_decides_nothing(owner in 0u32..5, group in 0u32..4, kind in prop::sample::select(vec![LINK, DIR, FILE]), permissions in 0u32..0o10000) {
+            let rights = rights(owner, group, kind | permissions);
+            // Users 0 and 1 are trusted, and the members of group 1 with them.
+            let trust = Trust::new([0, 1], 1);
+            let strangers = 2..6u32;
+            let everybody_in = [[0, 2, 3].as_slice(), &[]];
+            let changed = strangers.into_iter().any(|stranger| {
+                everybody_in.iter().any(|groups| can_change(rights, stranger, groups))
+            });
+            let judged = trust.judge(Path::new("/a"), IDENTITY, rights, Part::Roots);
+            prop_assert_eq!(judged.is_err(), changed, "{:?}", rights);
+        }
+    }
+}
