@@ -1,4 +1,5 @@
-# Which of a container's own mounts would undo its private store. Pure functions over option values.
+# Which of a container's own mounts would undo its private store, and what of the host it can write through them. Pure
+# functions over option values.
 { lib }:
 let
   # Absent from a container with a private store, or, for the store itself, replaced.
@@ -8,6 +9,8 @@ let
     "/nix/var/nix/daemon-socket"
     # the views of all containers
     "/run/nix-store-fs"
+    # profiles and garbage collector roots of all containers
+    "/nix/var/nix-store-fs"
   ];
 
   # As the kernel would walk it, links apart: `.`, `..` and doubled slashes resolved.
@@ -59,12 +62,83 @@ let
     ++
       lib.optional (covers (normalise inside))
         "${where} would cover the container's private store at ${store}. Choose another mount point, or disable privateStore.";
+  # `extraFlags` are words for a shell: one element may hold several flags, and quotes.
+  wordsOf =
+    flags:
+    lib.filter (word: word != "") (
+      lib.splitString " " (lib.replaceStrings [ "\"" "'" "\n" "\t" ] [ "" "" " " " " ] (lib.concatStringsSep " " flags))
+    );
+  bindOf = word: builtins.match "--(bind|bind-ro|overlay|overlay-ro|tmpfs)=[+]?(.*)" word;
+
+  hostOf =
+    bind: lib.head (lib.splitString ":" (if bind.hostPath != null then bind.hostPath else bind.mountPoint));
+
+  # What flags bind writable: of an overlay the last directory before the place inside.
+  writableFlags =
+    flags:
+    let
+      join =
+        state: word:
+        if state.flag != null then
+          {
+            flag = null;
+            words = state.words ++ [ "${state.flag}=${word}" ];
+          }
+        else if lib.elem word [ "--bind" "--overlay" ] then
+          state // { flag = word; }
+        else
+          state // { words = state.words ++ [ word ]; };
+      words =
+        (lib.foldl' join {
+          flag = null;
+          words = [ ];
+        } (wordsOf flags)).words;
+      writable =
+        word:
+        let
+          bind = bindOf word;
+          parts = lib.splitString ":" (lib.elemAt bind 1);
+        in
+        # With a plus, it lies in the container's own root.
+        if bind == null || builtins.match "[^=]*=[+].*" word != null then
+          [ ]
+        else if lib.head bind == "bind" then
+          [ (lib.head parts) ]
+        else if lib.head bind == "overlay" && lib.length parts > 1 then
+          [ (lib.elemAt parts (lib.length parts - 2)) ]
+        else
+          [ ];
+    in
+    lib.concatMap writable words;
 in
 {
+  # Whether a path is one of these places, or lies in one: the first of them, in a list.
+  within =
+    places: path:
+    let
+      at = normalise path;
+      holds =
+        place:
+        let
+          it = normalise place;
+        in
+        isAt at it || isAbove it at;
+      found = lib.filter holds places;
+    in
+    lib.take 1 found;
+
+  # The paths of the host that a container can write through its own mounts. A device is nothing that a root leads through.
+  writable =
+    container:
+    lib.filter (host: lib.hasPrefix "/" host && host != "/dev/fuse") (
+      map hostOf (lib.filter (bind: !bind.isReadOnly) (lib.attrValues container.bindMounts))
+      ++ writableFlags container.extraFlags
+    );
+
   bindProblems =
     name: bind:
     problemsOf ''bindMounts."${name}"'' {
-      host = lib.head (lib.splitString ":" (if bind.hostPath != null then bind.hostPath else bind.mountPoint));
+      host = hostOf bind;
       inside = bind.mountPoint;
     };
 
@@ -75,15 +149,9 @@ in
       inside = lib.head (lib.splitString ":" value);
     };
 
-  # `extraFlags` are words for a shell: one element may hold several flags, and quotes.
   flagProblems =
     flags:
     let
-      words = lib.filter (word: word != "") (
-        lib.splitString " " (lib.replaceStrings [ "\"" "'" "\n" "\t" ] [ "" "" " " " " ] (lib.concatStringsSep " " flags))
-      );
-      bindOf =
-        word: builtins.match "--(bind|bind-ro|overlay|overlay-ro|tmpfs)=[+]?(.*)" word;
       # The root that the start script gives is not the last word on a command line.
       isRoot =
         word:
@@ -116,5 +184,5 @@ in
         ) parts
       else
         problemsOf "extraFlags: ${word}" (sides (lib.elemAt bind 1))
-    ) words;
+    ) (wordsOf flags);
 }

@@ -14,11 +14,18 @@
 let
   inherit (lib) mkEnableOption mkOption types;
   inherit (import ./rewrite.nix { inherit lib; }) containerInit rewrite;
-  inherit (import ./binds.nix { inherit lib; }) bindProblems flagProblems tmpfsProblems;
+  inherit (import ./binds.nix { inherit lib; })
+    bindProblems
+    flagProblems
+    tmpfsProblems
+    within
+    writable
+    ;
+  directories = import ./directories.nix;
   cfg = config.services.nix-store-fs;
   unit = import ./unit.nix {
     inherit lib pkgs;
-    inherit (cfg) package idlePolling;
+    inherit (cfg) package idlePolling untrusted;
   };
   systemctl = "${config.systemd.package}/bin/systemctl";
 
@@ -54,7 +61,10 @@ let
     requires = [ view ];
     after = [ view ];
     # Strictly first: if the view cannot show the new system, nothing is switched to it.
-    serviceConfig.ExecReload = lib.mkBefore [ "${systemctl} reload ${view}" ];
+    serviceConfig.ExecReload = lib.mkBefore [
+      "${systemctl} reload ${view}"
+      (pkgs.writeShellScript "nix-store-fs-profile" directories.show)
+    ];
   };
 
   # The container's own mounts that would undo its private store, one sentence each.
@@ -65,6 +75,37 @@ let
       ++ flagProblems container.extraFlags
       ++ lib.concatMap tmpfsProblems container.tmpfs
     );
+
+  # What a container can write, and so must not decide what a view shows. Without a private store it can write its own
+  # profiles and garbage collector roots of the host.
+  writableOf =
+    name: container:
+    writable container
+    ++ lib.optionals (!container.privateStore.enable) [
+      "/nix/var/nix/profiles/per-container/${name}"
+      "/nix/var/nix/gcroots/per-container/${name}"
+    ];
+
+  # What decides what views show: their roots that are no store paths, and the files that hold them.
+  deciding =
+    lib.concatLists (
+      # Those of a container are found in its start script too, which throws if there are problems.
+      lib.mapAttrsToList (
+        name: view:
+        map (root: {
+          where = "services.nix-store-fs.views.${name}.roots";
+          path = lib.removePrefix "?" (builtins.unsafeDiscardStringContext "${root}");
+        }) (lib.optionals (!private ? ${name} || problemsOf name private.${name} == [ ]) view.roots)
+      ) cfg.views
+    )
+    ++ lib.optional (cfg.views != { } || cfg.imperativeContainers.enable) {
+      where = "The files of roots";
+      path = "/etc/nix-store-fs";
+    }
+    ++ lib.optional cfg.imperativeContainers.enable {
+      where = "services.nix-store-fs.imperativeContainers";
+      path = "/nix/var/nix/profiles/per-container";
+    };
 
   # With these values the stock start script maps the owners of its binds.
   mapsUsers = users: users == "pick" || (builtins.isInt users && users > 0);
@@ -155,9 +196,12 @@ in
                   rewrite {
                     where = name;
                     source = mountPointOf instance;
+                    inherit (directories) own;
                     # The view's service outlives a restart of the container, and the profile may have moved
                     # meanwhile, or have been made by this very script.
-                    beforeExec = "${systemctl} reload \"nix-store-fs@$INSTANCE.service\"";
+                    beforeExec = ''
+                      ${systemctl} reload "nix-store-fs@$INSTANCE.service"
+                      ${directories.make}'';
                   } text;
             };
           }
@@ -186,7 +230,21 @@ in
           }
         ]
       ) private
-    );
+    )
+    ++ lib.concatMap (
+      { where, path }:
+      map (dir: {
+        assertion = false;
+        message = ''
+          ${where}: ${path} lies in ${dir}, which a container can write, and could choose what the view shows. Give a
+          store path or a link elsewhere, or let the container have ${dir} read-only.'';
+      }) (within cfg.untrusted path)
+    ) (lib.filter (one: !lib.hasPrefix "${builtins.storeDir}/" one.path) deciding);
+
+    services.nix-store-fs.untrusted = [
+      directories.parent
+    ]
+    ++ lib.concatLists (lib.mapAttrsToList writableOf config.containers);
 
     services.nix-store-fs.views = lib.mapAttrs (name: container: {
       user = "container ${name}";

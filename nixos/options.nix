@@ -32,6 +32,19 @@ in
       '';
     };
 
+    untrusted = mkOption {
+      type = types.listOf (types.strMatching "/.*");
+      default = [ ];
+      apply = lib.unique;
+      example = [ "/srv/shared" ];
+      description = ''
+        Directories, or files, that somebody else than the host's root can write as root: no root of a view is resolved
+        through them. Added to these are the root directories of containers and whatever a declared container has
+        bound writable. To be named here is what the configuration does not show: for example a directory that is
+        bound writable into a container made with {command}`nixos-container create`.
+      '';
+    };
+
     imperativeContainers.enable = mkEnableOption ''
       a private store for every container made with {command}`nixos-container create`. Declared containers have
       {option}`containers.<name>.privateStore.enable` instead'';
@@ -138,6 +151,15 @@ in
       );
     };
   };
+
+  config.services.nix-store-fs.untrusted = [
+    "/var/lib/nixos-containers"
+    # the same before 22.05
+    "/var/lib/containers"
+    # of ephemeral ones
+    "/run/nixos-containers"
+    "/var/lib/machines"
+  ];
 
   config.assertions = [
     {

@@ -2,7 +2,8 @@
 #
 # Why the script is rewritten: a further `--bind-ro=VIEW:/nix/store` would be stacked on top of the stock bind, and root
 # in the container has but to unmount it. So the one bind of the store is replaced, the binds of the database and of
-# the daemon's socket are dropped, and every other line stays byte for byte what it was.
+# the daemon's socket are dropped, those of the container's profiles and garbage collector roots lead to directories of its
+# own (directories.nix), and every other line stays byte for byte what it was.
 #
 # A script that is not of a known form is refused: evaluation fails, with every difference named, rather than a
 # container starting with the whole store in it. Known forms of the bind lines:
@@ -53,8 +54,7 @@ let
     line:
     match "(.*[^[:alnum:]-])?--(bind|overlay|tmpfs|volatile|image|template|oci-bundle|pivot-root)[a-z-]*([= ].*)?" line
     != null;
-  # The container's own profiles and garbage collector roots: with its closure alone visible, their links lead nowhere
-  # else, and containers that are not declared boot through them.
+  # The container's profiles and garbage collector roots.
   isOwnDirectory =
     line:
     match "[[:space:]]*--bind=\"/nix/var/nix/(profiles|gcroots)/per-container/\\$INSTANCE:/nix/var/nix/(profiles|gcroots)(\\$NIX_BIND_OPT|:idmap)?\"[[:space:]]*\\\\[[:space:]]*" line
@@ -109,11 +109,13 @@ rec {
       ++ one "exec of systemd-nspawn" isExec
       ++ map (line: "a line of unknown effect: ${plain line}") (filter unexpected lines);
 
-  # source: what takes the place of the store. beforeExec: a line that runs before systemd-nspawn.
+  # source: what takes the place of the store; own: where the directories are that take the place of the container's
+  # profiles and garbage collector roots. beforeExec: lines that run before systemd-nspawn.
   rewrite =
     {
       where,
       source,
+      own,
       beforeExec,
     }:
     script:
@@ -121,12 +123,24 @@ rec {
       found = problems script;
       lines = splitString "\n" script;
       begin = beginOfExec lines;
+      ownDirectories =
+        builtins.replaceStrings
+          [
+            "/nix/var/nix/profiles/per-container/$INSTANCE:"
+            "/nix/var/nix/gcroots/per-container/$INSTANCE:"
+          ]
+          [
+            "${own}/profiles:"
+            "${own}/gcroots:"
+          ];
       replaced =
         line:
         if isStore line then
           [ "  --bind-ro=${source}:/nix/store${bindOptions "/nix/store" line} \\" ]
         else if isDatabase line || isSocket line then
           [ ]
+        else if isOwnDirectory line then
+          [ (ownDirectories line) ]
         else
           [ line ];
     in

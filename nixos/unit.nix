@@ -19,9 +19,20 @@
   pkgs,
   package,
   idlePolling ? "auto",
+  untrusted ? [ ],
 }:
 let
   program = "${package}/bin/nix-store-fs";
+
+  # A path as a word of a command line, which systemd splits and expands (systemd.service(5), "COMMAND LINES").
+  word =
+    path:
+    if builtins.match "[A-Za-z0-9/_.@:+-]+" path != null then
+      path
+    else
+      "\"${
+        lib.replaceStrings [ "\\" "\"" "%" "$" "\n" ] [ "\\\\" "\\\"" "%%" "$$" "\\n" ] path
+      }\"";
 
   # Hands over to a successor if the running server was not started with this command line.
   succeed = pkgs.writeShellScript "nix-store-fs-succeed" ''
@@ -57,6 +68,10 @@ let
       "--idle-polling"
       idlePolling
     ]
+    ++ lib.concatMap (dir: [
+      "--untrusted"
+      (word dir)
+    ]) untrusted
     ++ lib.optional watch "--watch"
     ++ lib.optional prune "--prune"
     ++ lib.optional report "--report"

@@ -37,6 +37,11 @@ pkgs.testers.runNixOSTest {
     machine.wait_until_succeeds("curl --fail --silent localhost:8080 | grep new")
     assert before == machine.succeed("systemctl show -P MainPID container@web.service")
 
+    # What the container makes of its profile is for itself alone.
+    machine.succeed("nixos-container run web -- ln --symbolic --force --no-dereference ${old} /nix/var/nix/profiles/system")
+    machine.succeed("systemctl reload nix-store-fs@web.service", "systemctl restart container@web.service")
+    machine.wait_until_succeeds("curl --fail --silent localhost:8080 | grep new")
+
     machine.succeed("nixos-container destroy web")
     machine.wait_until_fails("findmnt --types fuse.nix-store-fs")
   '';

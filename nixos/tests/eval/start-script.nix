@@ -1,9 +1,10 @@
-# The start script that start-script prints.
+# The script that start-script prints.
 {
   nixpkgs ? null,
   name,
   users,
   imperative,
+  profile,
   form,
   systemd,
   init,
@@ -31,5 +32,8 @@ let
     )
   ];
 in
-builtins.unsafeDiscardStringContext
-  config.systemd.services."container@${if imperative then "" else name}".script
+if profile then
+  (import ../../directories.nix).show
+else
+  builtins.unsafeDiscardStringContext
+    config.systemd.services."container@${if imperative then "" else name}".script

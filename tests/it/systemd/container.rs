@@ -79,7 +79,12 @@ fn boots(private_users: Option<&str>, also: impl FnOnce(&Machine, &Closure)) {
     let view = Program::on(&closure.store)
         .args(["--root", &system.path, "--root", &closure.init.path, "--name", &name])
         .mount_at(Path::new("/run/nix-store-fs").join(&name));
-    let machine = Kind { private_users, system: Some(&system) }.boot(&closure, &name, &root, scratch.path());
+    let machine = Kind { private_users, system: Some(&system), ..Kind::default() }.boot(
+        &closure,
+        &name,
+        &root,
+        scratch.path(),
+    );
     assert_eq!(asked(&root), "declared\n", "{}", machine.console());
     assert_private(&machine, &closure, &[&system, &closure.init, &closure.usr]);
     also(&machine, &closure);

@@ -44,11 +44,13 @@ fn a_switched_profile_shows_after_a_reload() {
     closure.store.profile(&format!("{profile}/system-2-link"), &new.path);
     symlink("system-2-link", link.with_file_name("system.new")).unwrap();
     fs::rename(link.with_file_name("system.new"), &link).unwrap();
-    machine.refuse(answer);
+    // For the container nothing has changed yet.
+    assert_eq!(machine.run(answer), "old\n");
     let reload = Program::new().args(["--reload", &name]).run();
     assert_eq!(reload.status.code(), Some(0), "{}", reload.stderr);
 
     assert_eq!(machine.run(&new_answer), "new\n");
+    closure.show_profile(&name);
     assert_eq!(machine.run(answer), "new\n");
     // What was there stays, and the container never noticed.
     assert_eq!(machine.run(&format!("{}/bin/answer", old.path)), "old\n");

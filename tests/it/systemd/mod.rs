@@ -18,6 +18,7 @@ mod load;
 mod machine;
 mod nixos;
 
+mod chosen_roots;
 mod container;
 mod imperative;
 mod service;

@@ -92,6 +92,17 @@ impl Closure {
         })
     }
 
+    /// Shows a running container the present system of its profile, as a reload of its unit does after that of its view.
+    pub(super) fn show_profile(&self, name: &str) {
+        let mut printing = Command::new(file("tests/eval/start-script"));
+        let script = stdout(printing.args([name, "--imperative", "--profile"]));
+        let nix = self.store.root().join("nix");
+        let inside = r#"mount --bind "$0" /nix && exec bash -e -c "$1""#;
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-c", inside]).arg(nix).arg(script);
+        stdout(command.env("INSTANCE", name));
+    }
+
     /// A root directory for a container: no program and no library in it but by way of `/nix/store`.
     pub(super) fn root_directory(&self, root: &Path) {
         for dir in ["etc", "usr", "var/lib", "tmp", "root", "proc", "sys", "dev", "run", "nix/store"] {
@@ -113,6 +124,8 @@ pub(super) struct Kind<'a> {
     pub(super) private_users: Option<&'a str>,
     /// The system it is declared with; else it boots from its profile.
     pub(super) system: Option<&'a Member>,
+    /// Flags in its file in `/etc`, which no evaluation sees.
+    pub(super) flags: &'a str,
 }
 
 impl Kind<'_> {
@@ -141,7 +154,7 @@ impl Kind<'_> {
             .env("INSTANCE", name)
             .env("root", root)
             // nothing to register with, where systemd-machined is not
-            .env("EXTRA_NSPAWN_FLAGS", "--register=no")
+            .env("EXTRA_NSPAWN_FLAGS", format!("--register=no {}", self.flags))
             .env("PRIVATE_USERS", self.private_users.unwrap_or("no"));
         if let Some(system) = self.system {
             command.env("SYSTEM_PATH", &system.path);
@@ -158,8 +171,13 @@ impl Kind<'_> {
         if self.system.is_none() {
             command.arg("--imperative");
         }
-        let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
+        stdout(&mut command)
     }
+}
+
+/// What a command prints that has to succeed.
+fn stdout(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
 }

@@ -50,6 +50,7 @@ in
   (refusesBind "/nix/var/nix/daemon-socket/socket" "/nix/var/nix/daemon-socket")
   (refusesBind "/run" "/run/nix-store-fs")
   (refusesBind "/run/nix-store-fs/other" "/run/nix-store-fs")
+  (refusesBind "/nix/var/nix-store-fs/other" "/nix/var/nix-store-fs")
   (covering "/nix/store")
   (covering "/nix")
   (covering "/nix/store/inner")
@@ -121,6 +122,77 @@ in
       tmpfs = [ "/var" ];
     })
     [ ]
+  )
+  (check "a root that a container can write is an error, and so is what the roots are read from"
+    (map (has "lies in /srv/shared, which a container can write") (failing [
+      {
+        containers.plain = {
+          path = "${system "plain"}";
+          bindMounts."/shared" = {
+            hostPath = "/srv/shared";
+            isReadOnly = false;
+          };
+        };
+        services.nix-store-fs.views.test.roots = [
+          "/srv/shared/profile"
+          "?/srv/x/../shared"
+          "/srv/shared-not/profile"
+          "${system "other"}"
+        ];
+      }
+    ]))
+    [
+      true
+      true
+    ]
+  )
+  (check "profiles of containers, and the files of roots, are not for containers to write"
+    (map
+      (
+        host:
+        length (
+          withContainer {
+            bindMounts."/inside" = {
+              hostPath = host;
+              isReadOnly = false;
+            };
+          }
+        )
+      )
+      [
+        "/etc"
+        "/etc/nix-store-fs"
+        "/nix/var/nix/profiles"
+        "/etc/other"
+      ]
+    )
+    [
+      1
+      1
+      0
+      0
+    ]
+  )
+  (check "profiles are what containers of nixos-container are made from"
+    (map (has "/nix/var/nix/profiles/per-container lies in /nix/var/nix/profiles") (failing [
+      {
+        services.nix-store-fs.imperativeContainers.enable = true;
+        containers.plain = {
+          path = "${system "plain"}";
+          bindMounts."/nix/var/nix/profiles".isReadOnly = false;
+        };
+      }
+    ]))
+    [ true ]
+  )
+  (check "a profile that its container can write is no root"
+    (map (has "/nix/var/nix/profiles/per-container/plain/system lies in") (failing [
+      {
+        containers.plain.path = "${system "plain"}";
+        services.nix-store-fs.views.test.roots = [ "/nix/var/nix/profiles/per-container/plain/system" ];
+      }
+    ]))
+    [ true ]
   )
   (check "passthrough needs Linux 6.9, for a view"
     (map (has "needs Linux 6.9") (

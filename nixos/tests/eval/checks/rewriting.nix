@@ -23,6 +23,7 @@ let
     filter
     getContext
     head
+    length
     unsafeDiscardStringContext
     ;
   inherit (import ../../../rewrite.nix { inherit (common) lib; }) problems rewrite;
@@ -34,10 +35,16 @@ let
   without = line: lib.concatStringsSep "\n" (filter (one: one != line) (linesOf stock));
   replacing =
     line: by: lib.concatStringsSep "\n" (concatMap (one: if one == line then by else [ one ]) (linesOf stock));
+  ownLines = map (
+    what:
+    head (filter (has "/nix/var/nix/${what}/per-container/$INSTANCE:/nix/var/nix/${what}") (linesOf stock))
+  ) [ "profiles" "gcroots" ];
+  directories = import ../../../directories.nix;
   execLine = head (filter (lib.hasPrefix "exec ") (linesOf stock));
   try = rewrite {
     where = "container@test";
     source = "/view";
+    own = "/own";
     beforeExec = "reload";
   };
 
@@ -50,23 +57,44 @@ in
 [
   (check "a container without a private store keeps the stock script" (filter (has "nix-store-fs") (linesOf stock)) [ ])
   (check "the stock script has no problems" (problems stock) [ ])
-  (check "the binds of store, database and socket are what goes"
+  (check "the binds of store, database, socket, and of profiles and roots of the host are what goes"
     (filter (line: !elem line (linesOf rewritten)) (
       linesOf (lib.replaceStrings [ "${containerInit stock}" ] [ "${containerInit rewritten}" ] stock)
     ))
-    [
-      storeLine
-      (bindLine "/nix/var/nix/db")
-      (bindLine "/nix/var/nix/daemon-socket")
-    ]
+    (
+      [
+        storeLine
+        (bindLine "/nix/var/nix/db")
+        (bindLine "/nix/var/nix/daemon-socket")
+      ]
+      ++ ownLines
+    )
   )
-  (check "the bind of the view and a reload before it are what comes"
+  (check "the binds of the view and of the container's own directories, and what makes them before, are what comes"
     (map unsafeDiscardStringContext (filter (line: !elem line (linesOf stock)) (
       linesOf (lib.replaceStrings [ "${containerInit rewritten}" ] [ "${containerInit stock}" ] rewritten)
     )))
+    (
+      [
+        (unsafeDiscardStringContext "${pkgs.systemd}/bin/systemctl reload \"nix-store-fs@$INSTANCE.service\"")
+      ]
+      ++ linesOf directories.make
+      ++ [ "  --bind-ro=/run/nix-store-fs/web:/nix/store${options} \\" ]
+      ++ map (
+        what: "  --bind=\"/nix/var/nix-store-fs/$INSTANCE/${what}:/nix/var/nix/${what}${options}\" \\"
+      ) [ "profiles" "gcroots" ]
+    )
+  )
+  (check "no line of the exec names profiles or roots of the host"
+    (map (script: filter (line: has "--bind" line && has "per-container" line) (linesOf script)) [
+      rewritten
+      services."container@".script
+      (try stock)
+    ])
     [
-      (unsafeDiscardStringContext "${pkgs.systemd}/bin/systemctl reload \"nix-store-fs@$INSTANCE.service\"")
-      "  --bind-ro=/run/nix-store-fs/web:/nix/store${options} \\"
+      [ ]
+      [ ]
+      [ ]
     ]
   )
   (check "the reload comes before the comments of the exec"
@@ -75,7 +103,7 @@ in
         lines = linesOf rewritten;
         at = filter (index: has "systemctl reload" (elemAt lines index)) (lib.imap0 (index: _: index) lines);
       in
-      lib.hasPrefix "#" (elemAt lines (head at + 2))
+      lib.hasPrefix "#" (elemAt lines (head at + 2 + length (linesOf directories.make)))
     )
     true
   )

@@ -113,8 +113,12 @@ map (
     (unsafeDiscardStringContext "${pkgs.systemd}/bin/systemctl reload nix-store-fs@web.service")
   )
   (check "and then does what it did"
-    (map toString (lib.drop 1 services."container@web".serviceConfig.ExecReload))
+    (map toString (lib.drop 2 services."container@web".serviceConfig.ExecReload))
     [ (toString services."container@plain".serviceConfig.ExecReload) ]
+  )
+  (check "between, the container is shown the present system of its profile"
+    (has "nix-store-fs-profile" (builtins.elemAt services."container@web".serviceConfig.ExecReload 1))
+    true
   )
   (check "a view that belongs to nobody starts at boot" services."nix-store-fs@build".wantedBy [ "multi-user.target" ])
   (check "a view that belongs to a container does not" services."nix-store-fs@web".wantedBy [ ])
@@ -181,6 +185,71 @@ map (
         all = given: told: { told = map (_: told) [ 1 2 3 4 ]; given = map (_: given) [ 1 2 3 4 ]; };
       in
       [ (all true true) (all false true) (all true false) ]
+    )
+  )
+  (check "each view is told what containers can write"
+    (
+      let
+        evaluated = evaluate [
+          base
+          {
+            services.nix-store-fs.untrusted = [ "/srv/a b%$\"c\\" ];
+            containers.plain = {
+              bindMounts."/inside" = {
+                hostPath = "/srv/plain";
+                isReadOnly = false;
+              };
+              bindMounts."/srv/itself".isReadOnly = false;
+              bindMounts."/srv/read".hostPath = "/srv/read";
+              extraFlags = [
+                "--bind=/srv/flag:/flag --bind-ro=/srv/not:/not"
+                "--bind"
+                "'/srv/apart'"
+                "--overlay=/srv/lower:/srv/upper:/overlay --overlay-ro=/srv/lower:/srv/other:/other"
+                "--bind=+/of/the/root"
+              ];
+            };
+          }
+        ];
+        units = {
+          inherit (evaluated.systemd.services) "nix-store-fs@" "nix-store-fs@small" "nix-store-fs@web";
+        };
+        commands = map (unit: unit.serviceConfig.ExecStart) (lib.attrValues units) ++ [
+          (head (
+            filter (lib.hasPrefix "ExecStart=") (
+              lib.splitString "\n" evaluated.systemd.units."nix-store-fs@service-job.service".text
+            )
+          ))
+        ];
+        told = command: lib.tail (lib.splitString " --untrusted " (unsafeDiscardStringContext command));
+        word = part: head (builtins.match "(\".*\"|[^ ]+).*" part);
+      in
+      map (command: builtins.sort (a: b: a < b) (map word (told command))) commands
+    )
+    (
+      map
+        (_: [
+          "\"/srv/a b%%$$\\\"c\\\\\""
+          "/nix/var/nix-store-fs"
+          "/nix/var/nix/gcroots/per-container/plain"
+          "/nix/var/nix/profiles/per-container/plain"
+          "/run/nixos-containers"
+          "/srv/apart"
+          "/srv/data"
+          "/srv/flag"
+          "/srv/itself"
+          "/srv/plain"
+          "/srv/upper"
+          "/var/lib/containers"
+          "/var/lib/machines"
+          "/var/lib/nixos-containers"
+        ])
+        [
+          1
+          2
+          3
+          4
+        ]
     )
   )
   (check "/dev/fuse is not for containers"

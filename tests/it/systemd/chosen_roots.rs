@@ -1,0 +1,160 @@
+//! A container that wants to see more than its system: what it makes of its profile is for itself alone.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use super::container::{assert_ends_clean, assert_private};
+use super::machine::Machine;
+use super::nixos::{Closure, Kind};
+use crate::bad_input::refused;
+use crate::util::program::{Program, unique_name};
+use crate::util::store::Member;
+use crate::util::tree;
+
+/// As root of a container can: a read-only mount is made writable first, which the kernel refuses to private users alone.
+fn attack(path: &str) -> String {
+    format!(
+        "mount -o remount,bind,rw /nix/var/nix/profiles; mount -o remount,bind,rw /nix/var/nix/gcroots
+         ln -sfn {path} /nix/var/nix/profiles/system
+         ln -sfn {path} /nix/var/nix/gcroots/kept"
+    )
+}
+
+/// The container lets its profile lead to a path of the host's store, asks for it by a reload of its view, and is
+/// started again: it has its own system, the host's profile is as it was, and the collector knows of no new root.
+fn chooses_nothing(private_users: Option<&str>) {
+    let closure = Closure::new();
+    let system = closure.system("own");
+    let name = unique_name();
+    let scratch = crate::util::scratch();
+    let root = scratch.path().join("root");
+    closure.root_directory(&root);
+    let profile = format!("per-container/{name}");
+    let link = closure.store.profile(&format!("{profile}/system"), "system-1-link");
+    closure.store.profile(&format!("{profile}/system-1-link"), &system.path);
+    let view = Program::on(&closure.store)
+        .arg("--system")
+        .arg(link.parent().unwrap())
+        .args(["--root", &closure.init.path, "--name", &name])
+        .mount_at(Path::new("/run/nix-store-fs").join(&name));
+    let boot = |time: &str| {
+        let scratch = scratch.path().join(time);
+        Kind { private_users, ..Kind::default() }.boot(&closure, &name, &root, &scratch)
+    };
+
+    let mut machine = boot("first");
+    assert_private(&machine, &closure, &[&system, &closure.init, &closure.usr]);
+    let _may_be_refused = machine.try_run(&attack(&closure.outside.path));
+    let reload = Program::new().args(["--reload", &name]).run();
+    assert_eq!(reload.status.code(), Some(0), "{}", reload.stderr);
+    assert!(!view.path().join(&closure.outside.base).exists(), "the container has chosen a root");
+    assert_eq!(fs::read_link(&link).unwrap(), Path::new("system-1-link"));
+    let roots = closure.store.root().join("nix/var/nix/gcroots/per-container").join(&name);
+    assert_eq!(tree::list(&roots).unwrap(), [] as [PathBuf; 0]);
+    assert_eq!(machine.power_off().code(), Some(0), "{}", machine.console());
+    drop(machine);
+
+    let machine = boot("second");
+    assert_private(&machine, &closure, &[&system, &closure.init, &closure.usr]);
+    assert_eq!(machine.run("/nix/var/nix/profiles/system/bin/answer"), "own\n");
+    assert_ends_clean(machine, view, &root, &name);
+}
+
+/// A container and a view of it, one root of which is waited for in a directory that the container can write.
+struct Writable {
+    closure: Closure,
+    name: String,
+    scratch: tempfile::TempDir,
+}
+
+impl Writable {
+    fn new() -> Self {
+        let (closure, scratch) = (Closure::new(), crate::util::scratch());
+        fs::create_dir(scratch.path().join("shared")).unwrap();
+        fs::set_permissions(scratch.path().join("shared"), fs::Permissions::from_mode(0o1777)).unwrap();
+        Self { closure, name: unique_name(), scratch }
+    }
+
+    fn shared(&self) -> PathBuf {
+        self.scratch.path().join("shared")
+    }
+
+    fn chosen(&self) -> PathBuf {
+        self.shared().join("chosen")
+    }
+
+    fn program(&self, system: &Member) -> Program {
+        let roots = self.scratch.path().join("roots");
+        fs::write(&roots, format!("{}\n?{}\n", self.closure.init.path, self.chosen().display())).unwrap();
+        Program::on(&self.closure.store).args(["--root", &system.path]).arg("--roots-file").arg(roots)
+    }
+
+    /// Boots the container, which puts a link to the secret where the root is waited for.
+    fn boot(&self, system: &Member, private_users: Option<&str>) -> Machine {
+        let root = self.scratch.path().join("root");
+        self.closure.root_directory(&root);
+        let flags = format!("--bind={}:/srv/shared", self.shared().display());
+        let kind = Kind { private_users, system: Some(system), flags: &flags };
+        let machine = kind.boot(&self.closure, &self.name, &root, self.scratch.path());
+        machine.run(&format!("ln -s {} /srv/shared/chosen", self.closure.outside.path));
+        machine
+    }
+}
+
+/// The link of a container with users of its own is refused by its owner, and the view stays as it was.
+#[test]
+fn a_link_that_a_container_with_private_users_makes_is_no_root() {
+    need_systemd!(Idmap);
+    let writable = Writable::new();
+    let system = writable.closure.system("own");
+    let view = writable
+        .program(&system)
+        .args(["--name", &writable.name])
+        .mount_at(Path::new("/run/nix-store-fs").join(&writable.name));
+    let machine = writable.boot(&system, Some("pick"));
+    let reload = Program::new().args(["--reload", &writable.name]).run();
+    assert_eq!(reload.status.code(), Some(8), "{}", reload.stderr);
+    let owner = fs::symlink_metadata(writable.chosen()).unwrap().uid();
+    let expected = format!("'{}': uid {owner} owns it", writable.chosen().display());
+    assert!(owner != 0 && reload.stderr.contains(&expected), "{}", reload.stderr);
+    assert_private(&machine, &writable.closure, &[&system, &writable.closure.init, &writable.closure.usr]);
+    drop(machine);
+    drop(view);
+}
+
+/// That of a container without looks like root's of the host: the directory has to be named.
+#[test]
+fn a_link_that_a_container_makes_as_root_is_no_root_where_it_is_named() {
+    need_systemd!();
+    let writable = Writable::new();
+    let system = writable.closure.system("own");
+    let view = writable
+        .program(&system)
+        .args(["--name", &writable.name])
+        .mount_at(Path::new("/run/nix-store-fs").join(&writable.name));
+    let machine = writable.boot(&system, None);
+    let unnamed = writable.program(&system).arg("--dump-closure").run();
+    assert!(
+        unnamed.stdout.contains(&writable.closure.outside.path) && unnamed.stderr.is_empty(),
+        "{unnamed:?}"
+    );
+    let named = writable.program(&system).arg("--untrusted").arg(writable.shared());
+    let said = refused(named, 3).stderr;
+    let expected = format!("'{0}': it is in '{0}', which --untrusted names", writable.shared().display());
+    assert!(said.contains(&expected), "{said}");
+    drop(machine);
+    drop(view);
+}
+
+#[test]
+fn a_container_chooses_no_root() {
+    need_systemd!();
+    chooses_nothing(None);
+}
+
+#[test]
+fn a_container_with_private_users_chooses_no_root() {
+    need_systemd!(Idmap);
+    chooses_nothing(Some("pick"));
+}
