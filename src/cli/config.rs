@@ -155,8 +155,10 @@ pub(super) fn view_of(
     if let Some(name) = name.filter(|name| served(name)) {
         return Ok(name.to_owned());
     }
+    // The mount table has what somebody asked for at the mount, and a name is a part of paths here.
+    let mounted = mounted(view)?.filter(|name| check_name(name).is_ok());
     // A name that nobody serves is looked for all the same: that says where.
-    let found = mounted(view)?.or_else(|| name.map(str::to_owned));
+    let found = mounted.or_else(|| name.map(str::to_owned));
     Ok(found.ok_or_else(|| ReloadError::NoView(view.to_owned()))?)
 }
 
@@ -240,7 +242,10 @@ mod tests {
     #[test]
     fn a_view_is_reloaded_by_name_or_by_place() {
         let mounted = |at: &Path| {
-            Ok(["/mnt", ".", "here", "db"].map(Path::new).contains(&at).then(|| "web".to_owned()))
+            let hostile = [("/up", "../../tmp/x"), ("/absolute", "/tmp/x"), ("/empty", ""), ("/hidden", ".")];
+            let hostile = hostile.into_iter().find(|(place, _)| Path::new(place) == at).map(|(_, name)| name);
+            let view = ["/mnt", ".", "here", "db"].map(Path::new).contains(&at).then_some("web");
+            Ok(view.or(hostile).map(str::to_owned))
         };
         let served = |name: &str| ["web", "db"].contains(&name);
         for (view, expected) in [
@@ -254,6 +259,10 @@ mod tests {
             ("./nosuch", None),
             ("/other", None),
             ("..", None),
+            ("/up", None),
+            ("/absolute", None),
+            ("/empty", None),
+            ("/hidden", None),
         ] {
             let found = view_of(Path::new(view), served, mounted);
             match expected {

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, symlink};
+use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,11 +13,13 @@ use rustix::process::Signal;
 
 use crate::util::collecting::Collecting;
 use crate::util::load::say;
+use crate::util::mounts;
 use crate::util::program::{Program, unique_name};
 use crate::util::service::Service;
 use crate::util::store::NixStore;
 use crate::util::systems::Systems;
 use crate::util::tree;
+use crate::util::user::NOBODY;
 
 /// How many reloads each of the two ways does; `scripts/stress` does more.
 fn reloads() -> usize {
@@ -124,6 +127,46 @@ fn a_view_is_reloaded_by_name_or_by_place() {
         assert_eq!(finished.status.code(), Some(code), "{}: {finished:?}", view.display());
         assert!(finished.stderr.contains(&view.display().to_string()), "{finished:?}");
     }
+    service.stop();
+}
+
+/// A user can mount with any type and source (fusermount3(1)): what is no view's name, or was mounted by somebody else, is
+/// no view.
+#[test]
+fn a_view_is_not_looked_for_where_somebody_else_says() {
+    need!(Root, Fuse, Nix, Busybox);
+    let systems = Systems::new(2);
+    let mut service = systems.service();
+    service.start_ready();
+    let scratch = crate::util::scratch();
+    let (at, states) = (scratch.path().join("at"), scratch.path().join("states"));
+    fs::create_dir(&at).unwrap();
+    // As private as the state of a view.
+    let decoy = states.join("decoy");
+    for dir in [&states, &decoy] {
+        fs::create_dir(dir).unwrap();
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).unwrap();
+    }
+    let listening = UnixListener::bind(decoy.join("control")).unwrap();
+    let asked = Arc::new(AtomicBool::new(false));
+    std::thread::spawn({
+        let asked = asked.clone();
+        move || listening.incoming().for_each(|_closed| asked.store(true, Ordering::SeqCst))
+    });
+    let up = format!("../../..{}", decoy.display());
+    systems.select(1);
+    for (name, user) in
+        [(up.as_str(), 0), (up.as_str(), NOBODY), (service.name.as_str(), NOBODY), ("", 0), (".", 0)]
+    {
+        let source = format!("nix-store-fs:{name}");
+        let _mount = mounts::Silent::mount_as("fuse.nix-store-fs", &source, &at, user);
+        let finished = Program::new().arg("--reload").arg(&at).run();
+        assert!(!asked.load(Ordering::SeqCst), "{name} of {user}: {finished:?}");
+        let expected = format!("no view is mounted on '{}'", at.display());
+        assert!(finished.stderr.contains(&expected), "{name} of {user}: {finished:?}");
+        assert_eq!(finished.status.code(), Some(8), "{name} of {user}: {finished:?}");
+    }
+    assert!(!service.path().join(&systems.systems[1].1.base).exists(), "a reload was asked for");
     service.stop();
 }
 

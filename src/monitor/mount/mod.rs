@@ -168,13 +168,13 @@ pub fn source(name: &str) -> String {
     format!("nix-store-fs:{name}")
 }
 
-/// The name of the view that is mounted at `at`.
+/// The name of the view that is mounted at `at`, by the effective user: anybody else may have chosen it.
 ///
 /// # Errors
 /// [`MountError::Table`].
 pub fn view_at(at: &Path) -> Result<Option<String>, MountError> {
     let Ok(at) = place(at) else { return Ok(None) };
-    let found = top(&at)?.filter(|mount| mount.kind == TYPE);
+    let found = top(&at)?.filter(|mount| mount.is_own(TYPE));
     Ok(found.and_then(|mount| mount.source.strip_prefix("nix-store-fs:").map(str::to_owned)))
 }
 

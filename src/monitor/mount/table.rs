@@ -1,4 +1,8 @@
 //! The mount table of this process: `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
+//!
+//! Hard point: type and source are whatever was asked for at the mount, by anybody who may run fusermount3(1). Who mounted a FUSE
+//! file system is what the kernel says (`user_id=`, `fuse_show_options` of Linux `fs/fuse/inode.c`), and fusermount3 asks
+//! for its caller. In the table of another mount namespace, root of a user namespace shows as root as well.
 
 use std::ffi::OsString;
 use std::io;
@@ -18,14 +22,21 @@ pub struct Mount {
     pub kind: String,
     /// The source.
     pub source: String,
+    /// Who mounted it, if it is a FUSE file system.
+    pub user: Option<u32>,
     /// Major and minor number of the superblock's device, `0:42`.
     pub device: String,
 }
 
 impl Mount {
-    /// Whether it has this type and this source.
+    /// Whether it has this type and this source, and was mounted by the effective user.
     pub(super) fn is(&self, kind: &str, source: &str) -> bool {
-        self.kind == kind && self.source == source
+        self.is_own(kind) && self.source == source
+    }
+
+    /// Whether it has this type, and was mounted by the effective user.
+    pub(super) fn is_own(&self, kind: &str) -> bool {
+        self.kind == kind && self.user == Some(rustix::process::geteuid().as_raw())
     }
 }
 
@@ -57,13 +68,21 @@ fn parse(line: &[u8]) -> Option<Mount> {
     // Optional fields end with a single dash.
     let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
     let text = |field: &[u8]| String::from_utf8_lossy(&unescape(field)).into_owned();
+    let (kind, source) = (text(rest.next()?), text(rest.next()?));
+    let options = rest.next().unwrap_or_default();
+    let user = options.split(|b| *b == b',').find_map(|option| option.strip_prefix(b"user_id="));
     Some(Mount {
         id,
         at: OsString::from_vec(unescape(at)).into(),
-        kind: text(rest.next()?),
-        source: text(rest.next()?),
+        user: user.and_then(|user| std::str::from_utf8(user).ok()?.parse().ok()).filter(|_| is_fuse(&kind)),
+        kind,
+        source,
         device: text(device),
     })
+}
+
+fn is_fuse(kind: &str) -> bool {
+    kind == "fuse" || kind.starts_with("fuse.")
 }
 
 /// Space, tab, newline and backslash stand as three octal digits behind a backslash.
@@ -98,8 +117,29 @@ mod tests {
         assert_eq!((mount.kind.as_str(), mount.source.as_str()), ("fuse.nix-store-fs", "nix-store-fs:a\\b"));
         assert_eq!((mount.id, mount.device.as_str()), (36, "98:0"));
         assert_eq!(parse(b"36 35 98:0 / / rw - ext4 /dev/vda rw").unwrap().kind, "ext4");
+        assert_eq!(mount.user, None);
         assert_eq!(parse(b""), None);
         assert_eq!(parse(b"36 35 98:0 / / rw"), None);
+    }
+
+    /// Nothing but the kernel's own option says who mounted a file system.
+    #[test]
+    fn a_file_system_is_whose_the_kernel_says() {
+        let user = |kind: &str, source: &str, options: &str| {
+            parse(format!("36 35 0:9 / /mnt rw - {kind} {source} {options}").as_bytes()).unwrap().user
+        };
+        let view = "fuse.nix-store-fs";
+        for (kind, source, options, expected) in [
+            (view, "nix-store-fs:a", "ro,user_id=1000,group_id=0", Some(1000)),
+            ("fuse", "a", "ro,user_id=0,group_id=0", Some(0)),
+            (view, "user_id=0,", "ro,user_id=1000,group_id=0", Some(1000)),
+            (view, "a\\040user_id=0", "ro,user_id=1000", Some(1000)),
+            (view, "a", "ro,xuser_id=0", None),
+            (view, "a", "ro,user_id=x", None),
+            ("tmpfs", "a", "ro,user_id=0", None),
+        ] {
+            assert_eq!(user(kind, source, options), expected, "{kind} {source} {options}");
+        }
     }
 
     #[test]

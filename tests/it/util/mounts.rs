@@ -64,8 +64,12 @@ pub(crate) struct Own(PathBuf);
 
 impl Own {
     pub(crate) fn mount(kind: &str, at: &Path, options: &str) -> Self {
+        Self::mount_from(kind, kind, at, options)
+    }
+
+    fn mount_from(source: &str, kind: &str, at: &Path, options: &str) -> Self {
         let data = std::ffi::CString::new(options).unwrap();
-        rustix::mount::mount(kind, at, kind, rustix::mount::MountFlags::empty(), data.as_c_str())
+        rustix::mount::mount(source, at, kind, rustix::mount::MountFlags::empty(), data.as_c_str())
             .unwrap_or_else(|error| panic!("mount {kind} on {} with {options}: {error}", at.display()));
         Self(at.to_owned())
     }
@@ -94,9 +98,14 @@ pub(crate) struct Silent {
 
 impl Silent {
     pub(crate) fn mount(at: &Path) -> Self {
+        Self::mount_as("fuse", "fuse", at, 0)
+    }
+
+    /// The same with a type and a source as in the mount table, as fusermount3(1) mounts for a user whatever they say.
+    pub(crate) fn mount_as(kind: &str, source: &str, at: &Path, user: u32) -> Self {
         let device = std::fs::File::options().read(true).write(true).open("/dev/fuse").unwrap();
-        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
-        let mount = Own::mount("fuse", at, &options);
+        let options = format!("fd={},rootmode=40000,user_id={user},group_id=0", device.as_raw_fd());
+        let mount = Own::mount_from(source, kind, at, &options);
         Self { _device: device, _mount: mount }
     }
 }
