@@ -73,8 +73,8 @@ let
   hostOf =
     bind: lib.head (lib.splitString ":" (if bind.hostPath != null then bind.hostPath else bind.mountPoint));
 
-  # What flags bind writable: of an overlay the last directory before the place inside.
-  writableFlags =
+  # What flags bind: of an overlay the last directory before the place inside, which is the one that is written.
+  flagBinds =
     flags:
     let
       join =
@@ -84,7 +84,7 @@ let
             flag = null;
             words = state.words ++ [ "${state.flag}=${word}" ];
           }
-        else if lib.elem word [ "--bind" "--overlay" ] then
+        else if lib.elem word [ "--bind" "--bind-ro" "--overlay" ] then
           state // { flag = word; }
         else
           state // { words = state.words ++ [ word ]; };
@@ -93,7 +93,7 @@ let
           flag = null;
           words = [ ];
         } (wordsOf flags)).words;
-      writable =
+      boundBy =
         word:
         let
           bind = bindOf word;
@@ -102,38 +102,43 @@ let
         # With a plus, it lies in the container's own root.
         if bind == null || builtins.match "[^=]*=[+].*" word != null then
           [ ]
-        else if lib.head bind == "bind" then
-          [ (lib.head parts) ]
+        else if lib.head bind == "bind" || lib.head bind == "bind-ro" then
+          [
+            {
+              host = lib.head parts;
+              isReadOnly = lib.head bind == "bind-ro";
+            }
+          ]
         else if lib.head bind == "overlay" && lib.length parts > 1 then
-          [ (lib.elemAt parts (lib.length parts - 2)) ]
+          [
+            {
+              host = lib.elemAt parts (lib.length parts - 2);
+              isReadOnly = false;
+            }
+          ]
         else
           [ ];
     in
-    lib.concatMap writable words;
+    lib.concatMap boundBy words;
 in
 {
-  # Whether a path is one of these places, or lies in one: the first of them, in a list.
-  within =
-    places: path:
-    let
-      at = normalise path;
-      holds =
-        place:
-        let
-          it = normalise place;
-        in
-        isAt at it || isAbove it at;
-      found = lib.filter holds places;
-    in
-    lib.take 1 found;
+  # Whether a path is this place, and whether it lies in it.
+  isAt = path: place: normalise path == normalise place;
+  isIn = path: place: isAbove (normalise place) (normalise path);
 
-  # The paths of the host that a container can write through its own mounts. A device is nothing that a root leads through.
-  writable =
+  # The paths of the host that a container's own mounts show it, as { host, isReadOnly }. No root leads through a device, or
+  # through what is in the store.
+  bound =
     container:
-    lib.filter (host: lib.hasPrefix "/" host && host != "/dev/fuse") (
-      map hostOf (lib.filter (bind: !bind.isReadOnly) (lib.attrValues container.bindMounts))
-      ++ writableFlags container.extraFlags
-    );
+    lib.filter
+      (bind: lib.hasPrefix "/" bind.host && bind.host != "/dev/fuse" && !isBelow (normalise bind.host) store)
+      (
+        map (bind: {
+          host = hostOf bind;
+          inherit (bind) isReadOnly;
+        }) (lib.attrValues container.bindMounts)
+        ++ flagBinds container.extraFlags
+      );
 
   bindProblems =
     name: bind:

@@ -16,10 +16,11 @@ let
   inherit (import ./rewrite.nix { inherit lib; }) containerInit rewrite;
   inherit (import ./binds.nix { inherit lib; })
     bindProblems
+    bound
     flagProblems
+    isAt
+    isIn
     tmpfsProblems
-    within
-    writable
     ;
   directories = import ./directories.nix;
   cfg = config.services.nix-store-fs;
@@ -76,15 +77,25 @@ let
       ++ lib.concatMap tmpfsProblems container.tmpfs
     );
 
-  # What a container can write, and so must not decide what a view shows. Without a private store it can write its own
-  # profiles and garbage collector roots of the host.
+  # What a container can write, and so must not decide what a view shows. Without private users its root has but to remount
+  # what it has read-only. Without a private store it can write its own profiles and garbage collector roots of the host.
   writableOf =
     name: container:
-    writable container
+    map (bind: bind.host) (
+      lib.filter (bind: !bind.isReadOnly || !mapsUsers (container.privateUsers or "no")) (bound container)
+    )
     ++ lib.optionals (!container.privateStore.enable) [
       "/nix/var/nix/profiles/per-container/${name}"
       "/nix/var/nix/gcroots/per-container/${name}"
     ];
+
+  # Bound by all that have it read-only, as many have a link that leads into the store: the link itself stays the host's.
+  onlyRead =
+    host:
+    let
+      binds = lib.filter (bind: bind.host == host) (lib.concatMap bound (lib.attrValues config.containers));
+    in
+    binds != [ ] && lib.all (bind: bind.isReadOnly) binds;
 
   # What decides what views show: their roots that are no store paths, and the files that hold them.
   deciding =
@@ -237,8 +248,8 @@ in
         assertion = false;
         message = ''
           ${where}: ${path} lies in ${dir}, which a container can write, and could choose what the view shows. Give a
-          store path or a link elsewhere, or let the container have ${dir} read-only.'';
-      }) (within cfg.untrusted path)
+          store path or a link elsewhere, or do not bind ${dir} into a container: one without private users can remount what it has read-only.'';
+      }) (lib.take 1 (lib.filter (dir: isIn path dir || isAt path dir && !onlyRead dir) cfg.untrusted))
     ) (lib.filter (one: !lib.hasPrefix "${builtins.storeDir}/" one.path) deciding);
 
     services.nix-store-fs.untrusted = [

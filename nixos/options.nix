@@ -39,8 +39,8 @@ in
       example = [ "/srv/shared" ];
       description = ''
         Directories, or files, that somebody else than the host's root can write as root: no root of a view is resolved
-        through them. Added to these are the root directories of containers and whatever a declared container has
-        bound writable. To be named here is what the configuration does not show: for example a directory that is
+        through them. Added to these are the root directories of containers and what declared containers have
+        bound. To be named here is what the configuration does not show: for example a directory that is
         bound writable into a container made with {command}`nixos-container create`.
       '';
     };

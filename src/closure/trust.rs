@@ -96,11 +96,28 @@ pub enum Reason {
     Named(PathBuf),
 }
 
-/// What must not decide: as the caller names it, and which file that is.
+/// What must not decide.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Untrusted {
-    names: Vec<PathBuf>,
+    /// As the caller names it.
+    named: PathBuf,
+    /// Where it is: a link means what it leads to, as in a bind mount. `None`: nowhere.
+    place: Option<PathBuf>,
     identity: Option<Identity>,
+}
+
+impl Untrusted {
+    fn new(named: &Path) -> Self {
+        let dangles = || named.is_symlink() && !named.exists();
+        let place = named.canonicalize().ok().or_else(|| (!dangles()).then(|| named.to_owned()));
+        let stat = rustix::fs::stat(named).ok();
+        let identity = stat.map(|stat| Identity { device: stat.st_dev, inode: stat.st_ino });
+        Self { named: named.to_owned(), place, identity }
+    }
+
+    fn contains(&self, path: &Path, identity: Identity) -> bool {
+        self.identity == Some(identity) || self.place.as_ref().is_some_and(|place| path.starts_with(place))
+    }
 }
 
 /// Whom to trust.
@@ -131,12 +148,7 @@ impl Trust {
     /// Nothing in one of these directories decides. One that does not exist is known by its name.
     #[must_use]
     pub fn with_untrusted<'a>(mut self, dirs: impl IntoIterator<Item = &'a PathBuf>) -> Self {
-        self.untrusted.extend(dirs.into_iter().map(|dir| {
-            let names = std::iter::once(dir.clone()).chain(dir.canonicalize()).collect();
-            let identity = rustix::fs::stat(dir).ok();
-            let identity = identity.map(|stat| Identity { device: stat.st_dev, inode: stat.st_ino });
-            Untrusted { names, identity }
-        }));
+        self.untrusted.extend(dirs.into_iter().map(|dir| Untrusted::new(dir)));
         self
     }
 
@@ -157,11 +169,8 @@ impl Trust {
     /// # Errors
     /// Why it must not decide what the roots mean.
     pub fn judge(&self, path: &Path, identity: Identity, rights: Rights, part: Part) -> Result<(), Reason> {
-        let is_it = |one: &&Untrusted| {
-            one.identity == Some(identity) || one.names.iter().any(|name| path.starts_with(name))
-        };
-        if let Some(name) = self.untrusted.iter().find(is_it).and_then(|one| one.names.first()) {
-            return Err(Reason::Named(name.clone()));
+        if let Some(one) = self.untrusted.iter().find(|one| one.contains(path, identity)) {
+            return Err(Reason::Named(one.named.clone()));
         }
         let kind = FileType::from_raw_mode(rights.mode);
         // The end of a way that is neither leads nowhere, whoever owns it.
@@ -272,13 +281,16 @@ mod tests {
         std::os::unix::fs::symlink(&real, &link).unwrap();
         let stat = rustix::fs::stat(&real).unwrap();
         let same = Identity { device: stat.st_dev, inode: stat.st_ino };
-        let absent = dir.path().join("absent");
-        let trust = Trust::new([0], 0).with_untrusted(&[link.clone(), absent.clone()]);
+        let (absent, dangling) = (dir.path().join("absent"), dir.path().join("dangling"));
+        std::os::unix::fs::symlink("nowhere", &dangling).unwrap();
+        let trust = Trust::new([0], 0).with_untrusted(&[link.clone(), absent.clone(), dangling.clone()]);
         let by = |path: &Path, identity| trust.judge(path, identity, rights(0, 0, DIR | 0o755), Part::Way);
         let named = |dir: &Path| Err(Reason::Named(dir.to_owned()));
         assert_eq!(by(Path::new("/elsewhere"), same), named(&link));
         assert_eq!(by(&real.canonicalize().unwrap().join("below"), IDENTITY), named(&link));
-        assert_eq!(by(&link, IDENTITY), named(&link));
+        // The link itself is not in what it leads to, and one that dangles names nothing.
+        assert_eq!(by(&link, IDENTITY), Ok(()));
+        assert_eq!(by(&dangling, IDENTITY), Ok(()));
         assert_eq!(by(&absent.join("below"), IDENTITY), named(&absent));
         assert_eq!(by(&dir.path().join("absent-minded"), IDENTITY), Ok(()));
         assert_eq!(by(dir.path(), IDENTITY), Ok(()));

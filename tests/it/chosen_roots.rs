@@ -210,6 +210,11 @@ fn what_the_caller_does_not_trust_is_refused() {
     let view = untrusted(&profiles.at("absent")).arg("--untrusted").arg(&other).mount();
     assert!(view.path().join(&profiles.fixture.system.base).exists());
     drop(profiles.fixture.program().arg("--untrusted").arg(profiles.fixture.store.root()).mount());
+    // A link that leads into the store stays root's, though what it leads to is bound elsewhere.
+    let linked = profiles.at("driver");
+    symlink(&profiles.fixture.system.path, &linked).unwrap();
+    let program = Program::on(&profiles.fixture.store).arg("--root").arg(&linked);
+    drop(program.arg("--untrusted").arg(&linked).mount());
 }
 
 /// In a user namespace, root of the host shows as the overflow user. An ordinary user has a group of their own.

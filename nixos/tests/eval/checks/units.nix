@@ -206,7 +206,7 @@ map (
                 "--bind"
                 "'/srv/apart'"
                 "--overlay=/srv/lower:/srv/upper:/overlay --overlay-ro=/srv/lower:/srv/other:/other"
-                "--bind=+/of/the/root"
+                "--bind=+/of/the/root --bind=/nix/store/00000000000000000000000000000000-page:/page"
               ];
             };
           }
@@ -238,7 +238,9 @@ map (
           "/srv/data"
           "/srv/flag"
           "/srv/itself"
+          "/srv/not"
           "/srv/plain"
+          "/srv/read"
           "/srv/upper"
           "/var/lib/containers"
           "/var/lib/machines"
