@@ -4,6 +4,7 @@
 //!
 //! 1. [`values`]: names of store paths and what is served, as plain values. [`sys`]: raw calls. [`error`]: how errors read.
 //!    [`startup`]: what a process is started with. [`log`]: lines for standard error.
+//!    [`sandbox`]: what a process may still do.
 //! 2. [`store`]: the only place that knows Nix's C++ store library.
 //! 3. [`closure`]: from a path that a person types to a closure that is held, and its printed forms.
 //! 4. [`fuse`]: what the kernel and this program say to each other, as bytes, and the ledger of what was taken.
@@ -22,6 +23,7 @@ pub mod kernel;
 pub mod log;
 pub mod monitor;
 pub mod protocol;
+pub mod sandbox;
 pub mod server;
 pub mod startup;
 pub mod store;

@@ -15,6 +15,7 @@ use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Once;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -110,6 +111,20 @@ impl Log {
         }
     }
 
+    /// Writes what is kept: from now on nobody else does.
+    fn write_kept(&self) {
+        let entries = {
+            let mut queue = self.queue.lock();
+            queue.served = false;
+            std::mem::take(&mut queue.entries)
+        };
+        for entry in entries {
+            if let Entry::Line(line) = entry {
+                write(&line);
+            }
+        }
+    }
+
     fn flush(&self, limit: Duration) -> bool {
         let until = Instant::now() + limit;
         let mut queue = self.queue.lock();
@@ -131,11 +146,9 @@ pub struct LogSettings {
     pub json: bool,
 }
 
-/// From here on nothing of this process waits for whoever reads standard error, a panic included.
+/// From here on nothing of this process waits for whoever reads standard error, a panic included. Lines are kept until [`start`].
 pub fn begin() {
-    if let Err(error) = start() {
-        say(&format!("nix-store-fs: the log is written without a thread of its own: {error}"));
-    }
+    LOG.queue.lock().served = true;
     std::panic::set_hook(Box::new(|panic| {
         let thread = thread::current();
         let name = thread.name().unwrap_or("without a name").to_owned();
@@ -166,8 +179,18 @@ pub fn set_up(settings: LogSettings) {
     }
 }
 
-/// Starts the thread. Without it, who logs writes, and may have to wait.
-fn start() -> io::Result<()> {
+/// Starts the thread that writes, if it has not been. Where it cannot be made, who logs writes, and may have to wait.
+pub fn start() {
+    static STARTED: Once = Once::new();
+    STARTED.call_once(|| {
+        if let Err(error) = start_thread() {
+            LOG.write_kept();
+            say(&format!("nix-store-fs: the log is written without a thread of its own: {error}"));
+        }
+    });
+}
+
+fn start_thread() -> io::Result<()> {
     let work = || {
         WRITES.set(true);
         if let Err(error) = sys::keep_descriptor(io::stderr().as_raw_fd()) {
@@ -189,7 +212,6 @@ fn start() -> io::Result<()> {
     let thread = thread::Builder::new().name("log".to_owned()).spawn(work);
     before.thread_set_mask()?;
     thread?;
-    LOG.queue.lock().served = true;
     Ok(())
 }
 
@@ -224,6 +246,7 @@ pub fn say(line: &str) {
 
 /// Waits until all of the log has been written, for `limit` at most: nobody may be reading it.
 pub fn flush(limit: Duration) {
+    start();
     LOG.flush(limit);
 }
 

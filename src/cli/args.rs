@@ -7,6 +7,7 @@ use clap::{ArgAction, Parser, ValueEnum};
 use crate::closure::dump::Format;
 use crate::log::LogSettings;
 use crate::protocol::handshake::Io;
+use crate::sandbox::Sandbox;
 use crate::server::idle::IdlePolling;
 
 const AFTER_HELP: &str = "\
@@ -65,13 +66,13 @@ pub(super) struct Args {
     /// Print what would be served and exit
     #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "text",
           conflicts_with_all = ["mountpoint", "reload", "name", "io", "idle_polling", "watch", "prune", "report",
-                                "gc_root", "threads"])]
+                                "gc_root", "sandbox", "threads"])]
     pub(super) dump_closure: Option<Format>,
 
     /// Ask a running view to follow its roots again; returns when the new closure is visible
     #[arg(long, value_name = "NAME|MOUNTPOINT",
           conflicts_with_all = ["mountpoint", "system", "roots", "roots_file", "untrusted", "store", "name", "io", "idle_polling",
-                                "watch", "prune", "report", "gc_root", "threads"])]
+                                "watch", "prune", "report", "gc_root", "sandbox", "threads"])]
     pub(super) reload: Option<PathBuf>,
 
     /// How files are read
@@ -98,6 +99,10 @@ pub(super) struct Args {
     /// DIR is made if absent
     #[arg(long, value_name = "DIR")]
     pub(super) gc_root: Option<PathBuf>,
+
+    /// Whether a server gives up every right that it does not need
+    #[arg(long, value_name = "HOW", value_enum, default_value_t)]
+    pub(super) sandbox: Sandbox,
 
     /// Threads that answer requests [default: processors, at least 2, at most 8]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
@@ -167,6 +172,7 @@ mod tests {
                 let value = match id {
                     "threads" => "2",
                     "io" => "cached",
+                    "sandbox" => "best",
                     "idle_polling" => "never",
                     "log_format" => "json",
                     _ => "web",

@@ -97,6 +97,7 @@ impl Config {
                             .threads
                             .map_or(cores.clamp(*THREADS.start(), *THREADS.end()), usize::from),
                         io: args.io,
+                        sandbox: args.sandbox,
                         idle_polling: args.idle_polling,
                         watch: args.watch,
                         prune: args.prune,

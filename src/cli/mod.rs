@@ -34,6 +34,7 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 pub fn main() -> ! {
     let inherited = startup::begin();
     log::begin();
+    log::start();
     let args = Args::try_parse().unwrap_or_else(|error| end(explain(&error), LAST_WORDS));
     let settings = args.log();
     log::set_up(settings);

@@ -226,6 +226,7 @@ impl Runtime {
             crashed: self.crashed,
             invalidate: content.unsettled.iter().cloned().collect(),
             end_with: systemd::is_there().then(std::process::id),
+            sandbox: self.settings.sandbox,
             log: self.settings.log,
         };
         let order = Order::Start(Box::new(start));

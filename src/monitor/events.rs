@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -180,12 +181,12 @@ impl Runtime {
         match server.ended() {
             Ok(None) => events.extend(hung_up),
             Ok(Some(status)) => {
-                events.push(Event::Exited(status.to_string()));
+                events.push(exited(status));
                 self.crashed = status.signal() != Some(Signal::SIGKILL as i32);
                 self.server = None;
             }
             Err(error) => {
-                events.push(Event::Exited(format!("cannot be waited for: {error}")));
+                events.push(Event::Exited { how: format!("cannot be waited for: {error}"), faulted: false });
                 self.server = None;
             }
         }
@@ -202,6 +203,17 @@ impl Runtime {
             }
         })
     }
+}
+
+fn exited(status: ExitStatus) -> Event {
+    let signal = status.signal().and_then(|number| Signal::try_from(number).ok());
+    let how = match signal {
+        Some(Signal::SIGSYS) => format!(
+            "{status}: its own filter refused a system call; please report it, and use --sandbox none until then"
+        ),
+        _ => status.to_string(),
+    };
+    Event::Exited { how, faulted: status.signal().is_some() && signal != Some(Signal::SIGKILL) }
 }
 
 fn event(report: Report) -> Event {

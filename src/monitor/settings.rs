@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use crate::closure::resolve::Roots;
 use crate::log::LogSettings;
 use crate::protocol::handshake::Io;
+use crate::sandbox::Sandbox;
 use crate::server::idle::IdlePolling;
 
 /// Everything that a view is made from.
@@ -34,6 +35,8 @@ pub struct Settings {
     pub gc_root: Option<PathBuf>,
     /// The state directory.
     pub state: PathBuf,
+    /// Whether servers give up their rights.
+    pub sandbox: Sandbox,
     /// How to log.
     pub log: LogSettings,
 }

@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use super::handshake::Agreement;
 use crate::log::LogSettings;
+use crate::sandbox::Sandbox;
 use crate::sys::memory;
 use crate::values::{StorePath, View, lossless};
 
@@ -90,6 +91,8 @@ pub struct Start {
     /// The monitor's process id, if the server is to end with it: where a service manager keeps the device, a
     /// successor brings a server of its own.
     pub end_with: Option<u32>,
+    /// Whether it gives up its rights.
+    pub sandbox: Sandbox,
     /// How to log.
     pub log: LogSettings,
 }

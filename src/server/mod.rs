@@ -45,7 +45,7 @@ use crate::view::backing::{Backing, Identity};
 use crate::view::journal::{Home, Journal, JournalError, Record};
 use crate::view::trie::{NodeId, PathTrie};
 use crate::view::{MemberWatch, Registrations, ServedView};
-use crate::{log, sys};
+use crate::{log, sandbox, sys};
 use counts::Counts;
 use forgetting::{Invalidator, Owed};
 use fuse::StoreFs;
@@ -74,6 +74,9 @@ pub enum ServeError {
     /// The monitor ended before the server began.
     #[error("the monitor has ended")]
     Orphaned,
+    /// It cannot give up its rights, and is to.
+    #[error(transparent)]
+    Sandbox(#[from] sandbox::Missing),
     /// Nothing in the store can be opened.
     #[error(
         "the store directory cannot be opened with openat2(2); Linux 5.10 or newer is needed, and no system call filter that refuses the call, as RestrictSUIDSGID= in a unit does"
@@ -101,6 +104,7 @@ impl ServeError {
                 Cause::Leftovers
             }
             Self::Store(error) if is_refusal(error) => Cause::Unsupported,
+            Self::Sandbox(_) => Cause::Unsupported,
             Self::Journal(_)
             | Self::Store(_)
             | Self::NoOrder(_)
@@ -185,11 +189,19 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: OwnedFd) -> Result
     // Nobody else uses it from here on.
     let (ledger, slots) = Ledger::open(ledger).map_err(failed("mapping the ledger"))?;
     let watch = MemberWatch::new(&store);
+    let room = descriptors_left();
+    let registers = start.agreement.io == Io::Passthrough;
+    let role =
+        sandbox::Server { store: store.as_fd(), journal: journal.as_ref().map(AsFd::as_fd), registers };
+    role.confine(start.sandbox)?;
+    log::start();
+
+    // From here on it parses what others have written.
     let trie = Arc::new(PathTrie::new());
     let backing = Backing::new(store);
     backing.check().map_err(|error| ServeError::Store(error.into()))?;
     let registrations = || Arc::new(Registrations::new(std::process::id()));
-    let registrations = (start.agreement.io == Io::Passthrough).then(registrations);
+    let registrations = registers.then(registrations);
     let mut members = Vec::new();
     let home = journal.zip(start.journal.as_deref()).map(|(dir, path)| Home::new(dir, path));
     let journal = home.map(|home| open_journal(home, &trie, registrations.as_deref(), &mut members));
@@ -266,7 +278,6 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: OwnedFd) -> Result
             }
         }
     })?;
-    let room = descriptors_left();
     tracing::debug!(room, "descriptors for the store");
     view.backing().set_room(room, start.threads);
     spawn("members", move || watch.run(&view))?;
@@ -322,10 +333,12 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), ServeEr
 fn descriptors_left() -> usize {
     /// Where it cannot be counted: more than a server has open besides the store's files.
     const OPEN: usize = 24;
+    /// What is opened later besides them.
+    const LATER: usize = 6;
     let limit = rustix::process::getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     // The directory itself is open while it is read.
     let open = std::fs::read_dir("/proc/self/fd").map_or(OPEN, |all| all.count().saturating_sub(1));
-    usize::try_from(limit).unwrap_or(usize::MAX).saturating_sub(open)
+    usize::try_from(limit).unwrap_or(usize::MAX).saturating_sub(open + LATER)
 }
 
 fn open_journal(

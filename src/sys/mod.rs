@@ -74,6 +74,13 @@ unsafe fn close_between(first: u32, last: u32, flags: std::ffi::c_int) -> io::Re
     Err(rustix::io::Errno::NOSYS.into())
 }
 
+/// Whether close_range(2) can be used.
+#[must_use]
+pub fn closes_ranges() -> bool {
+    // SAFETY: no descriptor has this number: the kernel has no table as large.
+    unsafe { close_between(u32::MAX, u32::MAX, 0) }.is_ok()
+}
+
 /// Gives the calling thread a table of descriptors of its own, with none in it but standard error and `kept`. What other
 /// threads have open is theirs alone from then on: it is closed when they end, whatever this thread waits for. So this one must
 /// neither use nor drop anything else that is a descriptor.
@@ -232,6 +239,12 @@ pub fn open_backing(device: impl AsFd, file: impl AsFd) -> io::Result<u32> {
     let number = unsafe { backing_open(device.as_fd().as_raw_fd(), &raw const map) }?;
     u32::try_from(number).map_err(|_| rustix::io::Errno::IO.into())
 }
+
+/// The numbers of the two calls for registrations (ioctl(2)).
+pub const BACKING_CALLS: [u64; 2] = [
+    nix::request_code_write!(229, 1, size_of::<BackingMap>()),
+    nix::request_code_write!(229, 2, size_of::<u32>()),
+];
 
 /// Ends a registration by its number (FUSE_DEV_IOC_BACKING_CLOSE).
 ///

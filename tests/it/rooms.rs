@@ -5,27 +5,28 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The rooms, each with those that it may use besides itself.
-const ROOMS: [(&str, &[&str]); 10] = [
+const ROOMS: [(&str, &[&str]); 11] = [
     ("values", &[]),
+    ("sandbox", &["sys"]),
     ("store", &["values"]),
     ("closure", &["values", "store"]),
     ("fuse", &["sys"]),
     ("view", &["values", "sys", "error", "fuse"]),
-    ("protocol", &["values", "sys", "log", "fuse"]),
+    ("protocol", &["values", "sys", "log", "sandbox", "fuse"]),
     ("kernel", &["sys", "fuse", "protocol"]),
-    ("server", &["values", "sys", "error", "log", "startup", "fuse", "view", "protocol"]),
+    ("server", &["values", "sys", "error", "log", "startup", "sandbox", "fuse", "view", "protocol"]),
     (
         "monitor",
         &[
-            "values", "sys", "error", "log", "startup", "store", "closure", "fuse", "view", "protocol",
-            "kernel", "server",
+            "values", "sys", "error", "log", "startup", "sandbox", "store", "closure", "fuse", "view",
+            "protocol", "kernel", "server",
         ],
     ),
     (
         "cli",
         &[
-            "values", "sys", "error", "log", "startup", "store", "closure", "protocol", "kernel", "server",
-            "monitor",
+            "values", "sys", "error", "log", "startup", "sandbox", "store", "closure", "protocol", "kernel",
+            "server", "monitor",
         ],
     ),
 ];

@@ -58,7 +58,12 @@ pub(in crate::monitor) enum Event {
     /// The server's socket is closed, or cannot be used, for this reason.
     HungUp(Option<String>),
     /// The server's process has ended, in these words.
-    Exited(String),
+    Exited {
+        /// How, in words.
+        how: String,
+        /// Whether a signal ended it that nobody has sent: a fault of its own.
+        faulted: bool,
+    },
     /// [`Action::StartServer`] was not possible.
     NotStarted(String),
     /// The answer to [`Action::LookAtMount`].

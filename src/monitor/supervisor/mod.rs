@@ -37,7 +37,7 @@ pub(super) use events::{
     Verdict,
 };
 use reloads::{Cause, First, Reloads, Stage, Waiting};
-use server_life::{Backoff, Past, START_ATTEMPTS, Starting};
+use server_life::{Backoff, Past, START_ATTEMPTS, START_FAULTS, Starting};
 use server_life::{ServerLife, Successor};
 
 /// The pause before a probe is tried again for which no thread could be made.
@@ -101,6 +101,8 @@ pub(super) struct Supervisor {
     server: ServerLife,
     successor: Successor,
     backoff: Backoff,
+    /// Servers in a row that a fault of their own has ended.
+    faults: u32,
     /// Whether a server of this monitor has served.
     served: Served,
     /// None before the first resolution of a new view.
@@ -123,6 +125,7 @@ impl Supervisor {
             server: ServerLife::Down(None),
             successor: Successor::Fresh,
             backoff: Backoff::default(),
+            faults: 0,
             served: Served::NotYet,
             content: None,
             journal: false,
@@ -221,7 +224,7 @@ impl Supervisor {
             Event::Switched { epoch } => self.switched(epoch, now),
             Event::Refused(refusal) => self.refused(refusal),
             Event::HungUp(why) => self.hung_up(why, now.monotonic),
-            Event::Exited(how) => self.exited(how),
+            Event::Exited { how, faulted } => self.exited(how, faulted),
             Event::NotStarted(why) => self.not_started(why, now.monotonic),
             Event::MountIs(seen) => self.mount_is(seen, now.monotonic),
             Event::Answers => self.answers(),
@@ -246,7 +249,7 @@ impl Supervisor {
             }
             ServerLife::Ending { until, .. } if *until <= time => {
                 self.actions.push(Action::ReapLater);
-                self.exited("killed while it waits for a reader".to_owned());
+                self.exited("killed while it waits for a reader".to_owned(), false);
             }
             _ => {}
         }

@@ -16,6 +16,9 @@ const SHORT_LIVES: u32 = 20;
 /// Servers in a row that a monitor starts in vain before it gives up a new mount that none of them has served.
 pub(super) const START_ATTEMPTS: u32 = 10;
 
+/// The same for those that a fault of their own has ended: it comes again.
+pub(super) const START_FAULTS: u32 = 3;
+
 /// Whether there is a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::monitor) enum ServerLife {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::{
     Action, Links, MonitorError, MountEnd, MountLife, Note, Now, Outcome, Past, Readiness, Refusal,
-    START_ATTEMPTS, Seen, Served, ServerLife, Starting, Successor, Supervisor, Verdict,
+    START_ATTEMPTS, START_FAULTS, Seen, Served, ServerLife, Starting, Successor, Supervisor, Verdict,
 };
 
 /// How long the end of a killed server is waited for, so that it can be logged.
@@ -103,11 +103,12 @@ impl Supervisor {
         }
     }
 
-    pub(super) fn exited(&mut self, how: String) {
+    pub(super) fn exited(&mut self, how: String, faulted: bool) {
         let (past, Some(since)) = (self.server.past(), self.server.since()) else { return };
         if let ServerLife::Ended { .. } = self.server {
             return;
         }
+        self.faults = if faulted { self.faults.saturating_add(1) } else { 0 };
         self.server = ServerLife::Ended { how, past, since };
         self.actions.push(Action::LookAtMount);
     }
@@ -160,7 +161,7 @@ impl Supervisor {
         };
         let pause = self.backoff.death(&past, lived).max(pause);
         let is_new = self.served == Served::NotYet && self.successor != Successor::Inherited;
-        if is_new && self.backoff.in_vain() >= START_ATTEMPTS {
+        if is_new && (self.backoff.in_vain() >= START_ATTEMPTS || self.faults >= START_FAULTS) {
             return self.end_unserved(MonitorError::Server(said));
         }
         self.server = ServerLife::Down(Some(now + pause));

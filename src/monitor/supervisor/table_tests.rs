@@ -167,7 +167,7 @@ fn events() -> Vec<(&'static str, Event)> {
         ("Refused, passing", Event::Refused(Refusal::Passing(why()))),
         ("HungUp", Event::HungUp(None)),
         ("HungUp, garbage", Event::HungUp(Some(why()))),
-        ("Exited", Event::Exited(why())),
+        ("Exited", Event::Exited { how: why(), faulted: false }),
         ("NotStarted", Event::NotStarted(why())),
         ("MountIs Alive", Event::MountIs(Seen::Alive)),
         ("MountIs Dead", Event::MountIs(Seen::Dead)),

@@ -436,7 +436,7 @@ impl World {
     pub(super) fn exit(&mut self) {
         if let Some(process) = self.process.take() {
             self.ended(&process);
-            self.event(Event::Exited("exit status: 1".into()));
+            self.event(Event::Exited { how: "exit status: 1".into(), faulted: false });
         }
     }
 

@@ -50,3 +50,56 @@ fn a_program_without_its_server_says_so() {
         "{finished:?}"
     );
 }
+
+/// What a server could use against the host is given up: it shows in `/proc`, and it cannot be had again.
+#[test]
+fn a_server_has_no_right_that_it_does_not_need() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    for (io, kept) in [("cached", 0), ("passthrough", 1 << 21)] {
+        let arguments = ["--system", &fixture.system.path, "--sandbox", "require", "--io", io];
+        let mut service = Service::new(&fixture.store).with(arguments);
+        service.start_ready();
+        let server = service.server();
+        let tasks = fs::read_dir(format!("/proc/{}/task", server.as_raw_nonzero())).unwrap();
+        let tasks: Vec<_> = tasks.map(|task| task.unwrap().file_name().into_string().unwrap()).collect();
+        assert!(tasks.len() > 4, "{tasks:?}");
+        for task in tasks {
+            let status = of(server, &format!("task/{task}/status"));
+            let has = |key: &str| {
+                let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default();
+                line.trim_start_matches(':').trim().to_owned()
+            };
+            assert_eq!(has("CapEff"), format!("{kept:016x}"), "{io}: {status}");
+            assert_eq!(has("CapPrm"), format!("{kept:016x}"), "{io}: {status}");
+            for empty in ["CapInh", "CapBnd", "CapAmb"] {
+                assert_eq!(has(empty), format!("{:016x}", 0), "{io}: {status}");
+            }
+            assert_eq!((has("NoNewPrivs"), has("Seccomp")), ("1".into(), "2".into()), "{io}: {status}");
+        }
+        assert!(of(server, "limits").contains("Max core file size        0                    0"));
+        assert_eq!(
+            fs::read(service.path().join(&fixture.data.base).join("program")).unwrap(),
+            b"#!/bin/sh\necho ran\n"
+        );
+        service.stop();
+    }
+}
+
+/// A server that a fault of its own ends, as a filter that is too narrow does, is not started for ever.
+#[test]
+fn a_first_server_that_crashes_three_times_ends_the_start() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let dir = scratch();
+    let program = Program::install(dir.path());
+    let server = dir.path().join("nix-store-fs-server");
+    fs::remove_file(&server).unwrap();
+    let crashes = crate::util::compile("crashes.c", dir.path());
+    fs::rename(crashes, &server).unwrap();
+    let finished = fixture.program().binary(program).arg(dir.path().join("view")).run();
+    assert_eq!(finished.status.code(), Some(1), "{finished:?}");
+    assert_eq!(finished.stderr.matches("restarting it").count(), 2, "{finished:?}");
+    assert!(finished.stderr.contains("the server failed to start: signal: 31 (SIGSYS)"), "{finished:?}");
+    assert!(finished.stderr.contains("use --sandbox none"), "{finished:?}");
+}

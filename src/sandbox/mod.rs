@@ -1,0 +1,137 @@
+//! What a process may still do once it parses what others send: one table for each role.
+//!
+//! Responsibility: gives up rights, part by part, and says which part the kernel or somebody who has confined this process before
+//! does not allow. See docs/design.md, "What a process may do".
+//!
+//! Invariants:
+//! - Called while there is one thread: capabilities and Landlock belong to a thread, and are inherited by those that it makes.
+//! - What is given up cannot be had again, by no program that is executed either.
+//!
+//! Hard points:
+//! 1. The order. To empty the bounding set takes CAP_SETPCAP; to confine takes no_new_privs, where a process has no
+//!    CAP_SYS_ADMIN; the filter of system calls comes last, as it refuses all of these.
+//! 2. A call that the table does not list, because a C library began to use it, must not end a server months later. So it does not
+//!    exist (`ENOSYS`), and C libraries have another way for older kernels. In builds for tests it ends the process.
+
+mod calls;
+mod capabilities;
+mod files;
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use rustix::process::{DumpableBehavior, Resource, Rlimit};
+use serde::{Deserialize, Serialize};
+
+/// Bytes of the longest file that a server writes: its journal, of 60 million names.
+const LONGEST_FILE: u64 = 4 << 30;
+/// Bytes that a server may keep in memory: what ordinary requests fill, for 64 threads.
+const LOCKED: u64 = 2 << 20;
+
+/// How much of it has to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Sandbox {
+    /// A server that cannot give up its rights does not start
+    Require,
+    /// What cannot be given up is said in the log
+    #[default]
+    Best,
+    /// Nothing is given up
+    None,
+}
+
+/// A part of it that cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[error("this system does not let a server give up its rights: {part}; --sandbox best serves all the same")]
+pub struct Missing {
+    part: Part,
+    #[source]
+    source: io::Error,
+}
+
+/// What can be given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Capabilities,
+    NewPrivileges,
+    Files,
+    Calls,
+}
+
+impl std::fmt::Display for Part {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Capabilities => "capabilities",
+            Self::NewPrivileges => "no_new_privs, and not to be traced",
+            Self::Files => "files (Landlock, Linux 5.13)",
+            Self::Calls => "system calls (seccomp)",
+        })
+    }
+}
+
+/// What a server keeps.
+#[derive(Debug, Clone, Copy)]
+pub struct Server<'a> {
+    /// The store: to be read.
+    pub store: BorrowedFd<'a>,
+    /// The journal's directory: to be written.
+    pub journal: Option<BorrowedFd<'a>>,
+    /// Whether it registers files with the kernel, which takes CAP_SYS_ADMIN.
+    pub registers: bool,
+}
+
+impl Server<'_> {
+    /// Gives up everything else.
+    ///
+    /// # Errors
+    /// [`Missing`], where `wanted` is [`Sandbox::Require`].
+    pub fn confine(self, wanted: Sandbox) -> Result<(), Missing> {
+        if wanted == Sandbox::None {
+            return Ok(());
+        }
+        limit();
+        // Read once, on older kernels from a file.
+        let _ = rustix::param::page_size();
+        let parts: [(Part, &dyn Fn() -> io::Result<()>); 5] = [
+            (Part::Capabilities, &capabilities::never_again),
+            (Part::NewPrivileges, &no_new_privileges),
+            (Part::Files, &|| files::confine(self)),
+            (Part::Capabilities, &|| capabilities::drop_all(self.registers)),
+            (Part::Calls, &|| calls::confine(self.registers)),
+        ];
+        for (part, give_up) in parts {
+            if let Err(source) = give_up() {
+                if wanted == Sandbox::Require {
+                    return Err(Missing { part, source });
+                }
+                tracing::warn!(error = %source, "the server keeps rights that it does not need: {part}");
+            }
+        }
+        Ok(())
+    }
+}
+
+fn no_new_privileges() -> io::Result<()> {
+    rustix::thread::set_no_new_privs(true)?;
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    Ok(())
+}
+
+/// No right of its own is needed to lower a limit. To raise that of locked memory takes one, where it is too low.
+fn limit() {
+    let lower = |resource, most: u64| {
+        let now = rustix::process::getrlimit(resource);
+        let limit = |now: Option<u64>| Some(now.map_or(most, |now| now.min(most)));
+        let _ = rustix::process::setrlimit(
+            resource,
+            Rlimit { current: limit(now.current), maximum: limit(now.maximum) },
+        );
+    };
+    lower(Resource::Core, 0);
+    lower(Resource::Fsize, LONGEST_FILE);
+    let locked = Rlimit { current: Some(LOCKED), maximum: Some(LOCKED) };
+    if let Err(error) = rustix::process::setrlimit(Resource::Memlock, locked) {
+        tracing::debug!(%error, "the limit of locked memory stays as it is");
+    }
+}
