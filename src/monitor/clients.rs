@@ -1,9 +1,13 @@
 //! Clients of the control socket, from their connection to their answer. Nothing here waits.
 //!
-//! Invariants: a client that does not say what it wants is dropped after [`PATIENCE`]; no more than [`MOST`] are connected;
-//! a connection that cannot be accepted is left for [`PAUSE`], as the socket stays readable meanwhile.
+//! Invariants:
+//! - A client that does not say what it wants is dropped after [`PATIENCE`], or when another one needs its place. So no
+//!   number of them keeps out one that asks.
+//! - No more than [`MOST`] are connected, and no more than [`AT_ONCE`] are accepted before other events have their turn.
+//! - A client that has asked is dropped when it says more.
+//! - A connection that cannot be accepted is left for [`PAUSE`], as the socket stays readable meanwhile.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -15,6 +19,8 @@ use crate::protocol::control::{Asked, Client, Connection, Control, Outcome};
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How long nobody is accepted after that has failed.
 const PAUSE: Duration = Duration::from_secs(1);
+/// Clients that are accepted before other events have their turn.
+const AT_ONCE: usize = 64;
 /// Clients at most.
 const MOST: usize = 256;
 
@@ -23,7 +29,8 @@ const MOST: usize = 256;
 pub(super) struct Clients {
     control: Option<Control>,
     paused: Option<Instant>,
-    asking: Vec<(Connection, Instant)>,
+    /// The oldest first.
+    asking: VecDeque<(Connection, Instant)>,
     waiting: BTreeMap<ClientId, Client>,
     next: u64,
 }
@@ -58,41 +65,50 @@ impl Clients {
     /// Accepts and reads what has come; returns who asks for a reload.
     pub(super) fn take(&mut self, now: Instant) -> Vec<ClientId> {
         self.paused.take_if(|until| *until <= now);
-        self.waiting.retain(|_, client| !client.has_gone());
-        self.accept(now);
-        let mut reloads = Vec::new();
-        for (connection, until) in std::mem::take(&mut self.asking) {
-            match connection.read() {
-                Asked::Reload(client) => {
-                    let id = ClientId(self.next);
-                    self.next += 1;
-                    self.waiting.insert(id, client);
-                    reloads.push(id);
-                }
-                Asked::Nothing(connection) if now < until => self.asking.push((connection, until)),
-                Asked::Nothing(_) | Asked::Unknown => tracing::warn!("ignoring a malformed control request"),
-            }
-        }
+        self.waiting.retain(|_, client| client.is_quiet());
+        let asking = std::mem::take(&mut self.asking);
+        let mut reloads: Vec<_> =
+            asking.into_iter().filter_map(|(connection, until)| self.read(connection, until, now)).collect();
+        reloads.extend(self.accept(now));
         reloads
     }
 
-    fn accept(&mut self, now: Instant) {
-        while self.paused.is_none()
-            && let Some(control) = &self.control
-        {
+    /// Reads what a client says; returns it if it asks for a reload.
+    fn read(&mut self, connection: Connection, until: Instant, now: Instant) -> Option<ClientId> {
+        match connection.read() {
+            Asked::Reload(client) => {
+                let id = ClientId(self.next);
+                self.next += 1;
+                self.waiting.insert(id, client);
+                return Some(id);
+            }
+            Asked::Nothing(connection) if now < until => self.asking.push_back((connection, until)),
+            Asked::Nothing(_) | Asked::Unknown => tracing::warn!("ignoring a malformed control request"),
+        }
+        None
+    }
+
+    fn accept(&mut self, now: Instant) -> Vec<ClientId> {
+        let mut reloads = Vec::new();
+        for _ in 0..AT_ONCE {
+            let Some(control) = self.control.as_ref().filter(|_| self.paused.is_none()) else { break };
             match control.accept() {
-                Ok(Some(connection)) if self.asking.len() + self.waiting.len() >= MOST => {
-                    connection.refuse("too many reloads are under way; try again later");
-                    tracing::debug!("refusing a control request: {MOST} are under way");
+                Ok(Some(connection)) => {
+                    if self.asking.len() + self.waiting.len() >= MOST && self.asking.pop_front().is_none() {
+                        connection.refuse("too many reloads are under way; try again later");
+                        tracing::debug!("refusing a control request: {MOST} are under way");
+                        continue;
+                    }
+                    reloads.extend(self.read(connection, now + PATIENCE, now));
                 }
-                Ok(Some(connection)) => self.asking.push((connection, now + PATIENCE)),
-                Ok(None) => return,
+                Ok(None) => break,
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a control request");
                     self.paused = Some(now + PAUSE);
                 }
             }
         }
+        reloads
     }
 
     /// Tells a client what became of its reload.
@@ -172,6 +188,56 @@ mod tests {
         let others: Vec<_> = (0..5).map(|_| connect(&path, "reload\n")).collect();
         assert_eq!(clients.take(now).len(), others.len());
         assert_eq!(clients.sockets().len(), 1 + 9 + 1 + 5);
+    }
+
+    /// Those who say nothing make room for those who do, the oldest first.
+    #[test]
+    fn any_number_of_silent_clients_keeps_nobody_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control");
+        let mut clients = Clients::listen(Some(&path));
+        let now = Instant::now();
+        let mut silent = Vec::new();
+        for _ in 0..3 * MOST {
+            silent.push(connect(&path, "rel"));
+            assert!(clients.take(now).is_empty());
+        }
+        let asks = connect(&path, "reload\n");
+        assert_eq!(clients.take(now), [ClientId(0)]);
+        assert_eq!(clients.sockets().len(), 1 + MOST);
+        clients.answer(ClientId(0), &Outcome::Ok("shown".into()));
+        assert_eq!(std::io::read_to_string(asks).unwrap(), "{\"ok\":\"shown\"}\n");
+        let dropped = silent.drain(..=2 * MOST).map(closed);
+        assert!(dropped.into_iter().all(|closed| closed));
+        let mut last = silent.pop().unwrap();
+        last.write_all(b"oad\n").unwrap();
+        assert_eq!(clients.take(now), [ClientId(1)]);
+    }
+
+    /// However fast they come, other events have their turn.
+    #[test]
+    fn not_more_than_so_many_are_accepted_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control");
+        let mut clients = Clients::listen(Some(&path));
+        let now = Instant::now();
+        let _asks: Vec<_> = (0..2 * AT_ONCE).map(|_| connect(&path, "reload\n")).collect();
+        assert_eq!([clients.take(now).len(), clients.take(now).len()], [AT_ONCE; 2]);
+    }
+
+    /// Whoever has asked has nothing more to say: it would keep the monitor busy.
+    #[test]
+    fn a_client_that_talks_while_it_waits_is_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control");
+        let mut clients = Clients::listen(Some(&path));
+        let now = Instant::now();
+        let mut talks = connect(&path, "reload\n");
+        assert_eq!(clients.take(now), [ClientId(0)]);
+        talks.write_all(&[b'x'; 100_000]).unwrap();
+        assert!(clients.take(now).is_empty());
+        assert_eq!(clients.sockets().len(), 1);
+        clients.answer(ClientId(0), &Outcome::Ok("shown".into()));
     }
 
     #[test]

@@ -119,20 +119,19 @@ impl Connection {
 }
 
 impl Client {
-    /// Readable when it has gone.
+    /// Readable when it waits no more: see [`Self::is_quiet`].
     #[must_use]
     pub fn socket(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 
-    /// Whether it has gone: it waits for an answer, and has nothing more to say.
+    /// Whether it waits for its answer. One that has gone does not, and one that says more is no client.
     #[must_use]
-    pub fn has_gone(&self) -> bool {
-        let error = match (&self.0).read(&mut [0; 64]) {
-            Ok(read) => return read == 0,
-            Err(error) => error.kind(),
-        };
-        !matches!(error, io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+    pub fn is_quiet(&self) -> bool {
+        matches!(
+            (&self.0).read(&mut [0]).map_err(|error| error.kind()),
+            Err(io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+        )
     }
 
     /// Tells the client what became of it, without waiting; one that has gone need not know.
