@@ -3,8 +3,9 @@
 # Hard points
 # 1. The mount has to appear in the host's mount namespace. Every option that gives a unit a mount namespace of its
 #    own is therefore out, and with it most of the usual hardening: ProtectSystem=, ProtectHome=, PrivateTmp=,
-#    PrivateDevices=, ProtectKernel*=, ProtectControlGroups=, ProtectProc=, ProtectHostname=, PrivateNetwork=,
-#    ReadOnlyPaths=, BindPaths=, RootDirectory=, DynamicUser=.
+#    PrivateDevices=, ProtectKernel*=, ProtectControlGroups=, ProtectProc=, ProcSubset=, ReadOnlyPaths=, BindPaths=,
+#    RootDirectory=, DynamicUser=. MountFlags=shared does not help: systemd makes the copy a slave first. A network
+#    namespace needs one only for /sys, so PrivateNetwork= goes with PrivateMounts=no.
 # 2. The units that use the view have Requires= on it, so that it is there before them. systemd passes a restart on
 #    to them, also the automatic one after a crash, unless RestartMode=direct.
 # 3. A changed unit must not be restarted by a configuration switch, for the same reason. It is reloaded, and when the
@@ -144,6 +145,13 @@ in
     Slice = "nixstorefs.slice";
     OOMScoreAdjust = -900;
 
+    # What a container can make the view take, with room for honest ones (docs/operation.md, "Memory"). Above it the kernel
+    # reclaims what it has cached of the store; nothing is killed. No CPUWeight=: all views have the same one in their
+    # slice, so one that is flooded takes nothing from another's share.
+    MemoryHigh = "1G";
+    # Two processes, of some thirty threads together on a large machine.
+    TasksMax = 256;
+
     # Root, since mounting for all users needs it and so does the store's database. What of root's rights is left:
     CapabilityBoundingSet = [
       # mount and unmount, register files for passthrough, leave the host's mount namespace
@@ -156,6 +164,8 @@ in
       "CAP_FOWNER"
     ];
     NoNewPrivileges = true;
+    # The program sets a umask of its own for what others may see.
+    UMask = "0077";
     DevicePolicy = "closed";
     DeviceAllow = [
       "/dev/fuse rw"
@@ -164,9 +174,15 @@ in
     ++ lib.optional (idlePolling != "never") "/dev/cpu_dma_latency w";
     # notification, control socket, the daemon of a store that has one
     RestrictAddressFamilies = "AF_UNIX";
+    # Sockets that are files are reached from any network namespace.
+    PrivateNetwork = true;
+    PrivateMounts = false;
+    IPAddressDeny = "any";
     # its own mount namespace for opening the store
     RestrictNamespaces = "mnt";
     RestrictRealtime = true;
+    ProtectHostname = true;
+    ProtectClock = true;
     # not RestrictSUIDSGID=: it answers ENOSYS to openat2, with which the server reads the store
     LockPersonality = true;
     MemoryDenyWriteExecute = true;
@@ -174,6 +190,9 @@ in
     SystemCallFilter = [
       "@system-service"
       "@mount"
+      "~@privileged @resources"
+      # what the store library does when it opens a local store, and SQLite when it makes a file
+      "@chown"
     ];
     SystemCallErrorNumber = "EPERM";
   };

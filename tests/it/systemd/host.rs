@@ -44,6 +44,8 @@ impl Host {
                 "--keep-unit",
                 "--notify-ready=yes",
                 "--kill-signal=SIGRTMIN+3",
+                // Without it systemd makes no network namespace for a service.
+                "--capability=CAP_NET_ADMIN",
                 "--boot",
             ])
             .args(["--machine", &name, "--bind=/nix", "--bind=/dev/fuse", "--link-journal=no", "-D"])

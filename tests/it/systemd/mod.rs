@@ -20,6 +20,7 @@ mod nixos;
 
 mod chosen_roots;
 mod container;
+mod hardening;
 mod imperative;
 mod service;
 mod starts;

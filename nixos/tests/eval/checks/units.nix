@@ -36,14 +36,11 @@ let
     "NoExecPaths"
     "PrivateDevices"
     "PrivateIPC"
-    "PrivateMounts"
-    "PrivateNetwork"
     "PrivateTmp"
     "PrivateUsers"
     "ProcSubset"
     "ProtectControlGroups"
     "ProtectHome"
-    "ProtectHostname"
     "ProtectKernelLogs"
     "ProtectKernelModules"
     "ProtectKernelTunables"
@@ -153,6 +150,12 @@ map (
     (concatMap (
       name: filter (key: elem key namespacing) (attrNames services.${name}.serviceConfig)
     ) (filter (lib.hasPrefix "nix-store-fs@") (attrNames services)))
+    [ ]
+  )
+  (check "a network namespace gives no view's unit a mount namespace"
+    (filter (name: services.${name}.serviceConfig.PrivateMounts or true) (
+      filter (lib.hasPrefix "nix-store-fs@") (attrNames services)
+    ))
     [ ]
   )
   (check "no view's unit is denied openat2, by which the server reads the store"
