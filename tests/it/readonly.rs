@@ -50,6 +50,19 @@ fn attempts() -> Vec<Attempt> {
         attempt("create a new file", |t| {
             open(&t.directory.join("new"), OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)
         }),
+        attempt("create a file without a name", |t| {
+            match open(&t.directory, OFlags::RDWR | OFlags::TMPFILE) {
+                // Before Linux 6.2 no FUSE file system has them, read-only or not.
+                Err(Errno::OPNOTSUPP) => Err(Errno::ROFS),
+                answer => answer,
+            }
+        }),
+        attempt("create a file without a name for good", |t| {
+            match open(&t.directory, OFlags::WRONLY | OFlags::TMPFILE | OFlags::EXCL) {
+                Err(Errno::OPNOTSUPP) => Err(Errno::ROFS),
+                answer => answer,
+            }
+        }),
         attempt("mkdir", |t| rustix::fs::mkdir(t.directory.join("new"), Mode::RWXU)),
         attempt("rmdir", |t| rustix::fs::rmdir(&t.empty)),
         attempt("unlink a file", |t| rustix::fs::unlink(&t.file)),
@@ -153,6 +166,40 @@ fn changing_calls_give_erofs_after_a_remount() {
     fs::read(view.path().join(&fixture.data.base).join("text")).unwrap();
     remount_read_write(view.path());
     assert_nothing_changes(&fixture, view.path(), "remounted read-write");
+}
+
+/// The kernel's accounting opens its file for writing, and writes to it on behalf of every process that ends.
+#[test]
+fn accounting_into_a_view_writes_nothing() {
+    need!(Root, Fuse, Nix, Passthrough);
+    let dir = crate::util::scratch();
+    let acct = crate::util::compile("acct.c", dir.path());
+    let account = |file: &Path| {
+        let output = std::process::Command::new("unshare")
+            .args(["--pid", "--fork", "--kill-child"])
+            .arg(&acct)
+            .arg(file)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap().trim().parse::<i32>().unwrap()
+    };
+    let refused = Errno::ROFS.raw_os_error();
+    // Once the kernel opens files without asking, it can open this one; what it writes is refused.
+    for (io, remounted) in [("cached", 0), ("passthrough", refused)] {
+        let fixture = Fixture::new();
+        let view = fixture.program().args(["--io", io]).mount();
+        let data = view.path().join(&fixture.data.base);
+        let text = data.join("text");
+        assert_eq!(account(&text), refused, "as mounted, with {io}");
+        fs::read(&text).unwrap();
+        remount_read_write(view.path());
+        assert_eq!(account(&text), remounted, "remounted read-write, with {io}");
+        for base in fixture.members() {
+            tree::assert_same(&tree::walk(&fixture.store.physical(), &base), &tree::walk(view.path(), &base));
+        }
+        assert_eq!(fs::read(&text).unwrap(), b"hello\n");
+    }
 }
 
 /// The same when the very first request of the mount's life is a change.
