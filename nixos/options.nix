@@ -32,6 +32,32 @@ in
       '';
     };
 
+    sandbox = mkOption {
+      type = types.enum [
+        "require"
+        "best"
+        "none"
+      ];
+      default =
+        if
+          lib.versionAtLeast config.boot.kernelPackages.kernel.version "5.13"
+          && lib.elem pkgs.stdenv.hostPlatform.system [
+            "x86_64-linux"
+            "aarch64-linux"
+            "riscv64-linux"
+          ]
+        then
+          "require"
+        else
+          "best";
+      defaultText = lib.literalMD "`require` where the kernel can, else `best`";
+      description = ''
+        Whether a server gives up every right that it does not need: with `require` it does not start otherwise,
+        with `best` the log says what is missing, with `none` it keeps them. `require` fails where the
+        kernel is started without Landlock (`lsm=`).
+      '';
+    };
+
     untrusted = mkOption {
       type = types.listOf (types.strMatching "/.*");
       default = [ ];

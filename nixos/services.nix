@@ -16,7 +16,12 @@ let
   inherit (lib) mkEnableOption mkOption types;
   unit = import ./unit.nix {
     inherit lib pkgs;
-    inherit (config.services.nix-store-fs) package idlePolling untrusted;
+    inherit (config.services.nix-store-fs)
+      package
+      idlePolling
+      sandbox
+      untrusted
+      ;
   };
 
   # As a part of the names of units and files. Two services whose names differ only here would share a view, which

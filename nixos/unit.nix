@@ -20,6 +20,7 @@
   pkgs,
   package,
   idlePolling ? "auto",
+  sandbox ? "best",
   untrusted ? [ ],
 }:
 let
@@ -68,6 +69,10 @@ let
     ++ lib.optionals (idlePolling != "auto") [
       "--idle-polling"
       idlePolling
+    ]
+    ++ lib.optionals (sandbox != "best") [
+      "--sandbox"
+      sandbox
     ]
     ++ lib.concatMap (dir: [
       "--untrusted"
@@ -193,6 +198,8 @@ in
       "~@privileged @resources"
       # what the store library does when it opens a local store, and SQLite when it makes a file
       "@chown"
+      # what a server gives its rights up by
+      "landlock_create_ruleset landlock_add_rule landlock_restrict_self seccomp capset"
     ];
     SystemCallErrorNumber = "EPERM";
   };

@@ -178,7 +178,7 @@ pub fn receive_start(monitor: impl AsFd) -> Result<(Start, Descriptors), ServeEr
 ///
 /// # Errors
 /// [`ServeError`]; the mount is still there, and another server may take over.
-pub fn serve(start: Start, descriptors: Descriptors, monitor: OwnedFd) -> Result<(), ServeError> {
+pub fn serve(start: Start, descriptors: Descriptors, monitor: &Arc<OwnedFd>) -> Result<(), ServeError> {
     let Descriptors { device, store, journal, lock, ledger, idle, missed } = descriptors;
     if let Some(monitor) = start.end_with {
         end_with(monitor)?;
@@ -257,7 +257,7 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: OwnedFd) -> Result
     };
     let owed = Owed::find(&ledger, &trie, matches!(earlier, Earlier::Unknown { .. }));
     let invalidator = forgetting::begin(device, ledger, owed, view.clone(), stale_nodes)?;
-    let reporter = Arc::new(Reporter(monitor.try_clone().map_err(failed("reporting"))?));
+    let reporter = Arc::new(Reporter(monitor.clone()));
     spawn("answered", {
         let reporter = reporter.clone();
         move || {
@@ -267,11 +267,11 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: OwnedFd) -> Result
         }
     })?;
     spawn("orders", {
-        let view = view.clone();
+        let (view, monitor) = (view.clone(), monitor.clone());
         move || {
             invalidator.names(unsettled);
             reporter.report(&serving);
-            if let Err(error) = follow_orders(monitor, &reporter, &view, &invalidator) {
+            if let Err(error) = follow_orders(&*monitor, &reporter, &view, &invalidator) {
                 tracing::error!(%error, "cannot follow the monitor; ending, so that it starts another server");
                 log::flush(LAST_WORDS);
                 sys::exit_now(1);
@@ -288,12 +288,12 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: OwnedFd) -> Result
 }
 
 /// The monitor's ear.
-struct Reporter(OwnedFd);
+struct Reporter(Arc<OwnedFd>);
 
 impl Reporter {
     fn report(&self, report: &Report) {
         // A monitor that has died needs no report.
-        let _ = wire::send_report(&self.0, report);
+        let _ = wire::send_report(&*self.0, report);
     }
 }
 

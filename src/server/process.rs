@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::ServeError;
@@ -27,11 +28,11 @@ pub fn main() -> ! {
 struct Failed;
 
 fn run() -> Result<(), Failed> {
-    let monitor = io::stdin().as_fd().try_clone_to_owned().map_err(|error| {
+    let monitor = io::stdin().as_fd().try_clone_to_owned().map(Arc::new).map_err(|error| {
         log::say(&format!("nix-store-fs: no monitor to serve: {error}"));
         Failed
     })?;
-    let (start, descriptors) = super::receive_start(&monitor).map_err(|failure| {
+    let (start, descriptors) = super::receive_start(&*monitor).map_err(|failure| {
         // Without an order the monitor ended before it had anything to serve, and has said why.
         if !matches!(failure, ServeError::NoOrder(None)) {
             log::say(&format!("nix-store-fs: {}", error::chain(&failure)));
@@ -39,18 +40,16 @@ fn run() -> Result<(), Failed> {
         Failed
     })?;
     log::set_up(start.log);
-    let report = monitor.try_clone().ok();
-    super::serve(start, descriptors, monitor).map_err(|failure| {
-        tell(report, &failure);
+    super::serve(start, descriptors, &monitor).map_err(|failure| {
+        tell(&monitor, &failure);
         Failed
     })
 }
 
 /// Tells the monitor; or the log, if that cannot be.
-fn tell(monitor: Option<OwnedFd>, failure: &ServeError) {
+fn tell(monitor: &OwnedFd, failure: &ServeError) {
     let why = error::chain(failure);
-    let told = monitor.and_then(|to| wire::send_report(&to, &Report::failed(failure.cause(), &why)).ok());
-    if told.is_none() {
+    if wire::send_report(monitor, &Report::failed(failure.cause(), &why)).is_err() {
         tracing::error!("{why}");
     }
 }

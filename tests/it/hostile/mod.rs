@@ -6,6 +6,7 @@ mod clients;
 mod mounts;
 mod plants;
 mod process;
+mod promises;
 mod races;
 mod shapes;
 mod withdrawn;

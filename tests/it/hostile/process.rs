@@ -1,6 +1,8 @@
 //! What the process has that a container's requests reach first.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::path::Path;
 
 use rustix::process::Pid;
 
@@ -25,6 +27,21 @@ fn a_server_has_neither_nixs_library_nor_an_environment() {
     }
     let monitor = of(service.monitor(), "maps");
     assert!(monitor.contains("libnixstore"), "the test shows nothing: {monitor}");
+    // Standard ones and the monitor's socket again; device, store, journal and its directory, lock, watch of the store.
+    let open = fs::read_dir(format!("/proc/{}/fd", server.as_raw_nonzero())).unwrap();
+    let mut open: Vec<_> = open.map(|fd| fs::read_link(fd.unwrap().path()).unwrap()).collect();
+    open.sort();
+    let named = |path: &Path| open.iter().filter(|found| *found == path).count();
+    assert_eq!(named(Path::new("/dev/fuse")), 1, "{open:?}");
+    assert_eq!(named(&fixture.store.physical()), 1, "{open:?}");
+    for file in ["journal", "journal/nodes", "server"] {
+        assert_eq!(named(&service.state().join(file)), 1, "{open:?}");
+    }
+    assert_eq!(named(Path::new("anon_inode:inotify")), 1, "{open:?}");
+    let sockets =
+        open.iter().filter(|found| found.to_string_lossy().starts_with("socket:")).collect::<BTreeSet<_>>();
+    assert_eq!((sockets.len(), named(Path::new("/dev/null"))), (1, 1), "{open:?}");
+    assert_eq!(open.len(), 10, "{open:?}");
     // Beside what tests stop it by.
     let set = of(server, "environ");
     assert!(set.split_terminator('\0').all(|variable| variable.starts_with("NSF_")), "{set}");

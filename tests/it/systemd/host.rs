@@ -46,6 +46,8 @@ impl Host {
                 "--kill-signal=SIGRTMIN+3",
                 // Without it systemd makes no network namespace for a service.
                 "--capability=CAP_NET_ADMIN",
+                // As on a machine: nspawn would refuse these.
+                "--system-call-filter=landlock_create_ruleset landlock_add_rule landlock_restrict_self",
                 "--boot",
             ])
             .args(["--machine", &name, "--bind=/nix", "--bind=/dev/fuse", "--link-journal=no", "-D"])
