@@ -33,6 +33,7 @@ const ALLOWED: &[i64] = &[
     libc::SYS_lseek,
     libc::SYS_readlinkat,
     libc::SYS_unlinkat,
+    #[cfg(not(target_arch = "riscv64"))]
     libc::SYS_renameat,
     libc::SYS_renameat2,
     libc::SYS_ppoll,

@@ -3,6 +3,7 @@
 //! A store whose contents somebody changes to get at something else: what is read is the member's, or an error.
 
 mod clients;
+mod confined;
 mod mounts;
 mod plants;
 mod process;
