@@ -71,7 +71,15 @@ impl Device {
         self.notify(notify::INVAL_INODE, &[InvalInodeOut { node, offset: 0, len: 0 }.as_bytes()])
     }
 
-    /// Has the kernel ask again for every name that it knows (Linux 6.16).
+    /// Has the kernel forget the attributes of `node`, and nothing else: no lock is waited for (`fuse_reverse_inval_inode`).
+    ///
+    /// # Errors
+    /// Those of write(2).
+    pub fn forget_attributes(&self, node: u64) -> io::Result<()> {
+        self.notify(notify::INVAL_INODE, &[InvalInodeOut { node, offset: -1, len: 0 }.as_bytes()])
+    }
+
+    /// Has the kernel ask again for every name that it knows (Linux 6.16). No lock is waited for.
     ///
     /// # Errors
     /// Those of write(2); `EINVAL`: the kernel cannot.
@@ -269,6 +277,9 @@ mod tests {
         device.forget_pages(7).unwrap();
         let (code, _, body) = told(&kernel).unwrap();
         assert_eq!((code, body.len(), &body[..8]), (2, 24, &7_u64.to_ne_bytes()[..]));
+        device.forget_attributes(7).unwrap();
+        let (code, _, body) = told(&kernel).unwrap();
+        assert_eq!((code, &body[8..16]), (2, &(-1_i64).to_ne_bytes()[..]));
         device.resend().unwrap();
         device.forget_all_names().unwrap();
         assert_eq!([told(&kernel), told(&kernel)], [Some((7, 0, vec![])), Some((8, 0, vec![]))]);

@@ -1,12 +1,12 @@
 //! What the running kernel gives, found out by trying it.
 //!
-//! Versions tell little: distributions carry changes back and forth, and a fault of two releases is in no list of features. So
-//! the kernel is asked on a mount of the program's own, which is attached nowhere ([`trial`]). What cannot be found out is
-//! [`Finding::Unknown`], and then what is right on every kernel is done.
+//! Versions tell little: distributions carry changes back and forth. So the kernel is asked on a mount of the program's own, which is
+//! attached nowhere ([`trial`]). What cannot be found out is [`Finding::Unknown`]. It decides nothing: a view does what is right on
+//! every kernel.
 
 pub mod trial;
 
-pub use trial::{Trial, TrialError};
+pub use trial::TrialError;
 
 /// Whether the kernel does something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -31,8 +31,6 @@ impl From<bool> for Finding {
 /// What was found out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Findings {
-    /// A cached absence is forgotten by its name. Not on Linux 6.19 and 7.0.
-    pub forgets_absences: Finding,
     /// All names are asked for again when it is told to (Linux 6.16).
     pub forgets_all_names: Finding,
     /// What a dead server had taken is given again (Linux 6.9).

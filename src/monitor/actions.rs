@@ -20,12 +20,15 @@ use super::systemd;
 use crate::error;
 use crate::fuse::ledger;
 use crate::protocol::control::Outcome;
+use crate::protocol::handshake::Promised;
 use crate::protocol::wire::{self, Carried, Order, Start};
 use crate::server::idle::IdlePolling;
 
 /// How long ways to a view are looked for that cannot be seen, and how long it may take to answer what is asked there.
 const SEARCH: Duration = Duration::from_secs(1);
 const KNOCK: Duration = Duration::from_secs(10);
+/// How long processes are looked for that keep a switch from its end.
+const LISTERS: Duration = Duration::from_millis(300);
 
 /// What came of an action.
 #[derive(Debug)]
@@ -75,6 +78,11 @@ impl Runtime {
             Action::Answer(client, outcome) => {
                 let outcome = self.surviving(outcome, supervisor.content());
                 self.clients.answer(client, &outcome);
+                None
+            }
+            Action::AnswerOverdue(clients) => {
+                let outcome = Outcome::Error(overdue(self.mounted.as_ref()));
+                clients.into_iter().for_each(|client| self.clients.answer(client, &outcome));
                 None
             }
             Action::Notify(notice) => {
@@ -129,7 +137,7 @@ impl Runtime {
                 store,
                 journal: self.state.as_ref().map(StateDir::journal),
                 state: self.settings.state.clone(),
-                trial: self.trial.take(),
+                promise: Promised::new(self.settings.prune),
             }),
             None => Err(system("mount")(std::io::Error::other("internal error: no store is open"))),
         };
@@ -220,6 +228,7 @@ impl Runtime {
             view: content.view.clone(),
             epoch: content.epoch,
             agreement: agreement.clone(),
+            promise: Promised::new(self.settings.prune),
             threads: self.settings.threads,
             journal: journalled.map(StateDir::journal),
             resume,
@@ -386,6 +395,22 @@ fn knock_elsewhere(mounted: Mounted) -> io::Result<()> {
         }
     };
     std::thread::Builder::new().name("knock".to_owned()).spawn(work).map(drop)
+}
+
+/// Why a switch does not come to its end, and what to do about it.
+fn overdue(mounted: Option<&Mounted>) -> String {
+    const WHAT: &str = "the kernel still shows names of the old closure";
+    let listing = mounted.map(|mounted| mounted.listers(LISTERS)).unwrap_or_default();
+    if listing.is_empty() {
+        return format!(
+            "{WHAT} after 10 s: either the store's disk does not answer, or a process keeps a directory of the view locked by a listing              that does not end ('grep -l iterate_dir /proc/[0-9]*/task/*/stack' finds it). End that process, or stop the container that              it is in; the new closure is shown then"
+        );
+    }
+    format!(
+        "{WHAT} after 10 s, as a listing of the view does not end: {}. End that process, or stop the container that it is in; the \
+         new closure is shown then",
+        listing.join(", ")
+    )
 }
 
 /// What a wait is for, in words.

@@ -12,6 +12,7 @@ use super::runtime::Runtime;
 use super::supervisor::{Event, Found, Refusal, Unresolved};
 use super::watch::Changes;
 use super::{poll, systemd};
+use crate::protocol::handshake::Promised;
 use crate::protocol::wire::{Cause, Received, Report};
 
 /// How long the loop rests when the kernel cannot wait for it (ENOMEM of poll(2)).
@@ -164,8 +165,10 @@ impl Runtime {
         let hung_up = loop {
             match server.report() {
                 Ok(Received::Message(report)) => {
-                    if let (Report::Serving { .. }, Some(agreement)) = (&report, &mut self.agreement) {
-                        agreement.served();
+                    if let (Report::Serving { renewed: true, .. }, Some(agreement)) =
+                        (&report, &mut self.agreement)
+                    {
+                        agreement.promised = Promised::new(self.settings.prune);
                     }
                     events.push(event(report));
                 }
@@ -218,7 +221,7 @@ fn exited(status: ExitStatus) -> Event {
 
 fn event(report: Report) -> Event {
     match report {
-        Report::Serving { epoch, restored } => Event::Serving { epoch, restored },
+        Report::Serving { epoch, restored, .. } => Event::Serving { epoch, restored },
         Report::Answered => Event::Answered,
         Report::Switched { epoch } => Event::Switched { epoch },
         Report::Failed { cause, why } => Event::Refused(match cause {

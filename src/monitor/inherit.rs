@@ -22,8 +22,7 @@ use super::systemd;
 use super::watch;
 use crate::closure::roots::RootLinks;
 use crate::fuse::ledger;
-use crate::kernel::{Finding, Trial};
-use crate::protocol::handshake::Absences;
+use crate::protocol::handshake::Promised;
 use crate::startup::Stored;
 use crate::values::View;
 
@@ -66,9 +65,6 @@ pub(super) fn begin(settings: Settings, signals: SignalFd, stored: Stored) -> Re
             (Some(*inherited), link_dirs)
         }
     };
-    // Beside everything else that takes time.
-    let is_untried = |inherited: &Inherited| inherited.state.agreement.absences == Absences::Leftover;
-    let trial = inherited.as_ref().is_none_or(is_untried).then(Trial::start);
     let former = link_dirs.iter().filter(|dir| settings.gc_root.as_ref() != Some(*dir));
     let former = former.map(|dir| RootLinks::new(dir, &settings.name, BTreeSet::new())).collect();
     let of_earlier = inherited.as_ref().map(|inherited| &inherited.state);
@@ -111,7 +107,6 @@ pub(super) fn begin(settings: Settings, signals: SignalFd, stored: Stored) -> Re
         spare,
         probe: None,
         knock: None,
-        trial,
         state,
         settings,
     };
@@ -122,11 +117,7 @@ pub(super) fn begin(settings: Settings, signals: SignalFd, stored: Stored) -> Re
 fn take_over(runtime: &mut Runtime, inherited: Inherited) -> Content {
     let Inherited { device, ledger, mounted, state } = inherited;
     let State { view, roots, epoch, unsettled, mut agreement, store, .. } = state;
-    if let Some(trial) = runtime.trial.take()
-        && trial.findings().forgets_absences == Finding::Yes
-    {
-        agreement.absences = Absences::Cached;
-    }
+    agreement.promised = Promised::new(runtime.settings.prune).after(agreement.promised);
     tracing::info!(mountpoint = %mounted.at().display(), "taking over the view of an earlier monitor");
     if mounted.at() != runtime.settings.mountpoint {
         tracing::debug!(asked = %runtime.settings.mountpoint.display(), "the view stays where it is mounted");

@@ -15,8 +15,7 @@ use super::mount::{Detach, Mounted, Number, Point, refuse_served};
 use super::poll;
 use super::state;
 use crate::fuse::ledger;
-use crate::kernel::{Finding, Findings, Trial};
-use crate::protocol::handshake::{self, Absences, Agreement, Io, Passthrough, Wishes};
+use crate::protocol::handshake::{self, Agreement, Io, Passthrough, Promised, Wishes};
 use crate::view::journal::Journal;
 
 /// `OVERLAYFS_SUPER_MAGIC` of `linux/magic.h`.
@@ -37,8 +36,8 @@ pub(super) struct Task {
     pub(super) state: PathBuf,
     /// Where the node journal is to be, if there is a place for it.
     pub(super) journal: Option<PathBuf>,
-    /// What the kernel does is being found out.
-    pub(super) trial: Option<Trial>,
+    /// How long what servers tell may be cached.
+    pub(super) promise: Promised,
 }
 
 /// A new mount.
@@ -95,15 +94,14 @@ impl MountThread {
 }
 
 /// A failure leaves nothing mounted.
-fn mount(mut task: Task) -> Result<New, MonitorError> {
+fn mount(task: Task) -> Result<New, MonitorError> {
     refuse_served(&state::server_lock(&task.state), &task.name)?;
     let earlier = state::earlier(&task.state);
     let number = earlier.as_ref().and_then(|state| state.connection).map(Number);
     let made = earlier.map(|state| state.made).unwrap_or_default();
     let point = Point::prepare(&task.mountpoint, &task.name, number)?;
     let (mounted, device) = point.inheriting(&made).mount(&task.name)?;
-    let findings = task.trial.take().map(Trial::findings).unwrap_or_default();
-    let agreement = match agree(&task, findings, &mounted, &device) {
+    let agreement = match agree(&task, &mounted, &device) {
         Ok(agreement) => agreement,
         Err(error) => {
             if let Err(error) = mounted.unmount(Detach::Gently, |_| ()) {
@@ -137,43 +135,14 @@ fn begin_journal(path: &std::path::Path) -> bool {
         .is_ok()
 }
 
-/// What is to become of absences at the root of a new mount.
-pub(super) fn absences(findings: Findings) -> Absences {
-    match findings.forgets_absences {
-        Finding::Yes => Absences::Cached,
-        Finding::No | Finding::Denied | Finding::Unknown => Absences::Asked,
-    }
-}
-
-/// Says so where the kernel does not cache an absence at the root of a new mount, and what that costs.
-fn say_that_absences_are_asked_for(findings: Findings) {
-    if absences(findings) == Absences::Cached {
-        return;
-    }
-    let why = if findings.forgets_absences == Finding::No {
-        "this kernel does not forget"
-    } else {
-        "cannot find out whether this kernel forgets"
-    };
-    tracing::info!(
-        "{why} a cached absence (Linux 6.19 and 7.0 do not): each look-up of a name that the root of the view does not have asks the server"
-    );
-}
-
-fn agree(
-    task: &Task,
-    findings: Findings,
-    mounted: &Mounted,
-    device: &OwnedFd,
-) -> Result<Agreement, MonitorError> {
+fn agree(task: &Task, mounted: &Mounted, device: &OwnedFd) -> Result<Agreement, MonitorError> {
     let root = rustix::process::geteuid().is_root();
     let stacked = rustix::fs::fstatfs(&task.store).is_ok_and(|fs| u32::try_from(fs.f_type) == Ok(OVERLAYFS));
     let passthrough = match task.io {
         Io::Passthrough if root => Passthrough::Required,
         Io::Passthrough | Io::Cached => Passthrough::Unwanted,
     };
-    let absences = absences(findings);
-    let wishes = Wishes { passthrough, idmap: root, store_depth: u32::from(stacked), absences };
+    let wishes = Wishes { passthrough, idmap: root, store_depth: u32::from(stacked), promised: task.promise };
     let agreement = handshake::answer(device, wishes)?;
     if root && let Err(error) = mounted.set_read_ahead(handshake::READ_MAX) {
         tracing::debug!(
@@ -186,7 +155,6 @@ fn agree(
             "this kernel cannot map the owners of a view (Linux 6.12 can): private users see files of nobody"
         );
     }
-    say_that_absences_are_asked_for(findings);
     if agreement.io != task.io {
         tracing::warn!(
             "falling back to --io cached: passthrough needs CAP_SYS_ADMIN, and a store that is not on a nested overlayfs"

@@ -19,7 +19,6 @@ use super::settings::Settings;
 use super::state::StateDir;
 use super::store_thread::StoreThread;
 use super::watch::Changes;
-use crate::kernel::Trial;
 use crate::protocol::handshake::Agreement;
 
 /// What the monitor has in its hands. The [`supervisor`](super::supervisor) decides what becomes of it.
@@ -58,8 +57,6 @@ pub(super) struct Runtime {
     pub(super) probe: Option<Probe>,
     /// Asks so that a server that knows nothing of earlier ones has a request to read: see [`crate::server`]. Its answer says nothing.
     pub(super) knock: Option<Probe>,
-    /// What the kernel does is being found out, for a mount that is not made yet.
-    pub(super) trial: Option<Trial>,
 }
 
 impl Runtime {

@@ -356,7 +356,7 @@ mod tests {
     use std::os::unix::ffi::OsStrExt;
 
     use super::*;
-    use crate::protocol::handshake::{Absences, Io};
+    use crate::protocol::handshake::{Io, Promised};
 
     fn state() -> State {
         State {
@@ -366,7 +366,7 @@ mod tests {
             made: vec!["/a".into(), "/a/b".into()],
             mount_id: Some(36),
             connection: Some(42),
-            agreement: Agreement { io: Io::Cached, idmap: true, absences: Absences::Asked },
+            agreement: Agreement { io: Io::Cached, idmap: true, promised: Promised::new(true) },
             ledger: Some(u64::MAX),
             view: View::default(),
             roots: BTreeSet::new(),

@@ -33,18 +33,41 @@ pub enum Io {
     Passthrough,
 }
 
-/// What becomes of the knowledge that the root has no such name. Store paths never change, but the root does, with each reload.
+/// How long the kernel caches what it is told of a name that may change at a reload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Absences {
-    /// The kernel caches it, and forgets it name by name when it is told to.
-    Cached,
-    /// The kernel asks each time. It does not forget it by name, or nobody knows.
-    Asked,
-    /// The kernel asks each time from now on. What servers of an earlier version let it cache, it may not forget by name: so the
-    /// next server has it ask for every name once.
+pub enum Lifetime {
+    /// For a second: then it asks again by itself.
+    Limited,
+    /// Until it is notified, for which it locks the directory, and so waits for whoever lists it.
     #[default]
-    Leftover,
+    Endless,
+}
+
+/// The longest lifetimes that the servers of a mount have given, as the kernel may still have cached it. What earlier versions
+/// wrote does not have it: they gave endless ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Promised {
+    /// Of absent names at the root, and in the top directory of a member.
+    pub absences: Lifetime,
+    /// Of names at the root.
+    pub names: Lifetime,
+}
+
+impl Promised {
+    /// What servers of this version give: names of members last where none is ever withdrawn.
+    #[must_use]
+    pub fn new(prune: bool) -> Self {
+        let names = if prune { Lifetime::Limited } else { Lifetime::Endless };
+        Self { absences: Lifetime::Limited, names }
+    }
+
+    /// These, where others have been given before.
+    #[must_use]
+    pub fn after(self, earlier: Self) -> Self {
+        let longer = |one, other| if one == other { one } else { Lifetime::Endless };
+        Self { absences: longer(self.absences, earlier.absences), names: longer(self.names, earlier.names) }
+    }
 }
 
 /// Whether the kernel is to read the store's files by itself.
@@ -67,8 +90,8 @@ pub struct Wishes {
     pub idmap: bool,
     /// How many file systems the store itself is stacked on others (overlayfs: 1).
     pub store_depth: u32,
-    /// How absences are to be cached: nothing that is negotiated.
-    pub absences: Absences,
+    /// What servers will promise: nothing that is negotiated.
+    pub promised: Promised,
 }
 
 /// What kernel and monitor agreed on.
@@ -78,18 +101,9 @@ pub struct Agreement {
     pub io: Io,
     /// Whether the mount may be idmapped.
     pub idmap: bool,
-    /// What becomes of absences at the root. What earlier versions wrote does not have it.
+    /// How long what servers have told may be cached.
     #[serde(default)]
-    pub absences: Absences,
-}
-
-impl Agreement {
-    /// A server that was told of it serves: nothing is left over from earlier ones.
-    pub fn served(&mut self) {
-        if self.absences == Absences::Leftover {
-            self.absences = Absences::Asked;
-        }
-    }
+    pub promised: Promised,
 }
 
 /// Why there is no agreement.
@@ -205,7 +219,7 @@ fn agree(request: &[u8], wishes: Wishes) -> Result<(Agreement, Vec<u8>), Handsha
     let agreement = Agreement {
         io: if passthrough { Io::Passthrough } else { Io::Cached },
         idmap: flags & init::ALLOW_IDMAP != 0,
-        absences: wishes.absences,
+        promised: wishes.promised,
     };
     Ok((agreement, [header.as_bytes(), out.as_bytes()].concat()))
 }
@@ -229,7 +243,7 @@ mod tests {
         passthrough: Passthrough::Required,
         idmap: true,
         store_depth: 0,
-        absences: Absences::Cached,
+        promised: Promised { absences: Lifetime::Limited, names: Lifetime::Limited },
     };
 
     fn told(reply: &[u8]) -> (u64, u32) {
@@ -266,6 +280,16 @@ mod tests {
         };
         assert_eq!(depth(1), (Io::Passthrough, 2));
         assert_eq!(depth(2), (Io::Cached, 0));
+    }
+
+    #[test]
+    fn what_was_once_told_for_ever_stays_so_until_it_is_forgotten() {
+        let (prunes, grows, earlier) = (Promised::new(true), Promised::new(false), Promised::default());
+        assert_eq!((prunes.after(prunes), prunes.after(grows), grows.after(prunes)), (prunes, grows, grows));
+        assert_eq!(prunes.after(earlier), earlier);
+        let written = r#"{"io":"cached","idmap":true,"absences":"asked"}"#;
+        let read: Agreement = serde_json::from_str(written).unwrap();
+        assert_eq!(read.promised, earlier);
     }
 
     #[test]

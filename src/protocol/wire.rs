@@ -25,7 +25,7 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::handshake::Agreement;
+use super::handshake::{Agreement, Promised};
 use crate::log::LogSettings;
 use crate::sandbox::Sandbox;
 use crate::sys::memory;
@@ -75,8 +75,10 @@ pub struct Start {
     pub view: View,
     /// Number of the switch that made the view.
     pub epoch: u32,
-    /// What was agreed on with the kernel.
+    /// What was agreed on with the kernel, and promised to it.
     pub agreement: Agreement,
+    /// What is promised from now on.
+    pub promise: Promised,
     /// Threads that answer requests.
     pub threads: usize,
     /// What the node journal is called, which exists; none: node ids die with the server.
@@ -131,6 +133,8 @@ pub enum Report {
         epoch: u32,
         /// Nodes taken over from an earlier server.
         restored: usize,
+        /// Whether the kernel was made to ask again for every name: nothing that was promised before counts any more.
+        renewed: bool,
     },
     /// The first request has been answered.
     Answered,
@@ -330,7 +334,7 @@ mod tests {
         let (monitor, server) = pair().unwrap();
         assert_eq!(receive_report(&monitor).unwrap(), Received::Nothing);
         let reports = [
-            Report::Serving { epoch: 3, restored: 7 },
+            Report::Serving { epoch: 3, restored: 7, renewed: true },
             Report::Answered,
             Report::Switched { epoch: u32::MAX },
             Report::failed(Cause::Leftovers, "short"),

@@ -1,6 +1,14 @@
-//! What the kernel is to forget: names that a switch changed, members that were replaced, pages that it may not keep.
+//! What the kernel is to forget: names at the root that were told for ever, members that were replaced, pages that it may not keep.
+//!
+//! To forget a name or a page the kernel takes the lock of its directory, or of the page, and waits for whoever has it. A process
+//! that lists a directory has both for as long as it likes: it lists into memory whose page fault it never ends. So nothing that
+//! others wait for is forgotten that way, but what was promised to the kernel for ever: what changes at a reload expires by itself
+//! ([`super::root_names`]).
 //!
 //! Invariants:
+//! - Each kind has a thread of its own: a repair does not hold up a reload.
+//! - The lock of the root is taken for names only that were told for ever, by an earlier version or before `--prune`. A member that
+//!   is replaced keeps its name and its node; absences in its top directory expire by themselves.
 //! - The threads that notify the kernel answer no request, and hold no descriptor but the device: the kernel may keep them for
 //!   as long as a reader looks at a directory, and a server that is killed meanwhile ends all the same for whoever waits for its
 //!   lock and its socket.
@@ -9,15 +17,19 @@
 
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use super::stops::{self, Stop};
 use super::{ServeError, spawn};
 use crate::fuse::{Device, Ledger};
+use crate::protocol::handshake::{Lifetime, Promised};
 use crate::sys;
 use crate::values::StorePath;
 use crate::view::trie::{Kept, NodeId, NodeRecord, PathTrie, ROOT};
 use crate::view::{ServedView, Stale};
 
+/// After this it is logged that something is still invalidated.
+const SLOW: Duration = Duration::from_secs(10);
 /// Nodes of which an earlier server's promises are kept between two looks at new ones.
 const OWED_AT_ONCE: usize = 64;
 
@@ -26,12 +38,13 @@ const OWED_AT_ONCE: usize = 64;
 ///
 /// # Errors
 /// When a thread cannot be made.
-pub(super) fn begin(
+pub(super) fn start(
     device: Arc<Device>,
     ledger: Ledger,
     owed: Owed,
     view: Arc<ServedView>,
     stale: mpsc::Receiver<Stale>,
+    promised: Promised,
 ) -> Result<Invalidator, ServeError> {
     let number = device.as_fd().as_raw_fd();
     let (dirtied, dirtied_nodes) = mpsc::channel();
@@ -39,9 +52,14 @@ pub(super) fn begin(
         let device = device.clone();
         move || drop_pages(&device, &ledger, &owed, &dirtied_nodes)
     })?;
-    let (jobs, outdated) = mpsc::channel::<Job>();
-    let invalidator = Invalidator(jobs);
-    spawn_notifier("invalidate", number, move || outdated.iter().for_each(|job| invalidate(&device, &job)))?;
+    let notifier = |name| {
+        let (jobs, outdated) = mpsc::channel::<Job>();
+        let device = device.clone();
+        let work = move || outdated.iter().for_each(|job| invalidate(&device, &job));
+        spawn_notifier(name, number, work).map(|()| jobs)
+    };
+    let (names, members) = (notifier("invalidate")?, notifier("repair")?);
+    let invalidator = Invalidator { names, members, promised };
     spawn("stale", {
         let invalidator = invalidator.clone();
         move || follow_stale(&view, &stale, &dirtied, &invalidator)
@@ -61,38 +79,68 @@ fn spawn_notifier(name: &str, device: RawFd, work: impl FnOnce() + Send + 'stati
 
 /// What the kernel is to forget.
 struct Job {
-    /// Names at the root; its listing goes as well.
-    names: Vec<Box<[u8]>>,
-    /// Nodes by their names, then their attributes, pages and listings.
-    nodes: Vec<NodeRecord>,
+    /// Names, with the directories that they are in.
+    names: Vec<(NodeId, Box<[u8]>)>,
+    /// After that, attributes, pages and listings.
+    nodes: Vec<NodeId>,
     /// Dropped when it is done.
     _done: mpsc::Sender<()>,
 }
 
-/// The thread that has the kernel forget names.
+/// The threads that have the kernel forget names, one for the root's and one for those in members.
 #[derive(Clone)]
-pub(super) struct Invalidator(mpsc::Sender<Job>);
+pub(super) struct Invalidator {
+    names: mpsc::Sender<Job>,
+    members: mpsc::Sender<Job>,
+    /// What the kernel may have cached.
+    promised: Promised,
+}
 
 impl Invalidator {
-    /// Returns when the kernel has forgotten `names` at the root.
-    pub(super) fn names(&self, names: Vec<StorePath>) {
-        if names.is_empty() {
-            return;
-        }
-        // One that nobody asks for: the kernel waits for the directory, and forgets nothing.
-        let told = |name| if stops::forgets() { name } else { &b"forgotten-by-nobody"[..] };
-        let names = names.iter().map(|name| told(name.as_str().as_bytes()).into()).collect();
-        let _ = self.begin(names, Vec::new()).recv();
+    /// Has the kernel forget those of the `added` and `removed` names at the root that do not expire by themselves.
+    pub(super) fn changed<'a>(
+        &self,
+        added: impl Iterator<Item = &'a StorePath>,
+        removed: impl Iterator<Item = &'a StorePath>,
+    ) -> mpsc::Receiver<()> {
+        let endless = |lifetime| lifetime == Lifetime::Endless;
+        let added = added.filter(|_| endless(self.promised.absences));
+        let removed = removed.filter(|_| endless(self.promised.names));
+        self.names(added.chain(removed), false)
     }
 
-    /// Has the kernel forget `names` at the root, and then what it has cached of `nodes`. Nothing can be received from
-    /// what this returns, but it is closed when that is done.
-    fn begin(&self, names: Vec<Box<[u8]>>, nodes: Vec<NodeRecord>) -> mpsc::Receiver<()> {
-        let (done, is_done) = mpsc::channel();
-        // The thread ends with the process only.
-        let _ = self.0.send(Job { names, nodes, _done: done });
-        is_done
+    /// Has the kernel forget `names` at the root, and with `listing` what an earlier version let it cache of the root's listing.
+    pub(super) fn names<'a>(
+        &self,
+        names: impl Iterator<Item = &'a StorePath>,
+        listing: bool,
+    ) -> mpsc::Receiver<()> {
+        // Otherwise of a name that nobody knows: the kernel waits for the directory, and forgets nothing.
+        let told = |name| if stops::forgets() { name } else { &b"forgotten-by-nobody"[..] };
+        let names = names.map(|name| (ROOT, told(name.as_str().as_bytes()).into())).collect();
+        begin(&self.names, names, if listing { vec![ROOT] } else { Vec::new() })
     }
+
+    /// Has the kernel forget what it has cached of a member that had these nodes.
+    fn member(&self, nodes: &[NodeRecord]) -> mpsc::Receiver<()> {
+        let forgets = |node: &&NodeRecord| node.parent != ROOT || self.promised.absences == Lifetime::Endless;
+        let names = nodes.iter().filter(forgets).map(|node| (node.parent, node.name.clone())).collect();
+        begin(&self.members, names, nodes.iter().map(|node| node.id).collect())
+    }
+}
+
+/// Nothing can be received from what this returns, but it is closed when all is forgotten.
+fn begin(
+    thread: &mpsc::Sender<Job>,
+    names: Vec<(NodeId, Box<[u8]>)>,
+    nodes: Vec<NodeId>,
+) -> mpsc::Receiver<()> {
+    let (done, is_done) = mpsc::channel();
+    if !(names.is_empty() && nodes.is_empty()) {
+        // The thread ends with the process only.
+        let _ = thread.send(Job { names, nodes, _done: done });
+    }
+    is_done
 }
 
 /// Passes on what the kernel is not to have cached. The threads that notify it do nothing with the view themselves: see
@@ -109,10 +157,14 @@ fn follow_stale(
                 let _ = dirtied.send(node);
             }
             Stale::Member(member) => {
-                let (view, is_done) =
-                    (view.clone(), invalidator.begin(Vec::new(), view.forget_replaced(member)));
+                let (view, is_done) = (view.clone(), invalidator.member(&view.forget_replaced(member)));
                 // Rare, and the kernel may wait for a reader meanwhile.
                 let recorded = spawn("replaced", move || {
+                    if is_done.recv_timeout(SLOW) == Err(mpsc::RecvTimeoutError::Timeout) {
+                        tracing::warn!(
+                            "still invalidating what is cached of a store path that was replaced: a process lists one of its directories and does not end. End that process, or stop the container that it is in"
+                        );
+                    }
                     let _ = is_done.recv();
                     view.invalidated(member);
                 });
@@ -172,14 +224,11 @@ fn drop_pages(device: &Device, ledger: &Ledger, owed: &Owed, nodes: &mpsc::Recei
     nodes.iter().for_each(drop_new);
 }
 
-/// Makes the kernel ask again for names at the root and for the root's listing, then for what it has cached of nodes.
+/// Has the kernel ask again for names, then for what it has cached of nodes.
 fn invalidate(device: &Device, job: &Job) {
-    let at_root = job.names.iter().map(|name| (ROOT, name));
-    let entries = at_root.chain(job.nodes.iter().map(|node| (node.parent, &node.name)));
-    let entries = entries.map(|(parent, name)| device.forget_name(parent.0, name));
-    let nodes = [ROOT].into_iter().chain(job.nodes.iter().map(|node| node.id));
-    let nodes = nodes.map(|node| device.forget_pages(node.0));
-    for answer in entries.chain(nodes) {
+    let names = job.names.iter().map(|(parent, name)| device.forget_name(parent.0, name));
+    let nodes = job.nodes.iter().map(|node| device.forget_pages(node.0));
+    for answer in names.chain(nodes) {
         if let Err(error) = answer {
             tracing::warn!(%error, "the kernel may show the old view for a name");
         }

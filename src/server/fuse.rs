@@ -23,27 +23,26 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::counts::{Counts, Op};
 use super::missed::Missed;
+use super::root_names::{END, ENDLESS, RootNames};
 use super::stops::{self, Stop};
 use crate::fuse::abi::{Attr, AttrOut, Dirent, DirentPlus, EntryOut, LseekOut, OpenOut, StatfsOut, fopen};
 use crate::fuse::device::Answer;
 use crate::fuse::request::{Forgets, Name};
 use crate::fuse::{Device, Ledger, Operation, Request};
-use crate::protocol::handshake::{Absences, READ_MAX};
+use crate::protocol::handshake::READ_MAX;
 use crate::view::backing::{Kind, Read, Stat, Target};
 use crate::view::trie::{NodeId, ROOT};
 use crate::view::{
     Counted, Entry, FsError, Handle, Node, Registrations, ServedView, Stale, Told, Totals, Way,
 };
 
-/// Seconds. Store paths never change: what the kernel was told holds until it is invalidated.
-const FOR_EVER: u64 = u32::MAX as u64;
 /// SEEK_DATA and SEEK_HOLE of lseek(2); the kernel answers the others itself (`fuse_file_llseek`).
 const SEEK_DATA: u32 = 3;
 const SEEK_HOLE: u32 = 4;
 
-/// How long the kernel may cache an answer, in seconds.
+/// How long the kernel may cache an answer, in seconds: store paths never change, unless something is wrong with one.
 fn lifetime(lasting: bool) -> u64 {
-    if lasting { FOR_EVER } else { 0 }
+    if lasting { ENDLESS } else { 0 }
 }
 
 /// The view as the kernel sees it.
@@ -57,7 +56,7 @@ pub struct StoreFs {
     registrations: Option<Arc<Registrations>>,
     /// Where names outside the closure are left; none: nobody wants to know.
     missed: Option<Missed>,
-    absences: Absences,
+    root: Arc<RootNames>,
     warned: AtomicBool,
 }
 
@@ -115,13 +114,13 @@ fn attributes(node: Node) -> Attr {
     }
 }
 
-fn known(node: Node, lasting: bool) -> EntryOut {
-    let valid = lifetime(lasting);
+/// A name whose lifetime is `endless` seconds, if it and its attributes may be cached at all.
+fn known(node: Node, lasting: bool, endless: u64) -> EntryOut {
     EntryOut {
         node: node.id.0,
         generation: 0,
-        entry_valid: valid,
-        attr_valid: valid,
+        entry_valid: if lasting { endless } else { 0 },
+        attr_valid: lifetime(lasting),
         entry_valid_nsec: 0,
         attr_valid_nsec: 0,
         attr: attributes(node),
@@ -132,8 +131,8 @@ fn known(node: Node, lasting: bool) -> EntryOut {
 ///
 /// Made when it is given: the kernel copies an answer from memory that is there for certain, and a constant lies in a page of the
 /// program that may have to be read from disk.
-fn absent(lasting: bool) -> EntryOut {
-    EntryOut { entry_valid: lifetime(lasting), ..EntryOut::new_zeroed() }
+fn absent(seconds: u64) -> EntryOut {
+    EntryOut { entry_valid: seconds, ..EntryOut::new_zeroed() }
 }
 
 fn writes(flags: u32) -> bool {
@@ -150,16 +149,16 @@ thread_local! {
 impl StoreFs {
     /// Serves `view` over `device`.
     #[must_use]
-    pub fn new(
+    pub(super) fn new(
         view: Arc<ServedView>,
         counts: Arc<Counts>,
         device: Arc<Device>,
         ledger: Ledger,
-        absences: Absences,
+        root: Arc<RootNames>,
     ) -> Self {
         let registrations = view.registrations().cloned();
         let warned = AtomicBool::new(false);
-        Self { view, counts, device, ledger, registrations, missed: None, absences, warned }
+        Self { view, counts, device, ledger, registrations, missed: None, root, warned }
     }
 
     /// Leaves names that the root does not have with `missed`.
@@ -212,17 +211,38 @@ impl StoreFs {
     }
 
     fn lookup(&self, parent: NodeId, name: &[u8], pid: u32, answer: Answer<'_>) {
-        let found = self.view.lookup(parent, name);
-        stops::at(Stop::Decided);
-        match found {
-            Ok(node) => answer.value(&known(node, node.stat.settled)),
+        let look = || {
+            let found = self.view.lookup(parent, name);
+            stops::at(Stop::Decided);
+            found
+        };
+        if parent == ROOT {
+            let (found, _giving) = self.root.decide(self.view.trie(), look);
+            return self.answer_at_root(found, name, pid, answer);
+        }
+        match look() {
+            Ok(node) => answer.value(&known(node, node.stat.settled, ENDLESS)),
             Err(FsError::Absent) => {
-                if let Some(missed) = self.missed.as_ref().filter(|_| parent == ROOT) {
+                // The name of the directory is not forgotten when its member is repaired: see [`super::forgetting`].
+                let is_member = self.view.trie().parent(parent) == Some(ROOT);
+                answer.value(&absent(if is_member { self.root.of_absences() } else { ENDLESS }));
+            }
+            Err(error) => answer.error(errno(error)),
+        }
+    }
+
+    fn answer_at_root(&self, found: Result<Node, FsError>, name: &[u8], pid: u32, answer: Answer<'_>) {
+        match found {
+            Ok(node) => {
+                answer.value(&known(node, node.stat.settled, self.root.of_names()));
+                self.root.told_name();
+            }
+            Err(FsError::Absent) => {
+                if let Some(missed) = &self.missed {
                     missed.note(name, pid);
                 }
-                // Below the root nothing changes.
-                let lasting = parent != ROOT || self.absences == Absences::Cached;
-                answer.value(&absent(lasting));
+                answer.value(&absent(self.root.of_absences()));
+                self.root.told_absence();
             }
             Err(error) => answer.error(errno(error)),
         }
@@ -320,13 +340,34 @@ impl StoreFs {
     fn list(&self, node: NodeId, offset: u64, size: u32, answer: Answer<'_>) {
         ENTRIES.with_borrow_mut(|buffer| {
             let room = size.min(READ_MAX) as usize;
+            if node == ROOT {
+                return self.list_root(buffer, room, offset, answer);
+            }
             buffer.clear();
-            let listed = self.view.list(node, offset, |entry| add(buffer, room, &entry));
+            let listed = self.view.list(node, offset, |entry| add(buffer, room, &entry, ENDLESS));
             match listed {
                 Ok(settled) => self.give_pages(node, buffer, settled, answer),
                 Err(error) => answer.error(errno(error)),
             }
         });
+    }
+
+    fn list_root(&self, buffer: &mut Vec<u8>, room: usize, offset: u64, answer: Answer<'_>) {
+        let (listed, _giving) = self.root.decide(self.view.trie(), || {
+            buffer.clear();
+            let add = |entry: Entry<'_>| add(buffer, room, &entry, self.root.of_names());
+            let listed = self.view.list(ROOT, offset, add);
+            stops::at(Stop::Decided);
+            listed
+        });
+        match listed {
+            Ok(_) if buffer.is_empty() => answer.bytes(&END),
+            Ok(_) => {
+                answer.bytes(buffer);
+                self.root.told_name();
+            }
+            Err(error) => answer.error(errno(error)),
+        }
     }
 
     fn statfs(&self, answer: Answer<'_>) {
@@ -378,8 +419,9 @@ fn counted(operation: &Operation<'_>) -> Op {
     }
 }
 
-/// Puts one entry behind those in `buffer`, unless it would be longer than `room`: false.
-fn add(buffer: &mut Vec<u8>, room: usize, entry: &Entry<'_>) -> bool {
+/// Puts one entry behind those in `buffer`, unless it would be longer than `room`: false. The lifetime of its name is `endless`
+/// seconds, if it may be cached.
+fn add(buffer: &mut Vec<u8>, room: usize, entry: &Entry<'_>, endless: u64) -> bool {
     let Entry { node, name, next, told } = entry;
     let filled = (size_of::<DirentPlus>() + name.len()).next_multiple_of(8);
     let Ok(name_len) = u32::try_from(name.len()) else { return false };
@@ -389,8 +431,8 @@ fn add(buffer: &mut Vec<u8>, room: usize, entry: &Entry<'_>) -> bool {
     let dirent = Dirent { ino: node.id.0, offset: *next, name_len, kind: mode(node.stat.kind) >> 12 };
     let end = buffer.len() + filled;
     let entry = match told {
-        Told::Lasting => known(*node, true),
-        Told::Now => known(*node, false),
+        Told::Lasting => known(*node, true, endless),
+        Told::Now => known(*node, false, endless),
         // Without a node the kernel takes the name and nothing else (`fuse_direntplus_link`).
         Told::Nothing => EntryOut::new_zeroed(),
     };
@@ -452,11 +494,11 @@ mod tests {
         };
         let told = |name, next| Entry { node: Node { id: NodeId(9), stat }, name, next, told: Told::Lasting };
         let mut buffer = Vec::new();
-        assert!(add(&mut buffer, 400, &told(b"eight888", 1)));
+        assert!(add(&mut buffer, 400, &told(b"eight888", 1), ENDLESS));
         assert_eq!(buffer.len(), 160);
-        assert!(add(&mut buffer, 400, &told(b"nine99999", 2)));
+        assert!(add(&mut buffer, 400, &told(b"nine99999", 2), ENDLESS));
         assert_eq!(buffer.len(), 160 + 168);
-        assert!(!add(&mut buffer, 400, &told(b"x", 3)) && buffer.len() == 328);
+        assert!(!add(&mut buffer, 400, &told(b"x", 3), ENDLESS) && buffer.len() == 328);
         assert_eq!(buffer[128..144], [9_u64.to_ne_bytes(), 1_u64.to_ne_bytes()].concat());
         assert_eq!(buffer[144..152], [8_u32.to_ne_bytes(), 4_u32.to_ne_bytes()].concat());
         assert_eq!(buffer[152..160], *b"eight888");

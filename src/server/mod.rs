@@ -23,6 +23,7 @@ pub mod fuse;
 pub mod idle;
 pub mod missed;
 mod process;
+mod root_names;
 mod session;
 pub mod stops;
 
@@ -38,12 +39,12 @@ use rustix::io::Errno;
 use rustix::process::Resource;
 
 use crate::fuse::{Device, Ledger};
-use crate::protocol::handshake::{Absences, Io};
+use crate::protocol::handshake::{Io, Lifetime};
 use crate::protocol::wire::{self, Carried, Cause, Order, Received, Report, Start};
-use crate::values::View;
+use crate::values::{StorePath, View};
 use crate::view::backing::{Backing, Identity};
 use crate::view::journal::{Home, Journal, JournalError, Record};
-use crate::view::trie::{NodeId, PathTrie};
+use crate::view::trie::{NodeId, PathTrie, ROOT};
 use crate::view::{MemberWatch, Registrations, ServedView};
 use crate::{log, sandbox, sys};
 use counts::Counts;
@@ -51,6 +52,7 @@ use forgetting::{Invalidator, Owed};
 use fuse::StoreFs;
 use idle::Flow;
 use missed::Missed;
+use root_names::RootNames;
 use session::{Earlier, Session};
 use stops::Stop;
 
@@ -206,7 +208,6 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: &Arc<OwnedFd>) -> 
     let home = journal.zip(start.journal.as_deref()).map(|(dir, path)| Home::new(dir, path));
     let journal = home.map(|home| open_journal(home, &trie, registrations.as_deref(), &mut members));
     let journal = journal.transpose()?;
-    let mut unsettled = start.invalidate.clone();
     let has_losses = start.resume && journal.as_ref().is_some_and(|journal| journal.has_losses());
     if has_losses {
         // The kernel may know nodes that nobody knows: it has to ask again for all names, and gets others.
@@ -214,9 +215,8 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: &Arc<OwnedFd>) -> 
             // It may also have nodes open of which nobody knows how, and refuses to open those in another way.
             trie.detach_all();
         }
-        unsettled.extend(start.view.names().cloned());
     }
-    let serving = Report::Serving { epoch: start.epoch, restored: trie.len() };
+    let restored = trie.len();
     let (stale, stale_nodes) = mpsc::channel();
     let view = ServedView::new(trie.clone(), backing, journal, registrations).invalidating(stale);
     let view = Arc::new(view);
@@ -237,26 +237,34 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: &Arc<OwnedFd>) -> 
         })?;
     }
     let counts = Arc::new(counts);
-    let mut fs =
-        StoreFs::new(view.clone(), counts.clone(), device.clone(), ledger.clone(), start.agreement.absences);
+    let root = Arc::new(RootNames::new(start.promise, start.resume));
+    let mut fs = StoreFs::new(view.clone(), counts.clone(), device.clone(), ledger.clone(), root.clone());
     if let Some(missed) = missed {
         fs = fs.reporting(Missed::new(missed));
     }
     let session = Session::new(device.clone(), fs, ledger.clone());
 
-    if has_losses || start.agreement.absences == Absences::Leftover {
+    let before = start.agreement.promised;
+    let mut renewed = false;
+    if has_losses || before.absences == Lifetime::Endless {
         // Before anything is answered or reported. It waits for nothing; by their names, names may be forgotten long after that.
-        if let Err(error) = device.forget_all_names() {
-            tracing::debug!(%error, "what the kernel knows by an earlier server is forgotten by name");
+        let forgotten = if stops::renews() { device.forget_all_names() } else { Err(Errno::INVAL.into()) };
+        match forgotten {
+            Ok(()) => renewed = true,
+            Err(error) => {
+                tracing::debug!(%error, "what the kernel knows by an earlier server is forgotten by name");
+            }
         }
     }
+    let promised = if renewed { start.promise } else { before };
+    let serving = Report::Serving { epoch: start.epoch, restored, renewed };
     let earlier = match (start.resume, ledger.is_whole()) {
         (false, _) => Earlier::Nobody,
         (true, true) => Earlier::Known { crashed: start.crashed },
         (true, false) => Earlier::Unknown { crashed: start.crashed },
     };
     let owed = Owed::find(&ledger, &trie, matches!(earlier, Earlier::Unknown { .. }));
-    let invalidator = forgetting::begin(device, ledger, owed, view.clone(), stale_nodes)?;
+    let invalidator = forgetting::start(device.clone(), ledger, owed, view.clone(), stale_nodes, promised)?;
     let reporter = Arc::new(Reporter(monitor.clone()));
     spawn("answered", {
         let reporter = reporter.clone();
@@ -269,9 +277,14 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: &Arc<OwnedFd>) -> 
     spawn("orders", {
         let (view, monitor) = (view.clone(), monitor.clone());
         move || {
-            invalidator.names(unsettled);
+            let (lost, listing) = (has_losses && !renewed, before.absences == Lifetime::Endless);
+            let all = invalidator.names(start.view.names().filter(|_| lost), start.resume && listing);
+            let switch = Switcher { device, view, root, invalidator };
+            let (added, removed) = start.invalidate.iter().partition(|name| start.view.contains(name));
+            switch.settle(added, removed);
+            let _ = all.recv();
             reporter.report(&serving);
-            if let Err(error) = follow_orders(&*monitor, &reporter, &view, &invalidator) {
+            if let Err(error) = follow_orders(&*monitor, &reporter, &switch) {
                 tracing::error!(%error, "cannot follow the monitor; ending, so that it starts another server");
                 log::flush(LAST_WORDS);
                 sys::exit_now(1);
@@ -364,16 +377,11 @@ fn open_journal(
 ///
 /// # Errors
 /// What cannot be understood: another server has to serve what is ordered.
-fn follow_orders(
-    monitor: impl AsFd,
-    reporter: &Reporter,
-    view: &ServedView,
-    invalidator: &Invalidator,
-) -> io::Result<()> {
+fn follow_orders(monitor: impl AsFd, reporter: &Reporter, switcher: &Switcher) -> io::Result<()> {
     loop {
         match wire::receive_order(&monitor)? {
             Received::Message((Order::Switch { view: next, epoch }, _)) => {
-                switch(view, invalidator, &next, epoch);
+                switcher.switch(&next, epoch);
                 reporter.report(&Report::Switched { epoch });
             }
             Received::Message((Order::Start(_), _)) => {
@@ -388,11 +396,36 @@ fn follow_orders(
     }
 }
 
-fn switch(view: &ServedView, invalidator: &Invalidator, next: &View, epoch: u32) {
-    let fresh = view.trie().prepare(next);
-    view.record(&fresh.into_iter().map(Record::Node).collect::<Vec<_>>());
-    let switch = view.trie().switch(next, epoch);
-    stops::at(Stop::Switched);
-    invalidator.names(switch.added.into_iter().chain(switch.removed).collect());
-    view.check_members();
+/// What a switch works on.
+struct Switcher {
+    device: Arc<Device>,
+    view: Arc<ServedView>,
+    root: Arc<RootNames>,
+    invalidator: Invalidator,
+}
+
+impl Switcher {
+    fn switch(&self, next: &View, epoch: u32) {
+        let view = &self.view;
+        let fresh = view.trie().prepare(next);
+        view.record(&fresh.into_iter().map(Record::Node).collect::<Vec<_>>());
+        let switch = view.trie().switch(next, epoch);
+        stops::at(Stop::Switched);
+        self.settle(switch.added.iter().collect(), switch.removed.iter().collect());
+        view.check_members();
+    }
+
+    /// Returns when the kernel shows these names as they are.
+    fn settle(&self, added: Vec<&StorePath>, removed: Vec<&StorePath>) {
+        if added.is_empty() && removed.is_empty() {
+            return;
+        }
+        let is_done = self.invalidator.changed(added.iter().copied(), removed.iter().copied());
+        // The root's size and number of links.
+        if let Err(error) = self.device.forget_attributes(ROOT.0) {
+            tracing::debug!(%error, "the kernel shows the attributes that the root had");
+        }
+        self.root.expire(!added.is_empty(), !removed.is_empty());
+        let _ = is_done.recv();
+    }
 }

@@ -5,7 +5,8 @@
 //! back one thread: where there is a pipe `DIR/POINT` (mkfifo(3)), the first that comes to POINT and can rename it to `POINT.held`
 //! waits there until whoever has it open for writing closes it; others continue. `NSF_RESEND=no` keeps a server from asking the kernel for what an earlier
 //! one had taken, as on kernels before 6.9. `NSF_FORGETS=no` keeps the kernel from forgetting names at the root one by one, as
-//! absences on Linux 6.19 and 7.0.
+//! absences on Linux 6.19 and 7.0; `NSF_EPOCH=no` from forgetting all names, as before 6.16. `NSF_TELLS=endless` lets a server tell
+//! what may change for ever, as earlier versions did.
 
 /// A point in the life of a request, or of what follows from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +82,17 @@ mod active {
         std::env::var_os("NSF_FORGETS").is_none_or(|value| value != "no")
     }
 
+    /// Whether the kernel can be told to ask for every name again.
+    pub fn renews() -> bool {
+        std::env::var_os("NSF_EPOCH").is_none_or(|value| value != "no")
+    }
+
+    /// Whether what may change is told for a limited time.
+    pub fn limits() -> bool {
+        static LIMITS: OnceLock<bool> = OnceLock::new();
+        *LIMITS.get_or_init(|| std::env::var_os("NSF_TELLS").is_none_or(|value| value != "endless"))
+    }
+
     /// Whether the kernel is asked for what an earlier server had taken.
     pub fn resends() -> bool {
         std::env::var_os("NSF_RESEND").is_none_or(|value| value != "no")
@@ -100,9 +112,19 @@ mod active {
     }
 
     /// Always.
+    pub fn renews() -> bool {
+        true
+    }
+
+    /// Always.
+    pub fn limits() -> bool {
+        true
+    }
+
+    /// Always.
     pub fn resends() -> bool {
         true
     }
 }
 
-pub use active::{at, forgets, resends};
+pub use active::{at, forgets, limits, renews, resends};

@@ -7,7 +7,8 @@
 //!
 //! Hard points:
 //! 1. What may be cached. A name that is absent below a store path stays absent, as store paths never change;
-//!    one that is absent at the root stays so until a reload, which invalidates it; a member that is gone from disk may
+//!    one that is absent at the root stays so until a reload, so the kernel may cache that for a moment only
+//!    (`server::root_names`); a member that is gone from disk may
 //!    come back by a repair, so that answer is never cached. Nor is anything of an object that is not settled
 //!    ([`Stat::settled`]): it is served as it is, and [`Stale`] says what to drop from the kernel's caches afterwards.
 //! 2. A member that is repaired is another one: what the kernel has cached of the damaged one is invalidated. Whoever
@@ -47,7 +48,7 @@ pub enum FsError {
     /// The kernel named a node that it was never told of, or that a journal lost.
     #[error("no such node")]
     UnknownNode,
-    /// Nothing has this name, and nothing ever will: the kernel may remember it.
+    /// Nothing has this name, and nothing ever will, but for a reload at the root: the kernel may cache it.
     #[error("no such name")]
     Absent,
     /// Nothing has this name now.

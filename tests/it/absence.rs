@@ -1,5 +1,7 @@
-//! The absence of a name at the root is never seen longer than it lasts, whenever the name was asked for and whatever the kernel
-//! forgets. Linux 6.19 and 7.0 do not forget a cached absence by its name.
+//! The absence of a name at the root is not seen any more when a reload has added it, whenever it was asked for.
+//!
+//! Servers of earlier versions let the kernel cache absences for ever: those are forgotten when such a view is taken over.
+//! `NSF_TELLS=endless` makes a server one of those.
 //!
 //! Orders are forced: a build for tests holds a thread of the server back where a pipe is (`src/server/stops.rs`).
 
@@ -15,7 +17,6 @@ use crate::util::hold::{self, Held};
 use crate::util::program::{Finished, Program};
 use crate::util::service::{Service, Victim};
 use crate::util::systems::Systems;
-use crate::util::threads::waits_in_kernel;
 
 /// A view of the first system, and what only the second one has.
 struct View {
@@ -35,27 +36,41 @@ struct Both {
 }
 
 impl View {
-    /// `tried`: what the program is to believe of a kernel that forgets no absence by its name; none: this kernel, and what
-    /// is found out about it.
-    fn start(tried: Option<&str>) -> Self {
-        let mut view = Self::new(tried);
+    fn start() -> Self {
+        let mut view = Self::new();
         view.service.start_ready();
         view
     }
 
-    /// The same, and nothing is started yet.
-    fn new(tried: Option<&str>) -> Self {
+    /// Nothing is started yet.
+    fn new() -> Self {
         let systems = Systems::new(2);
         let mut service = systems.service();
         let hold = service.path().parent().unwrap().join("hold");
         fs::create_dir(&hold).unwrap();
         service.set("NSF_HOLD", &hold);
-        if let Some(tried) = tried {
-            service.set("NSF_ABSENCES", tried);
-            service.set("NSF_FORGETS", "no");
-        }
         let new = service.path().join(&systems.systems[1].1.base);
         Self { systems, service, hold, new }
+    }
+
+    /// Lets the monitor find what an earlier version left: absences that the kernel may have cached for ever.
+    fn make_earlier(&mut self) {
+        self.service.kill(Victim::Both);
+        let state = self.service.state().join("state");
+        let written = fs::read_to_string(&state).unwrap();
+        let promised = r#","promised":{"absences":"limited","names":"endless"}"#;
+        let earlier = written.replace(promised, "");
+        assert_ne!(written, earlier, "what earlier versions did not write");
+        fs::write(&state, earlier).unwrap();
+        self.service.set("NSF_TELLS", "limited");
+    }
+
+    /// A view of an earlier version that was taken over where the kernel cannot forget all names: it has to wait for readers.
+    fn make_waiting(&mut self) {
+        self.service.start_ready();
+        self.make_earlier();
+        self.service.set("NSF_EPOCH", "no");
+        self.service.start_ready();
     }
 
     /// Has the first thread held back that comes to `point`. What this returns has it when it is there.
@@ -126,10 +141,6 @@ impl View {
         self.expect_there();
         self.service.stop();
     }
-
-    fn members(&self) -> u64 {
-        rustix::fs::statfs(self.service.path()).unwrap().f_files
-    }
 }
 
 fn background<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Receiver<T> {
@@ -140,80 +151,56 @@ fn background<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> R
     told
 }
 
-fn asked_for_before(tried: Option<&str>) {
-    let view = View::start(tried);
+#[test]
+fn an_absence_asked_for_before_a_reload_is_gone_after_it() {
+    need!(Root, Fuse, Nix, Busybox);
+    let view = View::start();
     view.expect_absent();
     view.expect_absent();
     view.end_after_a_switch();
 }
 
+/// The look-up was decided before the switch, and is answered when everything else is done: with what is true then.
 #[test]
-fn an_absence_asked_for_before_a_reload_is_gone_after_it() {
+fn an_absence_decided_before_a_switch_is_none_after_it() {
     need!(Root, Fuse, Nix, Busybox);
-    asked_for_before(None);
-}
-
-/// The kernel forgets no absence, and the program could not find out whether it does, as it is for ordinary users.
-#[test]
-fn an_absence_is_gone_after_a_reload_where_the_kernel_forgets_none() {
-    need!(Root, Fuse, Nix, Busybox);
-    for tried in ["unknown", "kept"] {
-        asked_for_before(Some(tried));
-    }
-}
-
-/// The look-up was decided before the switch, and its answer arrives when everything else is done but what waits for it.
-fn decided_before_a_switch(tried: Option<&str>) {
-    let mut view = View::start(tried);
-    let server = view.service.server();
-    let before = view.members();
+    let mut view = View::start();
     let decided = view.arm("decided");
     let look = view.look();
     let held = view.wait("the look-up", &decided);
     let reload = view.reload();
-    // The kernel waits for the look-up before it forgets the name; one that does not would have let the reload end.
-    let until = Instant::now() + DEADLINE;
-    let ended = loop {
-        if let Ok(finished) = reload.try_recv() {
-            break Some(finished);
-        }
-        if view.members() != before && waits_in_kernel(server, "invalidate") {
-            break None;
-        }
-        assert!(Instant::now() < until, "the switch never came\n{}", view.service.log());
-        thread::yield_now();
-    };
+    view.expect_reloaded(&reload);
     drop(held);
-    assert!(view.wait("the answer", &look).is_err(), "it was decided before");
-    match ended {
-        Some(finished) => assert_eq!(finished.status.code(), Some(0), "{finished:?}"),
-        None => view.expect_reloaded(&reload),
-    }
+    view.wait("the answer", &look).expect("a name that is there by now");
     view.expect_there();
     view.service.stop();
 }
 
+/// The same while the kernel was not told of the switch.
 #[test]
-fn an_absence_decided_before_a_switch_is_gone_after_it() {
+fn an_absence_that_arrives_in_the_middle_of_a_switch_is_none_after_it() {
     need!(Root, Fuse, Nix, Busybox);
-    decided_before_a_switch(None);
-}
-
-#[test]
-fn an_absence_decided_before_a_switch_is_gone_where_the_kernel_forgets_none() {
-    need!(Root, Fuse, Nix, Busybox);
-    decided_before_a_switch(Some("unknown"));
-}
-
-/// The answer arrives between the switch and what the kernel is told of it.
-#[test]
-fn an_absence_that_arrives_before_the_kernel_is_told_of_a_switch_is_gone_after_it() {
-    need!(Root, Fuse, Nix, Busybox);
-    let mut view = View::start(None);
+    let mut view = View::start();
     let Both { look, held_look, reload, held_switch } = view.hold_both();
     drop(held_look);
-    assert!(view.wait("the answer", &look).is_err(), "it was decided before");
+    view.wait("the answer", &look).expect("a name that is there by now");
     drop(held_switch);
+    view.expect_reloaded(&reload);
+    view.expect_there();
+    view.service.stop();
+}
+
+/// A server is killed in the middle of a switch: the next one waits until what the kernel was told has expired.
+#[test]
+fn an_absence_told_by_a_server_that_was_killed_in_a_switch_is_gone_after_it() {
+    need!(Root, Fuse, Nix, Busybox);
+    let mut view = View::start();
+    let switched = view.arm("switched");
+    view.expect_absent();
+    let reload = view.reload();
+    let held = view.wait("the switch", &switched);
+    view.service.kill(Victim::Server);
+    drop(held);
     view.expect_reloaded(&reload);
     view.expect_there();
     view.service.stop();
@@ -224,7 +211,7 @@ fn an_absence_that_arrives_before_the_kernel_is_told_of_a_switch_is_gone_after_i
 fn an_absence_that_a_killed_server_had_decided_is_none() {
     need!(Root, Fuse, Nix, Busybox);
     for victim in [Victim::Server, Victim::Both] {
-        let mut view = View::start(None);
+        let mut view = View::start();
         let Both { look, held_look, reload, held_switch } = view.hold_both();
         view.service.kill(victim);
         drop((held_look, held_switch));
@@ -246,11 +233,11 @@ fn killed_in_a_switch_where_close_range_is_refused() {
     need!(Root, Fuse, Nix, Busybox);
     let scratch = crate::util::scratch();
     let refuse = crate::util::compile("refuse.c", scratch.path()).display().to_string();
-    let mut view = View::new(None);
+    let mut view = View::new();
     let not_known = rustix::io::Errno::NOSYS.raw_os_error().to_string();
     view.service.inside([refuse.as_str(), &not_known, "close_range"]);
     view.service.set("NSF_RESEND", "no");
-    view.service.start_ready();
+    view.make_waiting();
     let decided = view.arm("decided");
     let look = view.look();
     let held = view.wait("the look-up", &decided);
@@ -268,7 +255,8 @@ fn killed_in_a_switch_where_close_range_is_refused() {
 #[test]
 fn both_killed_in_a_switch_without_a_ledger() {
     need!(Root, Fuse, Nix, Busybox);
-    let mut view = View::start(None);
+    let mut view = View::new();
+    view.make_waiting();
     let decided = view.arm("decided");
     let look = view.look();
     let held = view.wait("the look-up", &decided);
@@ -289,60 +277,29 @@ fn both_killed_in_a_switch_without_a_ledger() {
     view.service.stop();
 }
 
-/// A monitor that takes over from an earlier version, whose servers let the kernel cache absences whatever it is: `tried` is
-/// what the new one believes.
-fn cached_by_an_earlier_version(tried: Option<&str>) {
-    let mut view = View::start(Some("forgotten"));
+/// A monitor that takes over from an earlier version, whose servers let the kernel cache absences for ever.
+fn cached_by_an_earlier_version(variable: &str) {
+    let mut view = View::new();
+    view.service.set("NSF_TELLS", "endless");
+    view.service.start_ready();
     view.expect_absent();
-    view.service.kill(Victim::Both);
-    let state = view.service.state().join("state");
-    let written = fs::read_to_string(&state).unwrap();
-    let earlier = written.replace(",\"absences\":\"cached\"", "");
-    assert_ne!(written, earlier, "what earlier versions did not write");
-    fs::write(&state, earlier).unwrap();
-    match tried {
-        Some(tried) => view.service.set("NSF_ABSENCES", tried),
-        None => {
-            view.service.set("NSF_ABSENCES", "found");
-            view.service.set("NSF_FORGETS", "yes");
-        }
-    }
+    view.make_earlier();
+    view.service.set(variable, "no");
     view.service.start_ready();
     view.expect_absent();
     view.end_after_a_switch();
 }
 
+/// By its name.
 #[test]
 fn an_absence_cached_by_an_earlier_version_is_gone_after_a_reload() {
     need!(Root, Fuse, Nix, Busybox);
-    cached_by_an_earlier_version(None);
+    cached_by_an_earlier_version("NSF_EPOCH");
 }
 
+/// With all others, as Linux 6.19 and 7.0 do not forget an absence by its name.
 #[test]
 fn an_absence_cached_by_an_earlier_version_is_gone_where_the_kernel_forgets_none() {
     need!(Root, Fuse, Nix, Busybox, Epoch);
-    cached_by_an_earlier_version(Some("unknown"));
-}
-
-/// What a kernel cannot give is a line in the log.
-#[test]
-fn the_log_says_where_an_absence_is_not_cached() {
-    need!(Root, Fuse, Nix, Busybox);
-    let cost = "each look-up of a name that the root of the view does not have asks the server";
-    for (tried, why) in [
-        ("kept", Some("this kernel does not forget a cached absence (Linux 6.19 and 7.0 do not)")),
-        (
-            "unknown",
-            Some("cannot find out whether this kernel forgets a cached absence (Linux 6.19 and 7.0 do not)"),
-        ),
-        ("forgotten", None),
-    ] {
-        let view = View::start(Some(tried));
-        let log = view.service.log();
-        let lines: Vec<&str> = log.lines().filter(|line| line.contains("cached absence")).collect();
-        assert_eq!(lines.len(), usize::from(why.is_some()), "{tried}: {log}");
-        let says =
-            why.is_none_or(|why| lines[0].contains(" INFO ") && lines[0].contains(&format!("{why}: {cost}")));
-        assert!(says, "{tried}: {lines:?}");
-    }
+    cached_by_an_earlier_version("NSF_FORGETS");
 }

@@ -53,9 +53,7 @@ fn what_the_kernel_gives_is_what_its_release_has() {
         };
         assert_eq!(answer(&version, label), expected, "{version}");
     }
-    let forgets = !matches!(release, (6, 19) | (7, 0));
-    let absences = answer(&version, "a reload shows names");
-    assert_eq!(absences == "yes; absent names are cached until then", forgets, "{version}");
+    assert_eq!(answer(&version, "a reload shows names"), "yes", "{version}");
 }
 
 /// There the kernel offers passthrough at the mount, and refuses each file.

@@ -38,6 +38,7 @@ mod large;
 mod ledger;
 mod life;
 mod list32;
+mod locked;
 mod logging;
 mod missed;
 mod optimised;

@@ -31,9 +31,9 @@ fn build(path: &Path, text: &str) {
 }
 
 /// A store with a store path to repair.
-struct Damaged {
-    store: NixStore,
-    member: Member,
+pub(crate) struct Damaged {
+    pub(crate) store: NixStore,
+    pub(crate) member: Member,
 }
 
 impl Damaged {
@@ -233,7 +233,7 @@ fn every_name_is_there_after_repairs_under_readers() {
 
 /// How Nix repairs.
 #[derive(Clone, Copy, Debug)]
-enum Repair {
+pub(crate) enum Repair {
     /// A path that can be fetched or added: it is deleted and written in place (`LocalStore::addToStore`).
     InPlace,
     /// A path that is built again (`replaceValidPath`).
@@ -242,7 +242,7 @@ enum Repair {
 
 impl Damaged {
     /// A store path that has lost a file and the end of another, in which everything looks finished.
-    fn seriously() -> Self {
+    pub(crate) fn seriously() -> Self {
         let store = NixStore::new();
         let member = store.add("damaged", &[], |path| {
             build(path, "old copy of");
@@ -253,7 +253,7 @@ impl Damaged {
         Self { store, member }
     }
 
-    fn repair(&self, how: Repair) {
+    pub(crate) fn repair(&self, how: Repair) {
         let copy = self.new_copy("a longer and new copy of");
         match how {
             Repair::InPlace => {
@@ -272,7 +272,7 @@ impl Damaged {
     }
 
     /// Until the view shows the store path as it is: nobody asks for a reload.
-    fn wait_until_shown(&self, view: &Path) {
+    pub(crate) fn wait_until_shown(&self, view: &Path) {
         let real = tree::walk(&self.store.physical(), &self.member.base);
         let until = Instant::now() + DEADLINE;
         // One part may be shown before another.
@@ -286,7 +286,7 @@ impl Damaged {
 }
 
 /// Everything is in the kernel's caches, absences as well; a file and a directory are held, and the top is being listed.
-fn cache(seen: &Path) -> ([File; 2], fs::ReadDir) {
+pub(crate) fn cache(seen: &Path) -> ([File; 2], fs::ReadDir) {
     assert_eq!(fs::metadata(seen.join("d/file-3")).unwrap_err().kind(), std::io::ErrorKind::NotFound);
     assert_eq!(fs::read_to_string(seen.join("e/f/file-5")).unwrap(), "old");
     assert_eq!(fs::read_link(seen.join("link")).unwrap(), Path::new("old"));

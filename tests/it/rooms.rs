@@ -19,7 +19,7 @@ const ROOMS: [(&str, &[&str]); 11] = [
         "monitor",
         &[
             "values", "sys", "error", "log", "startup", "sandbox", "store", "closure", "fuse", "view",
-            "protocol", "kernel", "server",
+            "protocol", "server",
         ],
     ),
     (

@@ -476,6 +476,13 @@ impl Mounted {
         elsewhere.chain(processes::links(&at, patience / 2)).collect()
     }
 
+    /// Processes that list a directory of the view and do not come to an end, a few at most. What could not be found out within
+    /// `patience` is left out.
+    #[must_use]
+    pub fn listers(&self, patience: Duration) -> Vec<String> {
+        self.connection.map(|number| processes::listers(number, patience)).unwrap_or_default()
+    }
+
     /// Its line in the mount table: by its number, or else the topmost at its place.
     fn find(&self) -> Result<Option<Mount>, MountError> {
         let ours = |mount: &Mount| mount.is(TYPE, &self.source);

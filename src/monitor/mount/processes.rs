@@ -6,11 +6,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
-use super::{TYPE, table};
+use super::{Number, TYPE, table};
 
 /// Threads that look: one more than processes that are likely to hang at once.
 const LOOKERS: usize = 8;
+/// Numbers of getdents(2) and getdents64(2), of 32-bit programs as well.
+#[cfg(target_arch = "x86_64")]
+const LISTS: [i64; 4] = [nix::libc::SYS_getdents, nix::libc::SYS_getdents64, 141, 220];
+#[cfg(not(target_arch = "x86_64"))]
+const LISTS: [i64; 1] = [nix::libc::SYS_getdents64];
 /// Processes that are named.
 const MOST: usize = 8;
 
@@ -56,6 +62,34 @@ pub(super) fn holders(source: &str, patience: Duration) -> Vec<Holder> {
         let way = process.join("root").join(below);
         Some(Holder { process: describe(process), at: found.at, way })
     })
+}
+
+/// Processes of which a thread lists a directory of the file system with this connection, and waits for something else than the
+/// directory. What could not be found out within `patience` is left out.
+pub(super) fn listers(connection: Number, patience: Duration) -> Vec<String> {
+    look(patience, move |process| {
+        let threads = std::fs::read_dir(process.join("task")).ok()?;
+        threads.flatten().any(|thread| lists(&thread.path(), connection)).then(|| describe(process))
+    })
+}
+
+/// Whether a thread, `/proc/PID/task/TID`, is in getdents(2) of a directory of this file system, and does not itself wait for it.
+fn lists(thread: &Path, connection: Number) -> bool {
+    let read = |file| std::fs::read_to_string(thread.join(file)).unwrap_or_default();
+    // Its number and its arguments (proc_pid_syscall(5)).
+    let call = read("syscall");
+    let mut words = call.split_whitespace();
+    let is_listing = words.next().and_then(|number| number.parse().ok()).is_some_and(|n| LISTS.contains(&n));
+    let directory =
+        words.next().and_then(|first| u32::from_str_radix(first.trim_start_matches("0x"), 16).ok());
+    let Some(directory) = directory.filter(|_| is_listing && !read("wchan").contains("rwsem")) else {
+        return false;
+    };
+    // As the kernel knows it, and without asking the server.
+    let flags = AtFlags::STATX_DONT_SYNC;
+    let directory = thread.join(format!("fd/{directory}"));
+    statx(CWD, directory, flags, StatxFlags::INO)
+        .is_ok_and(|at| (at.stx_dev_major, at.stx_dev_minor) == (0, connection.0))
 }
 
 /// What `ask` finds in `/proc/PID`, oldest processes first.

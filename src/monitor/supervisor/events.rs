@@ -142,6 +142,8 @@ pub(in crate::monitor) enum Action {
     Probe,
     /// Tell a client what became of its reload.
     Answer(ClientId, Outcome),
+    /// Tell clients that their reload takes too long, and what keeps it from its end.
+    AnswerOverdue(Vec<ClientId>),
     /// Tell the service manager.
     Notify(Notice),
     /// Log.

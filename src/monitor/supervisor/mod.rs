@@ -203,6 +203,7 @@ impl Supervisor {
             Event::Reload(client) => {
                 self.reloads.queue(client, Cause::Asked);
                 self.reload(now);
+                self.answer_overdue();
             }
             Event::Changed => self.reloads.changed(now.monotonic),
             Event::Resolved(Ok(found)) => self.resolved(&found, now),
@@ -275,6 +276,7 @@ impl Supervisor {
         {
             waiting.logged = true;
             self.note(Note::Slow(slow));
+            self.answer_overdue();
         }
         if self.reloads.take_changed(time) {
             self.note(Note::LinkChanged);
@@ -338,6 +340,14 @@ impl Supervisor {
         self.answer(clients, &Outcome::Error(verdict.why().to_owned()));
         self.mount = MountLife::Over;
         self.actions.push(Action::End(Plan { verdict, mount, links }));
+    }
+
+    /// Nobody waits for a switch that takes too long, nor for the reload after it.
+    fn answer_overdue(&mut self) {
+        if self.mount == MountLife::Ours && self.server.listens() && self.reloads.is_overdue() {
+            let clients = self.reloads.take_switching();
+            self.actions.extend((!clients.is_empty()).then_some(Action::AnswerOverdue(clients)));
+        }
     }
 
     fn answer(&mut self, clients: Vec<ClientId>, outcome: &Outcome) {

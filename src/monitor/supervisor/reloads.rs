@@ -174,6 +174,11 @@ impl Reloads {
         rest.join(", ")
     }
 
+    /// Whether a switch takes too long.
+    pub(super) fn is_overdue(&self) -> bool {
+        matches!(&self.stage, Stage::Switching { waiting, .. } if waiting.logged)
+    }
+
     /// Everybody who waits for a switch or for the next reload; none of them waits any more.
     pub(super) fn take_switching(&mut self) -> Vec<ClientId> {
         let mut clients = std::mem::take(&mut self.queued);

@@ -206,6 +206,9 @@ impl World {
                 self.probing = true;
             }
             Action::Answer(client, outcome) => self.answer(client, &outcome),
+            Action::AnswerOverdue(clients) => {
+                clients.into_iter().for_each(|client| self.answer(client, &Outcome::Error("overdue".into())));
+            }
             Action::Notify(Notice::Reloading) => {
                 assert!(self.ready > 0 && !self.reloading, "RELOADING=1 out of place");
                 self.reloading = true;

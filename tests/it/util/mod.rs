@@ -8,6 +8,7 @@ pub(crate) mod fixture;
 pub(crate) mod hold;
 pub(crate) mod image;
 pub(crate) mod load;
+pub(crate) mod locker;
 pub(crate) mod mapped;
 pub(crate) mod memory;
 pub(crate) mod mounts;
