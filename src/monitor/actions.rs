@@ -261,8 +261,8 @@ impl Runtime {
         }
     }
 
-    fn switch(&self, content: Option<&Content>) -> Option<Event> {
-        let (Some(server), Some(content)) = (&self.server, content) else { return None };
+    fn switch(&mut self, content: Option<&Content>) -> Option<Event> {
+        let (Some(server), Some(content)) = (&mut self.server, content) else { return None };
         if let (Some(inquiry), Some(store)) = (&self.inquiry, &self.store) {
             inquiry.shows(content.view.clone(), store.clone());
         }

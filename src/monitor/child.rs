@@ -1,4 +1,6 @@
 //! The server as the monitor sees it: a child process, and a socket to speak over. Nothing here waits.
+//!
+//! Invariant: a server that says more than it has to is not listened to for longer: it may be a container's by then.
 
 use std::ffi::OsString;
 use std::io;
@@ -50,6 +52,9 @@ fn variables() -> impl Iterator<Item = (OsString, OsString)> {
     all.into_iter().flatten().filter(|(name, _)| name.to_string_lossy().starts_with("NSF_"))
 }
 
+/// Reports of a server besides one for each order: that it serves or cannot begin, and that it has answered.
+const REPORTS: u32 = 2;
+
 /// A server's process.
 #[derive(Debug)]
 pub(super) struct Server {
@@ -58,6 +63,8 @@ pub(super) struct Server {
     end: OwnedFd,
     /// None once it was closed by the server, or was of no use.
     socket: Option<OwnedFd>,
+    /// How many more reports it may make.
+    reports: u32,
 }
 
 impl Server {
@@ -75,7 +82,7 @@ impl Server {
             // It makes a session of its own: see [`crate::startup::begin_server`].
             .spawn()?;
         match pidfd_open(Pid::from_child(&process), PidfdFlags::empty()) {
-            Ok(end) => Ok(Self { process, end, socket: Some(socket) }),
+            Ok(end) => Ok(Self { process, end, socket: Some(socket), reports: REPORTS }),
             Err(error) => {
                 // Nobody would notice its end. It has not begun.
                 let _ = process.kill();
@@ -97,7 +104,8 @@ impl Server {
     ///
     /// # Errors
     /// Those of [`wire::send_order`].
-    pub(super) fn order(&self, order: &Order) -> io::Result<()> {
+    pub(super) fn order(&mut self, order: &Order) -> io::Result<()> {
+        self.reports = self.reports.saturating_add(1);
         self.send(order, &[])
     }
 
@@ -129,9 +137,16 @@ impl Server {
     /// The next report, if one has come.
     ///
     /// # Errors
-    /// Those of [`wire::receive_report`].
-    pub(super) fn report(&self) -> io::Result<Received<Report>> {
-        self.socket.as_ref().map_or(Ok(Received::Nothing), wire::receive_report)
+    /// Those of [`wire::receive_report`]; `InvalidData` for more than it has to make.
+    pub(super) fn report(&mut self) -> io::Result<Received<Report>> {
+        let Some(socket) = &self.socket else { return Ok(Received::Nothing) };
+        let received = wire::receive_report(socket)?;
+        if let Received::Message(_) = received {
+            self.reports = self.reports.checked_sub(1).ok_or_else(|| {
+                io::Error::new(io::ErrorKind::InvalidData, "it sends more reports than there is to report")
+            })?;
+        }
+        Ok(received)
     }
 
     /// Kills it. What it had taken is given back to its successor.

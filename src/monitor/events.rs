@@ -159,7 +159,7 @@ impl Runtime {
         Some(Event::Mounted(self.keep_mount(result).map_err(Box::new)))
     }
 
-    /// Reports first, and its end last: what it had to say is taken in though it has ended.
+    /// Reports first, and its end last: what it had to say is taken in though it has ended. There are not many ([`super::child::Server::report`]).
     fn take_server(&mut self, events: &mut Vec<Event>) {
         let Some(server) = &mut self.server else { return };
         let hung_up = loop {

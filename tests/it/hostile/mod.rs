@@ -9,6 +9,7 @@ mod plants;
 mod process;
 mod promises;
 mod races;
+mod server;
 mod shapes;
 mod withdrawn;
 
