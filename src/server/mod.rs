@@ -34,7 +34,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, OFlags};
 use rustix::io::Errno;
 use rustix::process::Resource;
 
@@ -187,6 +187,10 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: &Arc<OwnedFd>) -> 
     }
     // Held until the process ends.
     let _lock = lock.map(take_lock).transpose()?;
+    // The device is one open file of all servers, and the one before may have been a container's by its end. It is read without
+    // asking first whether there is something (F_SETFL of fcntl(2): O_NONBLOCK, O_ASYNC).
+    rustix::fs::fcntl_setfl(&device, OFlags::empty())
+        .map_err(|error| failed("making the device blocking")(error.into()))?;
     let device = Arc::new(Device::from(device));
     // Nobody else uses it from here on.
     let (ledger, slots) = Ledger::open(ledger).map_err(failed("mapping the ledger"))?;

@@ -2,11 +2,13 @@
 
 use std::fs;
 
+use rustix::fs::OFlags;
 use rustix::process::{Pid, Signal};
 
 use crate::util::fixture::Fixture;
 use crate::util::program::Program;
-use crate::util::service::Service;
+use crate::util::service::{Service, Victim};
+use crate::util::thief::Thief;
 use crate::util::{compile, scratch};
 
 const DEEDS: [&str; 8] =
@@ -44,4 +46,25 @@ fn most(process: Pid) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", process.as_raw_nonzero())).unwrap();
     let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     most.and_then(|most| most.split_whitespace().next()?.parse().ok()).unwrap()
+}
+
+/// The device is one open file of all servers. One that makes it non-blocking keeps no successor from serving.
+#[test]
+fn a_device_made_non_blocking_is_made_blocking_again() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let mut service = Service::new(&fixture.store).with(["--system", &fixture.system.path]);
+    service.start_ready();
+    let thief = Thief::of(service.server());
+    let flags = || rustix::fs::fcntl_getfl(thief.device()).unwrap();
+    let asynchronous = OFlags::from_bits_retain(nix::libc::O_ASYNC.cast_unsigned());
+    rustix::fs::fcntl_setfl(thief.device(), flags() | OFlags::NONBLOCK | asynchronous).unwrap();
+    service.kill(Victim::Server);
+    let from = service.heard();
+    service.signal(Signal::HUP);
+    service.wait_ready(from);
+    assert!(service.path().join(&fixture.data.base).join("text").exists());
+    assert!(!flags().intersects(OFlags::NONBLOCK | asynchronous), "{:?}", flags());
+    assert_eq!(service.logged("the server exited"), 1, "{}", service.log());
+    service.stop();
 }

@@ -35,6 +35,11 @@ impl Thief {
         Self(pidfd_getfd(process, number, PidfdGetfdFlags::empty()).unwrap())
     }
 
+    /// The device.
+    pub(crate) fn device(&self) -> &OwnedFd {
+        &self.0
+    }
+
     /// Waits until a request is there that nobody has read.
     pub(crate) fn wait(&self) {
         assert_eq!(wait_readable([&self.0], Instant::now() + DEADLINE), [true], "nobody asks");
