@@ -7,7 +7,8 @@
 #    RootDirectory=, DynamicUser=. MountFlags=shared does not help: systemd makes the copy a slave first. A network
 #    namespace needs one only for /sys, so PrivateNetwork= goes with PrivateMounts=no.
 # 2. The units that use the view have Requires= on it, so that it is there before them. systemd passes a restart on
-#    to them, also the automatic one after a crash, unless RestartMode=direct.
+#    to them, also the automatic one after a crash, unless RestartMode=direct. But when the mount itself has ended, they
+#    have a dead one, and must be restarted: exit code 11.
 # 3. A changed unit must not be restarted by a configuration switch, for the same reason. It is reloaded, and when the
 #    command line is no longer that of the running server, the server then hands its mount over to a successor.
 # 4. A killed or handed-over server has to be back at once, also after many hand-overs, and a program that cannot start
@@ -41,6 +42,13 @@ let
     mapfile -d "" -t running <"/proc/$MAINPID/cmdline"
     if [ "''${running[*]}" != "$*" ]; then
       kill -s USR2 "$MAINPID"
+    fi
+  '';
+
+  # Restarts what uses the view, with the view, if its mount has ended.
+  ended = pkgs.writeShellScript "nix-store-fs-ended" ''
+    if [ "$EXIT_STATUS" = 11 ]; then
+      exec ${pkgs.systemd}/bin/systemctl --no-block --job-mode=restart-dependencies start "$1"
     fi
   '';
 in
@@ -119,6 +127,9 @@ in
       "${program} --reload ${name}"
       "${succeed} ${command}"
     ];
+
+    # Hard point 2.
+    ExecStopPost = "${ended} %n";
 
     # Death of the server. Its connection to the kernel lies in systemd's descriptor store, so that the mount
     # outlives it; the next server continues where it ended.

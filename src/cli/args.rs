@@ -23,6 +23,7 @@ Exit codes:
   8   the reload failed and nothing has changed
   9   a garbage collector root cannot be created in the directory of --gc-root
   10  what an earlier process left of the view (state, node journal) is damaged or of another version
+  11  a view that was served has ended: its connection was aborted, or no server can resume it
   75  handed over (SIGUSR2): the mount is left to a successor
 
 Signals: SIGTERM and SIGINT unmount; SIGHUP reloads; SIGUSR2 hands over to the next

@@ -37,6 +37,8 @@ pub enum Exit {
     Roots = 9,
     /// What an earlier process left of the view cannot be read.
     Leftovers = 10,
+    /// A view that was served has ended, and not because somebody wanted that: whoever uses it has a dead mount.
+    Ended = 11,
     /// The mount is left to a successor (`EX_TEMPFAIL` of sysexits(3)).
     HandedOver = 75,
 }
@@ -95,12 +97,8 @@ fn monitor(error: &MonitorError) -> Exit {
         MonitorError::Store { .. } => Exit::Store,
         MonitorError::Leftovers(_) => Exit::Leftovers,
         MonitorError::Unsupported(_) => Exit::Fuse,
-        MonitorError::Program { .. }
-        | MonitorError::Server(_)
-        | MonitorError::Damaged(_)
-        | MonitorError::Lost(_)
-        | MonitorError::Aborted
-        | MonitorError::System { .. } => Exit::Failure,
+        MonitorError::Damaged(_) | MonitorError::Lost(_) | MonitorError::Aborted => Exit::Ended,
+        MonitorError::Program { .. } | MonitorError::Server(_) | MonitorError::System { .. } => Exit::Failure,
     }
 }
 
@@ -167,6 +165,7 @@ mod tests {
             Exit::Reload,
             Exit::Roots,
             Exit::Leftovers,
+            Exit::Ended,
             Exit::HandedOver,
         ] {
             let code = exit as u8;

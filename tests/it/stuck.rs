@@ -157,7 +157,7 @@ fn an_aborted_connection_leaves_no_dead_mount() {
                 assert!(rustix::mount::unmount(service.path(), UnmountFlags::FORCE).is_err(), "it is in use")
             }
         }
-        assert_eq!(service.ended().code(), Some(1), "{how}: {}", service.log());
+        assert_eq!(service.ended().code(), Some(11), "{how}: {}", service.log());
         assert!(service.log().contains("the FUSE connection was aborted"), "{how}: {}", service.log());
         assert!(mounts::at(service.path()).is_none(), "{how}: a dead mount is left");
         assert!(service.stored().is_empty(), "{how}: the descriptor is not given back");
@@ -205,7 +205,7 @@ fn a_journal_that_is_damaged_ends_the_view_with_the_reason() {
     service.kill(Victim::Server);
     let seen = read(service.path().join(&fixture.data.base).join("names/a space")).recv_timeout(DEADLINE / 2);
     assert!(matches!(seen, Ok(Err(_))), "a reader waits: {seen:?}\n{}", service.log());
-    assert_eq!(service.ended().code(), Some(1), "{}", service.log());
+    assert_eq!(service.ended().code(), Some(11), "{}", service.log());
     assert!(service.log().contains("is not a node journal"), "{}", service.log());
     assert!(mounts::at(service.path()).is_none());
     service.start_ready();
@@ -410,7 +410,7 @@ fn a_state_directory_that_is_removed() {
     assert_eq!(fs::read(&text).unwrap(), b"hello\n");
     service.kill(Victim::Server);
     assert!(read(service.path().join("nosuch")).recv_timeout(DEADLINE / 2).is_ok(), "{}", service.log());
-    assert_eq!(service.ended().code(), Some(1), "{}", service.log());
+    assert_eq!(service.ended().code(), Some(11), "{}", service.log());
     assert!(mounts::at(service.path()).is_none());
     service.start_ready();
     service.stop();

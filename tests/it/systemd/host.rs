@@ -72,9 +72,12 @@ impl Host {
     pub(super) fn unit_text(&self) -> String {
         let path = nixos::file("tests/eval/expected").join(self.unit());
         let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        ["nix-store-fs-0.1.0", "nix-store-fs-succeed"].iter().fold(text, |text, package| {
-            text.replace(&format!("/nix/store/HASH-{package}"), &NixStore::name(package).path)
-        })
+        ["nix-store-fs-0.1.0", "nix-store-fs-succeed", "nix-store-fs-ended"].iter().fold(
+            text,
+            |text, package| {
+                text.replace(&format!("/nix/store/HASH-{package}"), &NixStore::name(package).path)
+            },
+        )
     }
 
     /// Writes a unit of the machine, and tells its systemd.
@@ -179,8 +182,14 @@ fn install(store: &NixStore, root: &Path) {
         fs::create_dir_all(path.join("bin")).unwrap();
         Program::install(&path.join("bin"));
     });
-    let succeed = succeed(store);
-    store.add("nix-store-fs-succeed", &[], |path| nixos::program(path, &format!("#!/bin/bash\n{succeed}")));
+    // With the words behind the script, in place of which its text is evaluated.
+    for (name, command, rest) in [
+        ("nix-store-fs-succeed", "builtins.elemAt unit.ExecReload 1", " /package/"),
+        ("nix-store-fs-ended", "unit.ExecStopPost", " %n"),
+    ] {
+        let script = script(store, command, rest);
+        store.add(name, &[], |path| nixos::program(path, &format!("#!/bin/bash\n{script}")));
+    }
 
     let libraries = root.join("usr/lib/of-the-program");
     fs::create_dir_all(&libraries).unwrap();
@@ -201,20 +210,20 @@ fn install(store: &NixStore, root: &Path) {
     assert!(status.success(), "ldconfig");
 }
 
-/// The program that makes a server with another command line hand over, out of the module.
-fn succeed(store: &NixStore) -> String {
+/// The text of a script of the module: what comes before `rest` in a command of the unit.
+fn script(store: &NixStore, command: &str, rest: &str) -> String {
     let expression = format!(
-        "builtins.elemAt (import {unit} {{
+        "let unit = (import {unit} {{
             lib = import {lib};
-            pkgs.writeShellScript = name: text: text;
+            pkgs = {{ writeShellScript = name: text: text; systemd = \"/usr\"; }};
             package = \"/package\";
-        }} {{ name = \"\"; mountPoint = \"\"; description = \"\"; roots = [ ]; }}).serviceConfig.ExecReload 1",
+        }} {{ name = \"\"; mountPoint = \"\"; description = \"\"; roots = [ ]; }}).serviceConfig; in {command}",
         unit = nixos::file("unit.nix").display(),
         lib = nixos::file("tests/eval/stand-ins/lib.nix").display(),
     );
     let value = store.nix("nix-instantiate", ["--eval", "--strict", "--json", "--expr", &expression], b"");
-    let reload: String = serde_json::from_str(&value).unwrap();
-    let (text, _command_line) = reload.rsplit_once(" /package/").unwrap();
+    let command: String = serde_json::from_str(&value).unwrap();
+    let (text, _arguments) = command.rsplit_once(rest).unwrap();
     text.to_owned()
 }
 

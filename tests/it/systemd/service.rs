@@ -146,6 +146,35 @@ fn a_crash_leaves_the_user_alone() {
     assert_eq!(host.file_system(), file_system);
 }
 
+/// Root without private users can abort any connection of the machine, by mounting fusectl. That is a failure of the view: it is
+/// cleared away and mounted again, and its user, whose mount is dead, is started again with it.
+#[test]
+fn an_aborted_view_is_mounted_again_and_so_is_its_user() {
+    need_systemd!();
+    let host = Host::boot("web");
+    let one = system(&host.store, "one");
+    host.set_roots(&[&one.path]);
+    host.write_unit("user.service", &user_of(&host));
+    host.systemctl("start user.service");
+    let user = "show --value --property MainPID user.service";
+    let (main, before) = (host.property("MainPID"), host.systemctl(user));
+    let connection = rustix::fs::minor(host.file_system());
+    host.machine.run(&format!(
+        "exec unshare --mount /bin/sh -c 'mount -t fusectl fusectl /mnt && echo 1 >/mnt/{connection}/abort'"
+    ));
+    host.wait_for_successor(&main);
+    assert_eq!(fs::read_to_string(host.view().join(&one.base).join("name")).unwrap(), "one\n");
+    assert_eq!(host.mounts().len(), 1, "{:?}", host.mounts());
+    let log = host.machine.run(&format!("journalctl --no-pager --unit {}", host.unit()));
+    assert!(log.contains("the FUSE connection was aborted"), "{log}");
+    assert!(log.contains("status=11/"), "{log}");
+    let restarted = eventually(|| ![before.as_str(), "0\n"].contains(&host.systemctl(user).as_str()));
+    assert!(restarted, "its user has the dead mount: {}", host.log());
+    host.systemctl("stop user.service");
+    assert!(eventually(|| host.property("ActiveState") == "inactive"), "{}", host.log());
+    assert_eq!(host.mounts(), Vec::<String>::new());
+}
+
 /// The dependencies that the module gives a container.
 pub(super) fn user_of(host: &Host) -> String {
     let container =
