@@ -39,7 +39,7 @@ use rustix::io::Errno;
 use rustix::process::Resource;
 
 use crate::fuse::{Device, Ledger};
-use crate::protocol::handshake::{Io, Lifetime};
+use crate::protocol::handshake::{Io, Lifetime, Promised};
 use crate::protocol::wire::{self, Carried, Cause, Order, Received, Report, Start};
 use crate::values::{StorePath, View};
 use crate::view::backing::{Backing, Identity};
@@ -260,7 +260,11 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: &Arc<OwnedFd>) -> 
             }
         }
     }
-    let promised = if renewed { start.promise } else { before };
+    let promised = match (stops::waits(), renewed) {
+        (true, _) => Promised::default(),
+        (false, true) => start.promise,
+        (false, false) => before,
+    };
     let serving = Report::Serving { epoch: start.epoch, restored, renewed };
     let earlier = match (start.resume, ledger.is_whole()) {
         (false, _) => Earlier::Nobody,

@@ -6,7 +6,8 @@
 //! waits there until whoever has it open for writing closes it; others continue. `NSF_RESEND=no` keeps a server from asking the kernel for what an earlier
 //! one had taken, as on kernels before 6.9. `NSF_FORGETS=no` keeps the kernel from forgetting names at the root one by one, as
 //! absences on Linux 6.19 and 7.0; `NSF_EPOCH=no` from forgetting all names, as before 6.16. `NSF_TELLS=endless` lets a server tell
-//! what may change for ever, as earlier versions did.
+//! what may change for ever, as earlier versions did. `NSF_WAITS=yes` lets it forget names under the lock of their directory, as if
+//! an earlier version had told everything.
 
 /// A point in the life of a request, or of what follows from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +88,11 @@ mod active {
         std::env::var_os("NSF_EPOCH").is_none_or(|value| value != "no")
     }
 
+    /// Whether names are forgotten under a lock, whatever was promised.
+    pub fn waits() -> bool {
+        std::env::var_os("NSF_WAITS").is_some_and(|value| value == "yes")
+    }
+
     /// Whether what may change is told for a limited time.
     pub fn limits() -> bool {
         static LIMITS: OnceLock<bool> = OnceLock::new();
@@ -116,6 +122,11 @@ mod active {
         true
     }
 
+    /// Never.
+    pub fn waits() -> bool {
+        false
+    }
+
     /// Always.
     pub fn limits() -> bool {
         true
@@ -127,4 +138,4 @@ mod active {
     }
 }
 
-pub use active::{at, forgets, limits, renews, resends};
+pub use active::{at, forgets, limits, renews, resends, waits};

@@ -65,14 +65,6 @@ impl View {
         self.service.set("NSF_TELLS", "limited");
     }
 
-    /// A view of an earlier version that was taken over where the kernel cannot forget all names: it has to wait for readers.
-    fn make_waiting(&mut self) {
-        self.service.start_ready();
-        self.make_earlier();
-        self.service.set("NSF_EPOCH", "no");
-        self.service.start_ready();
-    }
-
     /// Has the first thread held back that comes to `point`. What this returns has it when it is there.
     fn arm(&self, point: &str) -> Receiver<Held> {
         let (held, there) = hold::arm(&self.hold, point);
@@ -237,7 +229,8 @@ fn killed_in_a_switch_where_close_range_is_refused() {
     let not_known = rustix::io::Errno::NOSYS.raw_os_error().to_string();
     view.service.inside([refuse.as_str(), &not_known, "close_range"]);
     view.service.set("NSF_RESEND", "no");
-    view.make_waiting();
+    view.service.set("NSF_WAITS", "yes");
+    view.service.start_ready();
     let decided = view.arm("decided");
     let look = view.look();
     let held = view.wait("the look-up", &decided);
@@ -256,7 +249,8 @@ fn killed_in_a_switch_where_close_range_is_refused() {
 fn both_killed_in_a_switch_without_a_ledger() {
     need!(Root, Fuse, Nix, Busybox);
     let mut view = View::new();
-    view.make_waiting();
+    view.service.set("NSF_WAITS", "yes");
+    view.service.start_ready();
     let decided = view.arm("decided");
     let look = view.look();
     let held = view.wait("the look-up", &decided);

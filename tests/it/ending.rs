@@ -140,7 +140,7 @@ fn a_stopped_server_keeps_nobody() {
     });
 }
 
-/// A reload that invalidates a name: the kernel waits for the directory, which somebody has locked who waits for an answer.
+/// A reload that invalidates a name, as in a view that an earlier version has served: the kernel waits for the directory, which somebody has locked who waits for an answer.
 /// No signal ends that wait, so the server cannot be killed, and it holds the device.
 struct Hanging {
     service: Service,
@@ -154,6 +154,7 @@ impl Hanging {
         let link = fixture.store.profile("web/system", &fixture.system.path);
         let mut service = Service::new(&fixture.store).with([Path::new("--system"), &link]);
         service.set_room(room);
+        service.set("NSF_WAITS", "yes");
         service.start_ready();
         // The kernel knows that it is absent.
         assert!(!service.path().join(&fixture.outside.base).exists());
@@ -194,6 +195,7 @@ fn a_reload_that_hangs_keeps_nobody_without_fusectl_either() {
     let scratch = crate::util::scratch();
     service.inside(without_fusectl(scratch.path()));
     service.set("NSF_HOLD", scratch.path());
+    service.set("NSF_WAITS", "yes");
     service.start_ready();
     assert!(!service.path().join(&fixture.outside.base).exists());
     let (server, connection) = (service.server(), thief::connection(service.path()));

@@ -105,14 +105,15 @@ fn listed(service: &Service) -> BTreeSet<PathBuf> {
     tree::list(service.path()).unwrap().into_iter().collect()
 }
 
-/// To invalidate a name the kernel waits for whoever looks at the root, and they wait for an answer: whoever is killed
-/// at that moment, the next server answers.
+/// To invalidate a name, as in a view that an earlier version has served, the kernel waits for whoever looks at the root, and
+/// they wait for an answer: whoever is killed at that moment, the next server answers.
 #[test]
 fn killed_while_a_name_is_invalidated() {
     need!(Root, Fuse, Nix, Busybox);
     let systems = Systems::new(2, 300);
     let mut service =
         Service::new(&systems.store).with([Path::new("--system"), &systems.link]).with(["--prune"]);
+    service.set("NSF_WAITS", "yes");
     service.start_ready();
     let running = systems.load(&service);
     let listers = Listers::start(&service);
