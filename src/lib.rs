@@ -3,7 +3,7 @@
 //! A folder is a process, or a thing that two of them know. Each uses only those above it in this list:
 //!
 //! 1. [`values`]: names of store paths and what is served, as plain values. [`sys`]: raw calls. [`error`]: how errors read.
-//!    [`startup`]: what a process is started with. [`log`]: lines for standard error.
+//!    [`startup`]: what a process is started with. [`log`]: lines for standard error. [`panics`]: what a panic ends.
 //!    [`sandbox`]: what a process may still do.
 //! 2. [`store`]: the only place that knows Nix's C++ store library.
 //! 3. [`closure`]: from a path that a person types to a closure that is held, and its printed forms.
@@ -22,6 +22,7 @@ pub mod fuse;
 pub mod kernel;
 pub mod log;
 pub mod monitor;
+pub mod panics;
 pub mod protocol;
 pub mod sandbox;
 pub mod server;

@@ -30,9 +30,6 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::sys;
 
-/// How long a panic waits for its own line to be written.
-const LAST_WORDS: Duration = Duration::from_millis(500);
-
 /// Bytes that wait to be written, at most.
 const ROOM: usize = 1 << 20;
 
@@ -146,15 +143,9 @@ pub struct LogSettings {
     pub json: bool,
 }
 
-/// From here on nothing of this process waits for whoever reads standard error, a panic included. Lines are kept until [`start`].
+/// From here on nothing of this process waits for whoever reads standard error. Lines are kept until [`start`].
 pub fn begin() {
     LOG.queue.lock().served = true;
-    std::panic::set_hook(Box::new(|panic| {
-        let thread = thread::current();
-        let name = thread.name().unwrap_or("without a name").to_owned();
-        say(&format!("nix-store-fs: internal error, please report this bug: thread '{name}' {panic}"));
-        flush(LAST_WORDS);
-    }));
 }
 
 /// From here on what happens is logged, as far as `settings` want it.

@@ -22,7 +22,7 @@ use crate::protocol::control;
 use crate::protocol::control::ReloadError;
 use crate::startup::Stored;
 use crate::store::Store;
-use crate::{error, log, startup, sys};
+use crate::{error, log, panics, startup, sys};
 use args::Args;
 use config::{Action, Config};
 pub use exit::{Exit, Failure};
@@ -32,6 +32,7 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// The whole program, but for its servers.
 pub fn main() -> ! {
+    panics::begin();
     let inherited = startup::begin();
     log::begin();
     log::start();

@@ -182,10 +182,13 @@ impl Answer<'_> {
 impl Drop for Answer<'_> {
     fn drop(&mut self) {
         if self.unique != 0 {
-            tracing::error!(
-                unique = self.unique,
-                "a request was left without an answer; this is a bug, please report it"
-            );
+            // A panic is logged by whoever contains it.
+            if !std::thread::panicking() {
+                tracing::error!(
+                    unique = self.unique,
+                    "a request was left without an answer; this is a bug, please report it"
+                );
+            }
             self.give_error(Errno::IO);
         }
     }

@@ -25,6 +25,7 @@ use crate::closure::Closure;
 use crate::closure::profile::StoreDirs;
 use crate::closure::resolve::{self, ResolveError, Roots};
 use crate::closure::roots::{Ledger, RootLinks};
+use crate::server::stops::{self, Stop};
 use crate::store::Store;
 use crate::values::{StorePath, View};
 
@@ -193,6 +194,7 @@ impl Worker {
         for question in asked {
             match question {
                 Question::Resolve => {
+                    stops::at(Stop::Resolving);
                     if answer.send(self.resolve()).is_err() {
                         break;
                     }

@@ -5,6 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 
+use hashbrown::HashMap;
+use parking_lot::Mutex;
+
+use crate::panics::Panic;
 use crate::server::idle::Flow;
 
 /// The kinds of request that are counted.
@@ -39,6 +43,8 @@ const NAMES: [&str; 10] =
 #[derive(Debug)]
 pub struct Counts {
     kinds: [AtomicU64; NAMES.len()],
+    /// Those that ended with a panic, by its place: there are no more entries than places in the program.
+    panics: Mutex<HashMap<String, u64>>,
     begun: AtomicBool,
     first: Sender<()>,
     flow: Option<Arc<Flow>>,
@@ -48,13 +54,22 @@ impl Counts {
     /// Nothing counted yet; the first request is told to `first`.
     #[must_use]
     pub fn new(first: Sender<()>) -> Self {
-        Self { kinds: Default::default(), begun: AtomicBool::new(false), first, flow: None }
+        let (kinds, panics) = Default::default();
+        Self { kinds, panics, begun: AtomicBool::new(false), first, flow: None }
     }
 
     /// Shows each request to `flow` as well.
     #[must_use]
     pub fn showing(self, flow: Arc<Flow>) -> Self {
         Self { flow: Some(flow), ..self }
+    }
+
+    /// Counts a request that ended with `panic`; returns how often it has happened at the same place.
+    pub fn panicked(&self, panic: &Panic) -> u64 {
+        let mut panics = self.panics.lock();
+        let times = panics.entry_ref(&panic.place).or_default();
+        *times += 1;
+        *times
     }
 
     /// Counts one request.
@@ -77,6 +92,10 @@ impl fmt::Display for Counts {
         for (at, (name, count)) in NAMES.iter().zip(&self.kinds).enumerate() {
             write!(f, "{}{name}={}", if at == 0 { "" } else { " " }, count.load(Ordering::Relaxed))?;
         }
+        let panics: u64 = self.panics.lock().values().sum();
+        if panics > 0 {
+            write!(f, " panicked={panics}")?;
+        }
         Ok(())
     }
 }
@@ -97,5 +116,8 @@ mod tests {
             counts.to_string(),
             "lookup=1 forget=0 getattr=0 readlink=0 open=0 read=0 readdirplus=0 statfs=0 refused=0 other=2"
         );
+        let panic = |place: &str| counts.panicked(&Panic { place: place.to_owned(), ..Panic::default() });
+        assert_eq!([panic("a"), panic("b"), panic("a")], [1, 1, 2], "each place has its own count");
+        assert!(counts.to_string().ends_with("other=2 panicked=3"));
     }
 }

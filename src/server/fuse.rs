@@ -29,6 +29,7 @@ use crate::fuse::abi::{Attr, AttrOut, Dirent, DirentPlus, EntryOut, LseekOut, Op
 use crate::fuse::device::Answer;
 use crate::fuse::request::{Forgets, Name};
 use crate::fuse::{Device, Ledger, Operation, Request};
+use crate::panics::Panic;
 use crate::protocol::handshake::READ_MAX;
 use crate::view::backing::{Kind, Read, Stat, Target};
 use crate::view::trie::{NodeId, ROOT};
@@ -167,11 +168,25 @@ impl StoreFs {
         Self { missed: Some(missed), ..self }
     }
 
+    /// The answer to `request` ended with `panic`. Whoever can make a request panic can do so all day, so the log has the first, the
+    /// second, the fourth and so on of each place.
+    pub fn panicked(&self, request: &Request<'_>, panic: &Panic) {
+        let times = self.counts.panicked(panic);
+        if times.is_power_of_two() {
+            let (operation, node) = (&request.operation, request.node);
+            tracing::error!(
+                times, node, ?operation, %panic,
+                "internal error, please report this bug; answering the request with EIO"
+            );
+        }
+    }
+
     /// Answers `request`.
     pub fn handle(&self, request: &Request<'_>, answer: Answer<'_>) {
         let node = NodeId(request.node);
         tracing::trace!(node = node.0, "{:?}", request.operation);
         self.counts.add(counted(&request.operation));
+        stops::at(Stop::Begun);
         match request.operation {
             Operation::Lookup { name: Name(name) } => self.lookup(node, name, request.pid, answer),
             Operation::Forget { lookups } => {

@@ -10,13 +10,14 @@ use std::time::Duration;
 
 use super::ServeError;
 use crate::protocol::wire::{self, Report};
-use crate::{error, log, startup, sys};
+use crate::{error, log, panics, startup, sys};
 
 /// How long its end waits for whoever reads the log: less than the monitor waits for it.
 const LAST_WORDS: Duration = Duration::from_millis(300);
 
 /// The whole program.
 pub fn main() -> ! {
+    panics::begin();
     startup::begin_server();
     log::begin();
     let code = u8::from(run().is_err());

@@ -5,7 +5,14 @@
 //! - A thread begins with what an earlier server has left in its slots.
 //! - What an earlier server has taken is known from one source only. With the ledger of all servers of the mount the kernel is not
 //!   asked (FUSE_NOTIFY_RESEND): it would take back what living threads are answering, and have it answered twice.
-//! - A thread that panics ends the process: the request is in its slot, and the next server answers it.
+//! - A panic while a request is answered ends that request, which gets `EIO` unless it has its answer already
+//!   ([`panics::contain`]). Any other panic ends the process: the request is in its slot, and the next server answers it.
+//!
+//! Hard point: what a request that panics leaves behind. Its locks are released. A change of the trie is whole, or the process ends
+//! ([`panics::changing`]). What else is behind a lock is right after each step: lists of what is kept open or listed, which lack
+//! an entry at the worst; hints, which are checked before they are used; and how files are read, one entry a node. What
+//! was counted stays counted: a look-up of which the kernel does not know keeps its node, an open keeps its registration, and a
+//! promise to drop pages is kept by the next server. The buffers of a thread begin empty or are overwritten.
 
 use std::io;
 use std::sync::Arc;
@@ -16,7 +23,7 @@ use rustix::io::Errno;
 use super::fuse::StoreFs;
 use super::stops::{self, Stop};
 use crate::fuse::{Device, Ledger, Operation, Request, Slot};
-use crate::{log, sys};
+use crate::panics;
 
 /// Requests whose copy may fail one after another, where memory is short, before a thread gives up.
 const FAILED_MAX: u32 = 100;
@@ -54,18 +61,6 @@ enum Next {
     End,
 }
 
-/// Ends the process if the thread that has it panics.
-struct Bomb;
-
-impl Drop for Bomb {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            log::flush(super::LAST_WORDS);
-            sys::exit_now(1);
-        }
-    }
-}
-
 impl Session {
     /// Answers with `fs` what comes from `device`, by way of the slots of `ledger`.
     pub(super) fn new(device: Arc<Device>, fs: StoreFs, ledger: Ledger) -> Self {
@@ -100,7 +95,7 @@ impl Session {
             if counts {
                 self.fail_before(request.unique)?;
             }
-            self.fs.handle(&request, self.device.answer(request.unique));
+            answer(&self.device, &self.fs, &request);
             slot.set_answered();
             if counts {
                 return Ok(Next::Request);
@@ -171,7 +166,7 @@ impl Session {
         }
         let mut answer = Ok(());
         for thread in running {
-            // None panics without the process ending.
+            // A panic has ended the process.
             if let Ok(Err(error)) = thread.join() {
                 answer = Err(error);
             }
@@ -208,7 +203,6 @@ struct Worker {
 
 impl Worker {
     fn work(mut self) -> io::Result<()> {
-        let _bomb = Bomb;
         if let Err(error) = self.own.keep_in_memory() {
             tracing::debug!(%error, "a request that is taken while memory is short and the server is killed ends with an error");
         }
@@ -223,7 +217,6 @@ impl Worker {
                     failed = 0;
                     stops::at(Stop::Taken);
                     let next = self.answer(&self.own);
-                    stops::at(Stop::Answered);
                     self.own.set_answered();
                     stops::at(Stop::Free);
                     if next == Next::End {
@@ -244,8 +237,21 @@ impl Worker {
     fn answer(&self, slot: &Slot) -> Next {
         // The kernel gives no request without a header, and reports nothing shorter as read.
         let Some(request) = Request::parse(slot.request()) else { return Next::Request };
-        self.fs.handle(&request, self.device.answer(request.unique));
+        answer(&self.device, &self.fs, &request);
         if matches!(request.operation, Operation::Destroy) { Next::End } else { Next::Request }
+    }
+}
+
+/// Answers `request`. If that panics, an [`Answer`](crate::fuse::device::Answer) that was not given yet is dropped on the way, which
+/// gives the error.
+fn answer(device: &Device, fs: &StoreFs, request: &Request<'_>) {
+    let answer = device.answer(request.unique);
+    let answered = panics::contain(|| {
+        fs.handle(request, answer);
+        stops::at(Stop::Answered);
+    });
+    if let Err(panic) = answered {
+        fs.panicked(request, &panic);
     }
 }
 
@@ -253,17 +259,16 @@ impl Worker {
 /// knows.
 fn answer_again(device: &Device, fs: &StoreFs, slot: &Slot, begin: bool) {
     let Some(request) = Request::parse(slot.request()) else { return };
-    let answer = device.answer(request.unique);
     if begin {
         stops::at(Stop::Taken);
-        fs.handle(&request, answer);
-        stops::at(Stop::Answered);
+        answer(device, fs, &request);
     } else {
         tracing::error!(
             unique = request.unique,
             operation = ?request.operation,
             "every server crashes at this request; answering it with an error. This is a bug, please report it"
         );
+        let answer = device.answer(request.unique);
         if request.operation.has_answer() { answer.error(Errno::IO) } else { answer.none() }
     }
     slot.set_answered_again();

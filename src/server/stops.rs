@@ -1,7 +1,8 @@
 //! Where a test can stop a server, to kill it there: in builds for tests only.
 //!
 //! `NSF_STOP=POINT:FILE` stops (SIGSTOP) the first server that comes to POINT and can remove FILE, so one server stops for each
-//! time that FILE is made. `NSF_CRASH=POINT:FILE` crashes every server that comes to POINT while FILE exists. `NSF_HOLD=DIR` holds
+//! time that FILE is made. `NSF_PANIC=POINT:FILE` makes the first thread panic that comes to POINT and can remove FILE, of a server or
+//! of the monitor. `NSF_CRASH=POINT:FILE` crashes every server that comes to POINT while FILE exists. `NSF_HOLD=DIR` holds
 //! back one thread: where there is a pipe `DIR/POINT` (mkfifo(3)), the first that comes to POINT and can rename it to `POINT.held`
 //! waits there until whoever has it open for writing closes it; others continue. `NSF_RESEND=no` keeps a server from asking the kernel for what an earlier
 //! one had taken, as on kernels before 6.9. `NSF_FORGETS=no` keeps the kernel from forgetting names at the root one by one, as
@@ -14,6 +15,8 @@
 pub enum Stop {
     /// It is in the server's memory, and nothing was done about it.
     Taken,
+    /// It is about to be answered.
+    Begun,
     /// The answer is known, and what the journal has to hold is in it.
     Decided,
     /// The kernel has the answer.
@@ -24,6 +27,8 @@ pub enum Stop {
     Owed,
     /// A view was switched, and nothing is invalidated.
     Switched,
+    /// The monitor is about to resolve the roots.
+    Resolving,
 }
 
 #[cfg(debug_assertions)]
@@ -38,19 +43,36 @@ mod active {
     use super::Stop;
 
     static STOP: OnceLock<Option<(Stop, String)>> = OnceLock::new();
+    static PANIC: OnceLock<Option<(Stop, String)>> = OnceLock::new();
     static CRASH: OnceLock<Option<(Stop, String)>> = OnceLock::new();
     static HOLD: OnceLock<Option<PathBuf>> = OnceLock::new();
 
     fn wanted(variable: &str) -> Option<(Stop, String)> {
         let value = std::env::var(variable).ok()?;
         let (point, file) = value.split_once(':')?;
-        let all = [Stop::Taken, Stop::Decided, Stop::Answered, Stop::Free, Stop::Owed, Stop::Switched];
+        let all = [
+            Stop::Taken,
+            Stop::Begun,
+            Stop::Decided,
+            Stop::Answered,
+            Stop::Free,
+            Stop::Owed,
+            Stop::Switched,
+            Stop::Resolving,
+        ];
         let point = all.into_iter().find(|stop| format!("{stop:?}").eq_ignore_ascii_case(point))?;
         Some((point, file.to_owned()))
     }
 
-    /// Stops or crashes here, if a test wants it.
+    /// Stops, panics or crashes here, if a test wants it.
+    #[expect(clippy::panic, reason = "a test wants it")]
     pub fn at(point: Stop) {
+        if let Some((wanted, file)) = PANIC.get_or_init(|| wanted("NSF_PANIC"))
+            && *wanted == point
+            && std::fs::remove_file(file).is_ok()
+        {
+            panic!("a test wants a panic here");
+        }
         if let Some((wanted, file)) = CRASH.get_or_init(|| wanted("NSF_CRASH"))
             && *wanted == point
             && std::fs::exists(file).is_ok_and(|there| there)

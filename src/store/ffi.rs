@@ -6,7 +6,7 @@
 // unreachable_pub: cxx makes every function of the bridge pub.
 #![allow(unsafe_code, unreachable_pub)]
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use crate::panics;
 
 #[cxx::bridge(namespace = "nix_store_fs")]
 pub(super) mod bridge {
@@ -104,7 +104,7 @@ pub(super) fn verbosity() -> u8 {
 
 fn message_from_nix(level: u8, text: &[u8]) {
     // A subscriber that panics costs the message, not the process.
-    let _ = catch_unwind(AssertUnwindSafe(|| {
+    let _ = panics::contain(|| {
         let text = one_line(&String::from_utf8_lossy(text));
         match level {
             _ if text.is_empty() => {}
@@ -114,5 +114,5 @@ fn message_from_nix(level: u8, text: &[u8]) {
             3 => tracing::debug!(target: "nix", "{text}"),
             _ => tracing::trace!(target: "nix", "{text}"),
         }
-    }));
+    });
 }

@@ -307,11 +307,9 @@ impl Journal {
     /// # Errors
     /// [`JournalError::Io`]; the old file stays in use then.
     pub fn rewrite(&self, fill: impl FnOnce(&mut dyn FnMut(&Record))) -> Result<(), JournalError> {
-        let answer = self.replace(fill);
-        let doubled = self.size.load(Ordering::Relaxed).saturating_mul(2);
-        self.rewrite_above.store(doubled.max(REWRITE_MIN), Ordering::Relaxed);
-        self.rewriting.store(false, Ordering::Relaxed);
-        answer
+        // However it ends: a journal that is never rewritten again grows for ever.
+        let _tried = Tried(self);
+        self.replace(fill)
     }
 
     fn replace(&self, fill: impl FnOnce(&mut dyn FnMut(&Record))) -> Result<(), JournalError> {
@@ -333,6 +331,17 @@ impl Journal {
         *current = file;
         self.size.store(bytes.len() as u64, Ordering::Relaxed);
         Ok(())
+    }
+}
+
+/// Lets a rewrite be tried again, once it is worth it, when it is dropped.
+struct Tried<'a>(&'a Journal);
+
+impl Drop for Tried<'_> {
+    fn drop(&mut self) {
+        let doubled = self.0.size.load(Ordering::Relaxed).saturating_mul(2);
+        self.0.rewrite_above.store(doubled.max(REWRITE_MIN), Ordering::Relaxed);
+        self.0.rewriting.store(false, Ordering::Relaxed);
     }
 }
 

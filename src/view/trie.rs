@@ -38,8 +38,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
-use parking_lot::RwLock;
+use parking_lot::{RwLock, RwLockWriteGuard};
 
+use crate::panics::{self, Changing};
 use crate::values::{StorePath, View};
 
 /// The FUSE inode number of a node.
@@ -383,11 +384,17 @@ impl PathTrie {
         Self { nodes: RwLock::new(nodes), members: RwLock::new(VecDeque::from([none])) }
     }
 
+    /// The nodes, to be changed as a whole: half a change would have a node lead to another path.
+    fn change(&self) -> (Changing, RwLockWriteGuard<'_, Nodes>) {
+        let nodes = self.nodes.write();
+        (panics::changing(), nodes)
+    }
+
     /// Puts back a node that an earlier server handed out. What none can have handed out, a damaged record, is not
     /// restored: without a parent that is older, a path might have no end. Before the first [`PathTrie::switch`] only.
     pub fn restore(&self, record: &NodeRecord) {
         let NodeRecord { id, parent, name } = record;
-        let mut nodes = self.nodes.write();
+        let (_whole, mut nodes) = self.change();
         // Whatever it is, the kernel may know the id.
         nodes.next = nodes.next.max(id.0.saturating_add(1));
         let is_placed = match *parent {
@@ -401,7 +408,7 @@ impl PathTrie {
 
     /// Ids below this one were handed out. Before the first [`PathTrie::switch`] only.
     pub fn restore_next(&self, id: NodeId) {
-        let mut nodes = self.nodes.write();
+        let (_whole, mut nodes) = self.change();
         nodes.next = nodes.next.max(id.0);
     }
 
@@ -413,14 +420,14 @@ impl PathTrie {
 
     /// Begins `further` ids behind what was restored: so many may be known to the kernel and to nobody else.
     pub fn skip(&self, further: u64) {
-        let mut nodes = self.nodes.write();
+        let (_whole, mut nodes) = self.change();
         nodes.next = nodes.next.saturating_add(further);
     }
 
     /// Names get other nodes from now on than those that were restored, which live on for whoever holds them. Before the
     /// first [`PathTrie::switch`] only.
     pub fn detach_all(&self) {
-        self.nodes.write().index.clear();
+        self.change().1.index.clear();
     }
 
     /// Lets listings and look-ups of the root see exactly `view` from now on; the epoch is one more than the
@@ -459,7 +466,7 @@ impl PathTrie {
 
     /// Gives every name of `view` its node without showing it yet; returns the nodes that are new.
     pub fn prepare(&self, view: &View) -> Vec<NodeRecord> {
-        let mut nodes = self.nodes.write();
+        let (_whole, mut nodes) = self.change();
         let mut fresh = Vec::new();
         nodes.tops.sort_unstable();
         for name in view.names().map(|name| name.as_str().as_bytes()) {
@@ -504,7 +511,7 @@ impl PathTrie {
                 return nodes.slot(id).map(|slot| slot.count(id));
             }
         }
-        let mut nodes = self.nodes.write();
+        let (_whole, mut nodes) = self.change();
         nodes.slot(parent)?;
         if let Some(id) = nodes.find(parent, name) {
             return nodes.slot(id).map(|slot| slot.count(id));
@@ -550,7 +557,7 @@ impl PathTrie {
     /// The kernel dropped `count` of its references to `id`. Returns the nodes that nothing needs any more: none, `id`,
     /// or `id` and directories above it that the kernel had forgotten before.
     pub fn forget(&self, id: NodeId, count: u64) -> Vec<NodeId> {
-        let mut nodes = self.nodes.write();
+        let (_whole, mut nodes) = self.change();
         let Some(slot) = nodes.slot(id) else { return Vec::new() };
         let known = slot.lookups.load(Ordering::Relaxed);
         if known == PINNED {
@@ -581,7 +588,7 @@ impl PathTrie {
     /// Another object is in the place of the member `id`: names in it get other nodes from now on. Returns the nodes that
     /// they had, which live on for whoever holds them.
     pub fn detach(&self, id: NodeId) -> Vec<NodeRecord> {
-        let mut nodes = self.nodes.write();
+        let (_whole, mut nodes) = self.change();
         let nodes = &mut *nodes;
         let mut detached = Vec::new();
         for (number, chunk) in &nodes.chunks {

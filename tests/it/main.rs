@@ -44,6 +44,7 @@ mod missed;
 mod optimised;
 mod oracle;
 mod overlay;
+mod panics;
 mod places;
 mod private;
 mod readers;

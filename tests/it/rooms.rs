@@ -8,13 +8,16 @@ use std::path::{Path, PathBuf};
 const ROOMS: [(&str, &[&str]); 11] = [
     ("values", &[]),
     ("sandbox", &["sys"]),
-    ("store", &["values"]),
+    ("store", &["values", "panics"]),
     ("closure", &["values", "store"]),
     ("fuse", &["sys"]),
-    ("view", &["values", "sys", "error", "fuse"]),
+    ("view", &["values", "sys", "error", "panics", "fuse"]),
     ("protocol", &["values", "sys", "log", "sandbox", "fuse"]),
     ("kernel", &["sys", "fuse", "protocol"]),
-    ("server", &["values", "sys", "error", "log", "startup", "sandbox", "fuse", "view", "protocol"]),
+    (
+        "server",
+        &["values", "sys", "error", "log", "panics", "startup", "sandbox", "fuse", "view", "protocol"],
+    ),
     (
         "monitor",
         &[
@@ -25,8 +28,8 @@ const ROOMS: [(&str, &[&str]); 11] = [
     (
         "cli",
         &[
-            "values", "sys", "error", "log", "startup", "sandbox", "store", "closure", "protocol", "kernel",
-            "server", "monitor",
+            "values", "sys", "error", "log", "panics", "startup", "sandbox", "store", "closure", "protocol",
+            "kernel", "server", "monitor",
         ],
     ),
 ];
