@@ -37,7 +37,7 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
+use hashbrown::{DefaultHashBuilder, HashMap, HashSet, HashTable};
 use parking_lot::{RwLock, RwLockWriteGuard};
 
 use crate::panics::{self, Changing};
@@ -639,7 +639,8 @@ impl PathTrie {
         self.len() == 0
     }
 
-    /// Calls `each` with what restores this trie, in that order.
+    /// Calls `each` with what restores this trie, in that order: all that the kernel may hold. What it had forgotten before a name was
+    /// given another node, which a journal may have restored, is left out.
     pub fn for_each(&self, mut each: impl FnMut(Kept<'_>)) {
         let nodes = self.nodes.read();
         let mut chunks: Vec<_> = nodes.chunks.iter().collect();
@@ -654,7 +655,18 @@ impl PathTrie {
             })
         };
         let mut replaced = Vec::new();
+        // Whose name was given another node in a directory that kept its own: the kernel had forgotten them before.
+        let mut outdated = HashSet::new();
+        let is_attached =
+            |id: NodeId| nodes.known(id).is_some_and(|k| nodes.find(k.slot.parent(), k.name) == Some(id));
+        let is_member = |id: NodeId| nodes.slot(id).is_some_and(|slot| slot.parent() == ROOT);
         for (id, parent, name, attached) in all() {
+            if outdated.contains(&parent)
+                || !attached && parent != ROOT && !is_member(parent) && is_attached(parent)
+            {
+                outdated.insert(id);
+                continue;
+            }
             if parent == ROOT || !attached {
                 each(Kept::Node { id, parent, name });
             }
@@ -666,7 +678,7 @@ impl PathTrie {
         replaced.dedup();
         replaced.into_iter().for_each(|member| each(Kept::Replaced(member)));
         for (id, parent, name, attached) in all() {
-            if parent != ROOT && attached {
+            if parent != ROOT && attached && !outdated.contains(&id) {
                 each(Kept::Node { id, parent, name });
             }
         }

@@ -453,3 +453,37 @@ fn the_last_few_sets_of_members_are_kept() {
     assert_eq!(known.last(), Some(&trie.members().epoch));
     assert!(known.is_sorted_by(|a, b| a + 1 == *b));
 }
+
+/// The kernel forgot a node, and its name was given another one: a journal that was not rewritten has both.
+#[test]
+fn what_is_kept_of_a_trie_restores_in_its_order() {
+    let trie = PathTrie::new();
+    let member = format!("{:032}-a", 0);
+    let record = |id, parent, name: &str| NodeRecord {
+        id: NodeId(id),
+        parent: NodeId(parent),
+        name: name.as_bytes().into(),
+    };
+    let nodes = [
+        record(2, 1, &member),
+        record(3, 2, "d"),
+        record(4, 3, "x"),
+        record(5, 4, "below"),
+        record(6, 3, "x"),
+        record(7, 6, "below"),
+    ];
+    nodes.iter().for_each(|node| trie.restore(node));
+    let next = PathTrie::new();
+    let mut replaced = 0;
+    trie.for_each(|kept| match kept {
+        Kept::Node { id, parent, name } => {
+            next.restore(&NodeRecord { id, parent, name: name.into() });
+            assert!(next.path(id).is_some(), "{id:?} comes before its parent");
+        }
+        Kept::Replaced(_) => replaced += 1,
+    });
+    assert_eq!(replaced, 0, "nothing was replaced");
+    let paths = |trie: &PathTrie| [2, 3, 6, 7].map(|id| trie.path(NodeId(id)));
+    assert_eq!(paths(&next), paths(&trie));
+    assert_eq!((next.len(), next.find(NodeId(3), b"x")), (4, Some(NodeId(6))));
+}
