@@ -2,6 +2,11 @@
 //!
 //! Two compilations: the code that cxx generates sees no header of Nix; `cpp/store.cc` alone has Nix's include
 //! paths (before 2.28 those hold headers with names as common as `util.hh`) and the C++ standard that they want.
+//!
+//! With `NIX_STORE_FS_SANITIZE` set both are compiled with GCC's AddressSanitizer and UndefinedBehaviorSanitizer, which
+//! scripts/sanitize runs the store's tests with. A stable Rust has no `-Z sanitizer`, and needs none to be linked with their
+//! libraries. AddressSanitizer's is linked statically: it has to come before all others, so that its allocator is everybody's. So memory
+//! that Rust has allocated is watched as well where C++ touches it.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -13,6 +18,10 @@ const FIRST_CPP23: u32 = 31;
 /// The only one of our own sources that includes Nix's headers, and the others that it is made of.
 const SHIM: &str = "cpp/store.cc";
 const SHIM_HEADERS: [&str; 2] = ["cpp/store.hh", "cpp/nix-compat.hh"];
+/// What the sanitizers have to notice.
+const WRONG: &str = "cpp/wrong.cc";
+const SANITIZE: &str = "NIX_STORE_FS_SANITIZE";
+const SANITIZERS: &str = "-fsanitize=address,undefined";
 const BRIDGE: &str = "src/store/ffi.rs";
 /// Where the dynamic loader looks without being told.
 const SYSTEM_LIBRARY_DIRS: [&str; 4] = ["/lib", "/lib64", "/usr/lib", "/usr/lib64"];
@@ -28,7 +37,10 @@ fn main() -> ExitCode {
 }
 
 fn build() -> Result<(), String> {
-    for input in [BRIDGE, SHIM].into_iter().chain(SHIM_HEADERS) {
+    println!("cargo:rerun-if-env-changed={SANITIZE}");
+    println!("cargo:rustc-check-cfg=cfg(sanitized)");
+    let sanitized = std::env::var_os(SANITIZE).is_some();
+    for input in [BRIDGE, SHIM, WRONG].into_iter().chain(SHIM_HEADERS) {
         println!("cargo:rerun-if-changed={input}");
     }
     // pkg-config prints its own `rerun-if-env-changed` lines for PKG_CONFIG_PATH and its relatives.
@@ -43,7 +55,9 @@ fn build() -> Result<(), String> {
     println!("cargo:rustc-env=NIX_STORE_FS_STORE_DIR={store_dir}");
 
     // -w: warnings in code that cxx generates are not ours to correct.
-    cxx_build::bridge(BRIDGE).std("c++20").warnings(false).flag("-w").compile("nix-store-fs-bridge");
+    let mut bridge = cxx_build::bridge(BRIDGE);
+    sanitize(&mut bridge, sanitized);
+    bridge.std("c++20").warnings(false).flag("-w").compile("nix-store-fs-bridge");
 
     let mut shim = cc::Build::new();
     // The pkg-config crate passes on neither -std nor the order of system directories: /usr/include as -I or
@@ -52,6 +66,7 @@ fn build() -> Result<(), String> {
         // -isystem: warnings in Nix's headers are not ours to mend.
         shim.flag("-isystem").flag(dir);
     }
+    sanitize(&mut shim, sanitized);
     shim.cpp(true)
         .std(if minor >= FIRST_CPP23 { "c++23" } else { "c++20" })
         .includes(cxx_includes()?)
@@ -63,12 +78,30 @@ fn build() -> Result<(), String> {
         .try_compile("nix-store-fs-shim")
         .map_err(|e| format!("cpp/store.cc does not compile with Nix {}: {e}", nix.version))?;
 
+    if sanitized {
+        let mut wrong = cc::Build::new();
+        sanitize(&mut wrong, true);
+        wrong.cpp(true).file(WRONG).try_compile("nix-store-fs-wrong").map_err(|e| e.to_string())?;
+        println!("cargo:rustc-cfg=sanitized");
+        // rustc tells the compiler that calls the linker to add no libraries (-nodefaultlibs).
+        for argument in ["-Wl,--whole-archive,-l:libasan.a,--no-whole-archive", "-lubsan", "-ldl", "-lm"] {
+            println!("cargo:rustc-link-arg={argument}");
+        }
+    }
+
     // Again, and last, so that the linker sees Nix's libraries after the archives that need them.
     probe.probe("nix-store").map_err(|e| missing(&e))?;
     for dir in nix.link_paths.iter().filter(|dir| !is_system_library_dir(dir)) {
         println!("cargo:rustc-link-arg=-Wl,-rpath,{}", dir.display());
     }
     Ok(())
+}
+
+/// Has what `build` compiles end the process with a report where it does something undefined.
+fn sanitize(build: &mut cc::Build, wanted: bool) {
+    if wanted {
+        build.flag(SANITIZERS).flag("-fno-sanitize-recover=all").flag("-fno-omit-frame-pointer").debug(true);
+    }
 }
 
 /// The directories with `rust/cxx.h` and with the header generated for the bridge.

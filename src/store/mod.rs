@@ -23,6 +23,8 @@ mod ffi;
 mod uri;
 
 #[cfg(test)]
+mod sanitize_tests;
+#[cfg(test)]
 mod tests;
 
 use std::cell::Cell;
