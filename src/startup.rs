@@ -130,7 +130,8 @@ fn stored() -> Inherited {
 }
 
 /// Numbers and names of the descriptors that were passed to the process `own`, by the variables' values.
-fn passed<'a>(
+#[must_use]
+pub fn passed<'a>(
     own: u32,
     pid: Option<&str>,
     fds: Option<&str>,

@@ -92,14 +92,16 @@ pub struct Followed {
 
 /// One line of a file of roots.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Line {
-    path: PathBuf,
+pub struct Line {
+    /// What stands in it.
+    pub path: PathBuf,
     /// Whether the path may not exist yet.
-    awaited: bool,
+    pub awaited: bool,
 }
 
 /// One root a line; `#` begins a comment, a leading `?` marks a root that is waited for.
-fn parse(text: &str) -> Vec<Line> {
+#[must_use]
+pub fn parse(text: &str) -> Vec<Line> {
     text.lines()
         .map(|line| line.split('#').next().unwrap_or_default().trim())
         .filter(|line| !line.is_empty())

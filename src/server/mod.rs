@@ -362,7 +362,11 @@ fn descriptors_left() -> usize {
     usize::try_from(limit).unwrap_or(usize::MAX).saturating_sub(open + LATER)
 }
 
-fn open_journal(
+/// Restores what the journal in `home` holds: the nodes of `trie`, which has none yet, how they are read, and what the members were.
+///
+/// # Errors
+/// [`JournalError`].
+pub fn open_journal(
     home: Home,
     trie: &PathTrie,
     registrations: Option<&Registrations>,

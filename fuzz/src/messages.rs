@@ -1,0 +1,195 @@
+//! What comes over a socket or lies in a file: the monitor's and the server's messages, those of `--reload`, the kernel's INIT, and
+//! the state.
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::io::{IoSlice, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::path::PathBuf;
+use std::sync::LazyLock;
+
+use nix_store_fs::fuse::abi::init;
+use nix_store_fs::monitor::state::{self, StateDir};
+use nix_store_fs::protocol::control::{Asked, Control, Outcome};
+use nix_store_fs::protocol::handshake::{self, Absences, Io, Passthrough, Wishes};
+use nix_store_fs::protocol::missed::{self, Question};
+use nix_store_fs::protocol::wire::{self, Received};
+use nix_store_fs::values::StorePath;
+use rustix::fs::MemfdFlags;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+
+use crate::bytes::Bytes;
+use crate::world::WORLD;
+
+/// Descriptors that this process has open.
+fn open_descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+pub(crate) fn state(data: &[u8]) {
+    static DIR: LazyLock<PathBuf> = LazyLock::new(|| {
+        // Nobody else may reach it.
+        WORLD.dir.path().join("state/x")
+    });
+    let dir = StateDir::open(&DIR, "x").unwrap();
+    std::fs::write(DIR.join("state"), data).unwrap();
+    let read = dir.read();
+    assert_eq!(state::earlier(&DIR), read.as_ref().ok().cloned().flatten());
+    if let Ok(state) = read {
+        let state = state.expect("the file is there");
+        assert_eq!(state.version, state::VERSION);
+        dir.write(&state).unwrap();
+        assert_eq!(dir.read().unwrap(), Some(state));
+    }
+}
+
+/// Both directions between monitor and server, and what the server tells of missed names. What is understood comes back the same, and
+/// no descriptor of a message stays open.
+pub(crate) fn wire(data: &[u8]) {
+    let mut bytes = Bytes(data);
+    let before = open_descriptors();
+    match bytes.byte() % 3 {
+        0 => order(bytes),
+        1 => report(bytes),
+        _ => question(bytes),
+    }
+    assert_eq!(open_descriptors(), before);
+}
+
+fn order(mut bytes: Bytes<'_>) {
+    let (monitor, server) = wire::pair().unwrap();
+    let (count, honest) = (usize::from(bytes.byte()) % 9, bytes.byte() % 8 != 0);
+    let length = if honest { None } else { Some(bytes.long() >> (bytes.byte() % 64)) };
+    let body = rustix::fs::memfd_create("order", MemfdFlags::CLOEXEC).unwrap();
+    File::from(body.try_clone().unwrap()).write_all(bytes.0).unwrap();
+    let length = length.unwrap_or(bytes.0.len() as u64).to_ne_bytes();
+    let all: Vec<BorrowedFd<'_>> = std::iter::repeat_n(body.as_fd(), count).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    assert!(all.is_empty() || control.push(SendAncillaryMessage::ScmRights(&all)));
+    rustix::net::sendmsg(&monitor, &[IoSlice::new(&length)], &mut control, SendFlags::NOSIGNAL).unwrap();
+    let Ok(received) = wire::receive_order(&server) else { return };
+    let Received::Message((order, descriptors)) = received else { panic!("{received:?}") };
+    assert_eq!(descriptors.len(), count - 1);
+    let again: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
+    wire::send_order(&monitor, &order, &again).unwrap();
+    let Ok(Received::Message((second, _))) = wire::receive_order(&server) else { panic!() };
+    assert_eq!(serde_json::to_value(&second).unwrap(), serde_json::to_value(&order).unwrap());
+}
+
+fn report(bytes: Bytes<'_>) {
+    let (monitor, server) = wire::pair().unwrap();
+    // The kernel gives an empty packet as an end.
+    rustix::net::send(&server, bytes.0, SendFlags::NOSIGNAL).unwrap();
+    match wire::receive_report(&monitor) {
+        Ok(Received::Message(report)) => {
+            wire::send_report(&server, &report).unwrap();
+            assert_eq!(wire::receive_report(&monitor).unwrap(), Received::Message(report));
+        }
+        Ok(received) => assert!(bytes.is_empty(), "{received:?}"),
+        Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::InvalidData),
+    }
+    assert_eq!(wire::receive_report(&monitor).unwrap(), Received::Nothing);
+}
+
+fn question(mut bytes: Bytes<'_>) {
+    let (monitor, server) = wire::pair().unwrap();
+    let packet = bytes.take(400);
+    if packet.is_empty() {
+        return;
+    }
+    rustix::net::send(&server, packet, SendFlags::NOSIGNAL).unwrap();
+    let path = StorePath::new("11111111111111111111111111111111-last").unwrap();
+    let last = Question { path, thread: 1, dropped: 2 };
+    missed::send(&server, &last).unwrap();
+    let first = missed::receive(&monitor).unwrap().unwrap();
+    if first != last {
+        assert_eq!(
+            packet,
+            [&first.thread.to_ne_bytes(), &first.dropped.to_ne_bytes(), first.path.as_str().as_bytes()]
+                .concat()
+        );
+        assert_eq!(missed::receive(&monitor).unwrap(), Some(last));
+        missed::send(&server, &first).unwrap();
+        assert_eq!(missed::receive(&monitor).unwrap(), Some(first));
+    }
+}
+
+/// A request in pieces: it is understood only if it is the one that there is, and each piece is looked at once.
+pub(crate) fn control(data: &[u8]) {
+    const RELOAD: &[u8] = b"reload\n";
+    static SOCKET: LazyLock<PathBuf> = LazyLock::new(|| WORLD.dir.path().join("control"));
+    thread_local!(static CONTROL: RefCell<Option<Control>> = const { RefCell::new(None) });
+    CONTROL.with_borrow_mut(|control| {
+        let control = control.get_or_insert_with(|| Control::listen(&SOCKET).unwrap());
+        let mut stream = UnixStream::connect(&*SOCKET).unwrap();
+        let mut connection = control.accept().unwrap().expect("somebody has come");
+        let mut bytes = Bytes(data);
+        let mut said = Vec::new();
+        while !bytes.is_empty() {
+            let piece = bytes.short();
+            if stream.write_all(piece).is_err() {
+                return;
+            }
+            said.extend_from_slice(piece);
+            match connection.read() {
+                Asked::Nothing(same) => {
+                    assert!(said.len() < RELOAD.len() && RELOAD.starts_with(&said), "{said:?}");
+                    connection = same;
+                }
+                Asked::Reload(client) => {
+                    assert_eq!(said, RELOAD);
+                    let outcome = Outcome::Error(String::from_utf8_lossy(bytes.0).into_owned());
+                    client.tell(&outcome);
+                    let mut answer = Vec::new();
+                    stream.read_to_end(&mut answer).unwrap();
+                    assert_eq!(answer.iter().filter(|byte| **byte == b'\n').count(), 1, "one line");
+                    assert_eq!(serde_json::from_slice::<Outcome>(&answer).unwrap(), outcome);
+                    return;
+                }
+                Asked::Unknown => {
+                    assert!(!RELOAD.starts_with(&said), "{said:?}");
+                    return;
+                }
+            }
+        }
+    });
+}
+
+/// The kernel's INIT. Nothing is agreed on that it did not offer, and what is not agreed on is not answered.
+pub(crate) fn init(data: &[u8]) {
+    let mut bytes = Bytes(data);
+    let (passthrough, depth, idmap) = (bytes.byte() % 3, u32::from(bytes.byte() % 4), bytes.flag());
+    let passthrough =
+        [Passthrough::Unwanted, Passthrough::IfOffered, Passthrough::Required][usize::from(passthrough)];
+    let wishes = Wishes { passthrough, idmap, store_depth: depth, absences: Absences::Asked };
+    let request = bytes.take(8192);
+    let (kernel, device) = UnixDatagram::pair().unwrap();
+    kernel.send(request).unwrap();
+    kernel.set_nonblocking(true).unwrap();
+    let answer = handshake::answer(OwnedFd::from(device), wishes);
+    let mut reply = [0; 200];
+    let read = kernel.recv(&mut reply);
+    let Ok(agreement) = answer else {
+        assert!(read.is_err(), "answered without an agreement");
+        return;
+    };
+    let word = |from: &[u8], at: usize| u32::from_ne_bytes(from[at..at + 4].try_into().unwrap());
+    assert_eq!((read.unwrap(), word(&reply, 0), word(&reply, 4)), (80, 80, 0));
+    assert_eq!(reply[8..16], request[8..16], "another request is answered");
+    let flags = |from: &[u8], low, high| u64::from(word(from, low)) | u64::from(word(from, high)) << 32;
+    let mut offered = u64::from(word(request, 52));
+    if offered & init::INIT_EXT != 0 {
+        offered = flags(request, 52, 56);
+    }
+    let agreed = flags(&reply, 28, 48);
+    assert_eq!(agreed & !offered, 0, "not offered: {:x}", agreed & !offered);
+    assert_eq!(agreed & init::WRITEBACK_CACHE, 0);
+    assert_eq!(agreed & init::PASSTHROUGH != 0, agreement.io == Io::Passthrough);
+    assert_eq!(agreed & init::ALLOW_IDMAP != 0, agreement.idmap);
+    assert!(agreement.io == Io::Cached || passthrough != Passthrough::Unwanted);
+    assert!(idmap || !agreement.idmap);
+    assert!(word(&reply, 52) <= 2, "more file systems than the kernel stacks");
+}

@@ -1,0 +1,154 @@
+//! Plain functions of text: names of store paths, what is served, files of roots, links of roots, variables of the environment.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component, Path};
+
+use nix_store_fs::closure::resolve;
+use nix_store_fs::closure::roots::Targets;
+use nix_store_fs::startup;
+use nix_store_fs::values::{StorePath, View};
+
+use crate::bytes::Bytes;
+
+/// The grammar of the Nix manual ("Store Path"), written down once more.
+fn is_store_path(text: &str) -> bool {
+    let Some((hash, name)) = text.split_at_checked(32) else { return false };
+    let Some(name) = name.strip_prefix('-') else { return false };
+    let is_hash = |c: char| (c.is_ascii_digit() || c.is_ascii_lowercase()) && !"eotu".contains(c);
+    let is_name = |c: char| c.is_ascii_alphanumeric() || "+-._?=".contains(c);
+    let first = name.split('-').next();
+    hash.chars().all(is_hash)
+        && (1..=211).contains(&name.len())
+        && name.chars().all(is_name)
+        && !matches!(first, Some("." | ".."))
+}
+
+pub(crate) fn store_path(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let path = StorePath::new(&text);
+    assert_eq!(path.is_ok(), is_store_path(&text), "{text:?}");
+    let Ok(path) = path else { return };
+    assert_eq!((path.as_str(), path.name()), (&*text, &text[33..]));
+    let parts: Vec<_> = Path::new(path.as_str()).components().collect();
+    assert!(matches!(parts[..], [Component::Normal(_)]), "{text:?} is no single name");
+    let json = serde_json::to_vec(&path).unwrap();
+    assert_eq!(serde_json::from_slice::<StorePath>(&json).unwrap(), path);
+}
+
+pub(crate) fn view(data: &[u8]) {
+    let Ok(view) = serde_json::from_slice::<View>(data) else { return };
+    assert!(view.names().all(|name| is_store_path(name.as_str())));
+    let json = serde_json::to_vec(&view).unwrap();
+    assert_eq!(serde_json::from_slice::<View>(&json).unwrap(), view);
+    assert_eq!(view.union(&view), view);
+    assert_eq!(view.difference(&view).count(), 0);
+    let value: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    let sizes = value["members"].as_object().unwrap().values().map(|size| u128::from(size.as_u64().unwrap()));
+    assert_eq!(u128::from(view.nar_size()), sizes.sum::<u128>().min(u64::MAX.into()));
+}
+
+pub(crate) fn roots_file(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let lines = resolve::parse(&text);
+    assert!(lines.len() <= text.lines().count());
+    let mut again = String::new();
+    for line in &lines {
+        let path = line.path.to_str().unwrap();
+        assert!(!path.contains(['#', '\n']) && path.trim() == path, "{path:?}");
+        assert!(line.awaited || !path.is_empty() && !path.starts_with('?'), "{path:?}");
+        again.push_str(if line.awaited { "?" } else { "" });
+        again.push_str(path);
+        again.push('\n');
+    }
+    assert_eq!(resolve::parse(&again), lines);
+}
+
+/// Links that must exist: whatever happens in whatever order, nothing that is served or about to be is removed.
+pub(crate) fn root_links(data: &[u8]) {
+    let mut bytes = Bytes(data);
+    let root = |n: u8| StorePath::new(&format!("{:032}-r", n % 8)).unwrap();
+    let roots = |bits: u8| -> BTreeSet<_> { (0..8).filter(|n| bits >> n & 1 == 1).map(root).collect() };
+    let mut served = roots(bytes.byte());
+    let mut targets = Targets::new(served.clone());
+    let mut coming: BTreeMap<u64, BTreeSet<StorePath>> = BTreeMap::new();
+    let mut links = BTreeSet::new();
+    targets.found(links.clone());
+    while !bytes.is_empty() {
+        let (operation, argument) = (bytes.byte(), bytes.byte());
+        let number = u64::from(argument >> 4);
+        match operation % 8 {
+            0 => {
+                coming.insert(number, roots(argument));
+                targets.announce(number, roots(argument));
+            }
+            1 => {
+                coming.remove(&number);
+                targets.withdraw(number);
+            }
+            2 => {
+                let only = argument & 1 == 1;
+                if let Some(roots) = coming.remove(&number) {
+                    let later = coming.split_off(&number);
+                    let earlier = std::mem::replace(&mut coming, later);
+                    if only {
+                        served.clear();
+                    } else {
+                        served.extend(earlier.into_values().flatten());
+                    }
+                    served.extend(roots);
+                }
+                targets.settle(number, only);
+            }
+            3 => {
+                for root in targets.missing() {
+                    links.insert(root.clone());
+                    targets.made(root);
+                }
+                assert!(targets.missing().is_empty());
+            }
+            4 => {
+                for root in targets.outdated() {
+                    assert!(links.remove(&root), "{root} is removed and was no link");
+                    targets.removed(&root);
+                }
+                assert!(targets.outdated().is_empty());
+            }
+            5 => {
+                links = roots(argument);
+                targets.found(links.clone());
+            }
+            6 => {
+                coming.clear();
+                targets.withdraw_all();
+            }
+            _ => {
+                links.insert(root(argument));
+                targets.seen(root(argument));
+            }
+        }
+        let held: BTreeSet<_> = served.iter().chain(coming.values().flatten()).cloned().collect();
+        let outdated: BTreeSet<_> = targets.outdated().into_iter().collect();
+        assert!(outdated.is_disjoint(&held), "{outdated:?} would be removed, and {held:?} is held");
+        assert!(outdated.is_subset(&links));
+        assert!(targets.missing().is_subset(&held));
+    }
+    targets.release();
+    assert!(targets.missing().is_empty());
+    assert_eq!(targets.outdated().into_iter().collect::<BTreeSet<_>>(), links);
+}
+
+pub(crate) fn listen_fds(data: &[u8]) {
+    let mut parts = data.split(|byte| *byte == 0).map(|part| String::from_utf8_lossy(part).into_owned());
+    let [pid, fds, names] = [(); 3].map(|()| parts.next());
+    let passed = startup::passed(7, pid.as_deref(), fds.as_deref(), names.as_deref());
+    assert!(passed.len() <= 256);
+    if passed.is_empty() {
+        return;
+    }
+    assert_eq!(pid.unwrap().trim_start_matches('+').trim_start_matches('0'), "7");
+    let named: Vec<_> = names.iter().flat_map(|names| names.split(':')).collect();
+    for (at, (number, name)) in passed.into_iter().enumerate() {
+        assert_eq!(number, 3 + at as i32);
+        assert_eq!(name, named.get(at).copied().unwrap_or_default());
+    }
+}
