@@ -111,7 +111,63 @@ impl Drop for Changing {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+
     use super::*;
+
+    /// What the process that is to panic is asked for.
+    const JOB: &str = "NSF_PANICS";
+
+    struct PanicsAgain;
+
+    impl Drop for PanicsAgain {
+        fn drop(&mut self) {
+            let _ = catch_unwind(|| panic!("while the first one unwinds"));
+        }
+    }
+
+    fn panic_at(job: &str) {
+        begin();
+        let ended = match job {
+            "contained" => contain(|| panic!("a message")),
+            "changing" => contain(|| {
+                let _change = changing();
+                panic!("a message")
+            }),
+            "again" => contain(|| {
+                let _again = PanicsAgain;
+                panic!("a message")
+            }),
+            _ => {
+                let thread = thread::Builder::new().name("other".to_owned());
+                let _ = thread.spawn(|| panic!("a message")).unwrap().join();
+                return;
+            }
+        };
+        let panic: Panic = ended.map(|()| 0).unwrap_err();
+        assert!(panic.place.starts_with("src/panics.rs:"), "{panic}");
+        assert_eq!(panic.message, "a message");
+    }
+
+    /// In a process of its own: this test once more.
+    #[test]
+    fn a_panic_ends_the_process_unless_it_is_contained_and_interrupts_no_change() {
+        if let Ok(job) = std::env::var(JOB) {
+            return panic_at(&job);
+        }
+        let test = "panics::tests::a_panic_ends_the_process_unless_it_is_contained_and_interrupts_no_change";
+        for (job, signal) in
+            [("contained", None), ("changing", Some(6)), ("again", Some(6)), ("elsewhere", Some(6))]
+        {
+            let mut child = Command::new(std::env::current_exe().unwrap());
+            let output = child.args(["--exact", test, "--nocapture"]).env(JOB, job).output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.signal(), signal, "{job}: {said}");
+            assert_eq!(output.status.success(), signal.is_none(), "{job}: {said}");
+            assert_eq!(said.contains("please report this bug"), signal.is_some(), "{job}: {said}");
+        }
+    }
 
     #[test]
     fn a_contained_panic_ends_the_work_and_no_more() {
