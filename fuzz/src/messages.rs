@@ -13,7 +13,7 @@ use std::sync::LazyLock;
 use nix_store_fs::fuse::abi::init;
 use nix_store_fs::monitor::state::{self, StateDir};
 use nix_store_fs::protocol::control::{Asked, Control, Outcome};
-use nix_store_fs::protocol::handshake::{self, Absences, Io, Passthrough, Wishes};
+use nix_store_fs::protocol::handshake::{self, Io, Passthrough, Promised, Wishes};
 use nix_store_fs::protocol::missed::{self, Question};
 use nix_store_fs::protocol::wire::{self, Received};
 use nix_store_fs::values::StorePath;
@@ -164,7 +164,7 @@ pub(crate) fn init(data: &[u8]) {
     let (passthrough, depth, idmap) = (bytes.byte() % 3, u32::from(bytes.byte() % 4), bytes.flag());
     let passthrough =
         [Passthrough::Unwanted, Passthrough::IfOffered, Passthrough::Required][usize::from(passthrough)];
-    let wishes = Wishes { passthrough, idmap, store_depth: depth, absences: Absences::Asked };
+    let wishes = Wishes { passthrough, idmap, store_depth: depth, promised: Promised::default() };
     let request = bytes.take(8192);
     let (kernel, device) = UnixDatagram::pair().unwrap();
     kernel.send(request).unwrap();

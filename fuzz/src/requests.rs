@@ -18,10 +18,11 @@ use nix_store_fs::fuse::abi::{
     ReleaseIn, StatfsOut, opcode,
 };
 use nix_store_fs::fuse::{Device, Ledger, Operation, Request};
-use nix_store_fs::protocol::handshake::Absences;
+use nix_store_fs::protocol::handshake::Promised;
 use nix_store_fs::server::counts::Counts;
 use nix_store_fs::server::fuse::StoreFs;
 use nix_store_fs::server::open_journal;
+use nix_store_fs::server::root_names::RootNames;
 use nix_store_fs::view::journal::{Home, Journal, Record};
 use nix_store_fs::view::trie::{NodeId, PathTrie, ROOT};
 use nix_store_fs::view::{Registrations, ServedView, Stale};
@@ -233,7 +234,8 @@ impl Kernel {
             return;
         }
         let (mut rest, mut last) = (&body[..], offset);
-        while !rest.is_empty() {
+        // As `parse_dirplusfile` of the kernel reads it.
+        while rest.len() >= size_of::<DirentPlus>() {
             let (DirentPlus { entry, dirent }, behind) = DirentPlus::read_from_prefix(rest).unwrap();
             let length = dirent.name_len as usize;
             let name = &behind[..length];
@@ -252,6 +254,7 @@ impl Kernel {
             }
             self.learn(node, name, &entry);
         }
+        assert!(rest.is_empty() || node == ROOT.0 && rest == &body[..], "something behind the entries");
     }
 
     fn forget(&mut self, id: u64, count: u64) -> ForgetOne {
@@ -415,7 +418,8 @@ fn serve(
     let view = Arc::new(view);
     let (ledger, _) = Ledger::open(None).unwrap();
     let counts = Arc::new(Counts::new(channel().0));
-    let fs = StoreFs::new(view.clone(), counts, device.clone(), ledger, Absences::Cached);
+    let root = Arc::new(RootNames::new(Promised::new(false), false));
+    let fs = StoreFs::new(view.clone(), counts, device.clone(), ledger, root);
     (fs, view, dropped)
 }
 

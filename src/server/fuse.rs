@@ -150,7 +150,7 @@ thread_local! {
 impl StoreFs {
     /// Serves `view` over `device`.
     #[must_use]
-    pub(super) fn new(
+    pub fn new(
         view: Arc<ServedView>,
         counts: Arc<Counts>,
         device: Arc<Device>,
@@ -376,7 +376,11 @@ impl StoreFs {
             listed
         });
         match listed {
-            Ok(_) if buffer.is_empty() => answer.bytes(&END),
+            Ok(_) if buffer.is_empty() => {
+                // Made when it is given, as [`absent`] is.
+                buffer.resize(END.min(room), 0);
+                answer.bytes(buffer);
+            }
             Ok(_) => {
                 answer.bytes(buffer);
                 self.root.told_name();

@@ -23,7 +23,7 @@ pub mod fuse;
 pub mod idle;
 pub mod missed;
 mod process;
-mod root_names;
+pub mod root_names;
 mod session;
 pub mod stops;
 

@@ -35,8 +35,8 @@ pub(super) const ENDLESS: u64 = u32::MAX as u64;
 /// Hard point 2.
 const MARGIN: Duration = Duration::from_millis(100);
 
-/// The end of the root's listing: shorter than an entry, so the kernel finds none in it (`parse_dirplusfile`).
-pub(super) const END: [u8; 8] = [0; 8];
+/// Bytes of the end of the root's listing: fewer than an entry has, so the kernel finds none in it (`parse_dirplusfile`).
+pub(super) const END: usize = 8;
 
 fn seconds(lifetime: Lifetime) -> u64 {
     match lifetime {
@@ -47,7 +47,7 @@ fn seconds(lifetime: Lifetime) -> u64 {
 
 /// See above.
 #[derive(Debug)]
-pub(super) struct RootNames {
+pub struct RootNames {
     promise: Promised,
     begun: Instant,
     /// Held while an answer is given.
@@ -65,7 +65,8 @@ pub(super) struct Giving<'a>(
 
 impl RootNames {
     /// Of a server that promises this. An earlier one may have told something just now, if there was one.
-    pub(super) fn new(promise: Promised, resumed: bool) -> Self {
+    #[must_use]
+    pub fn new(promise: Promised, resumed: bool) -> Self {
         let new = Self {
             promise,
             begun: Instant::now(),
