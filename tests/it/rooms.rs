@@ -62,7 +62,8 @@ const MONITOR: [&str; 24] = [
     "mod",
 ];
 
-fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
+/// The sources below `dir`.
+pub(crate) fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
         if entry.is_dir() {
             sources(&entry, found);

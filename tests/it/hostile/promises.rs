@@ -1,17 +1,9 @@
 //! Each promise of docs/security.md names a test, and the test is there.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
-        if entry.is_dir() {
-            sources(&entry, found);
-        } else if entry.extension().is_some_and(|extension| extension == "rs") {
-            found.push(entry);
-        }
-    }
-}
+use crate::rooms::sources;
 
 /// The source of `a::b::test`: `a/b.rs`, or for a whole module, `a.rs` or `a/mod.rs`.
 fn module(names: &[&str]) -> Option<String> {

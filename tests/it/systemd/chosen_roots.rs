@@ -8,7 +8,7 @@ use super::container::{assert_ends_clean, assert_private};
 use super::machine::Machine;
 use super::nixos::{Closure, Kind};
 use crate::bad_input::refused;
-use crate::util::program::{Program, unique_name};
+use crate::util::program::{Mounted, Program, unique_name};
 use crate::util::store::Member;
 use crate::util::tree;
 
@@ -90,6 +90,11 @@ impl Writable {
         Program::on(&self.closure.store).args(["--root", &system.path]).arg("--roots-file").arg(roots)
     }
 
+    /// The view where the container has it.
+    fn mount(&self, program: Program) -> Mounted {
+        program.args(["--name", &self.name]).mount_at(Path::new("/run/nix-store-fs").join(&self.name))
+    }
+
     /// Boots the container, which puts a link to the secret where the root is waited for.
     fn boot(&self, system: &Member, private_users: Option<&str>) -> Machine {
         let root = self.scratch.path().join("root");
@@ -108,10 +113,7 @@ fn a_link_that_a_container_with_private_users_makes_is_no_root() {
     need_systemd!(Idmap);
     let writable = Writable::new();
     let system = writable.closure.system("own");
-    let view = writable
-        .program(&system)
-        .args(["--name", &writable.name])
-        .mount_at(Path::new("/run/nix-store-fs").join(&writable.name));
+    let view = writable.mount(writable.program(&system));
     let machine = writable.boot(&system, Some("pick"));
     let reload = Program::new().args(["--reload", &writable.name]).run();
     assert_eq!(reload.status.code(), Some(8), "{}", reload.stderr);
@@ -129,10 +131,7 @@ fn a_link_that_a_container_makes_as_root_is_no_root_where_it_is_named() {
     need_systemd!();
     let writable = Writable::new();
     let system = writable.closure.system("own");
-    let view = writable
-        .program(&system)
-        .args(["--name", &writable.name])
-        .mount_at(Path::new("/run/nix-store-fs").join(&writable.name));
+    let view = writable.mount(writable.program(&system));
     let machine = writable.boot(&system, None);
     let unnamed = writable.program(&system).arg("--dump-closure").run();
     assert!(
