@@ -4,10 +4,10 @@
 
 use std::io::{self, Write};
 
-use crate::error;
 use crate::kernel::{Finding, Findings, TrialError, trial};
 use crate::server::idle::halts_for_a_hypervisor;
 use crate::store;
+use crate::{error, sandbox};
 
 const NAME: &str = concat!("nix-store-fs ", env!("CARGO_PKG_VERSION"));
 
@@ -65,10 +65,20 @@ fn promises(findings: Findings, release: Option<(u32, u32)>) -> Vec<(&'static st
             known(findings.passthrough, (6, 9)),
         ),
         ("private users (idmapped mounts, root only)", known(findings.idmap, (6, 12))),
+        ("a server opens nothing but the store and its journal (Landlock)", landlock()),
         ("reads that are cached once (RWF_DONTCACHE)", known(Finding::Unknown, (6, 14))),
         ("all names forgotten at once (nice to have)", known(findings.forgets_all_names, (6, 16))),
         ("requests of a killed server given again (nice to have)", known(findings.resends, (6, 9))),
     ]
+}
+
+/// Any user can ask.
+fn landlock() -> String {
+    if sandbox::confines_files() {
+        "yes".to_owned()
+    } else {
+        "no, needs Linux 5.13, started with Landlock, and no system call filter that refuses it".to_owned()
+    }
 }
 
 fn parse(release: &str) -> Option<(u32, u32)> {

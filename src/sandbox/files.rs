@@ -13,6 +13,14 @@ use super::Server;
 /// The newest rules that this program knows. Of older kernels it takes what they have.
 const KNOWN: ABI = ABI::V6;
 
+/// Whether there is Landlock at all.
+pub(super) fn is_known() -> bool {
+    Ruleset::default()
+        .set_compatibility(CompatLevel::HardRequirement)
+        .handle_access(AccessFs::from_all(ABI::V1))
+        .is_ok_and(|rules| rules.create().is_ok())
+}
+
 /// Lets this thread open nothing but what the server works with, connect to nothing, and signal nobody.
 pub(super) fn confine(server: Server<'_>) -> io::Result<()> {
     let refused = |error: RulesetError| io::Error::other(error);

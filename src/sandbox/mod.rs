@@ -112,6 +112,12 @@ impl Server<'_> {
     }
 }
 
+/// Whether this kernel lets a process give up opening files.
+#[must_use]
+pub fn confines_files() -> bool {
+    files::is_known()
+}
+
 fn no_new_privileges() -> io::Result<()> {
     rustix::thread::set_no_new_privs(true)?;
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;

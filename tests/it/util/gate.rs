@@ -70,7 +70,7 @@ impl Need {
                 "the system to boot that scripts/setup --test makes",
             ),
             Self::Epoch => (kernel_release() >= (6, 16), "Linux 6.16 for FUSE_NOTIFY_INC_EPOCH"),
-            Self::Landlock => (has_landlock(), "Linux 5.13 with Landlock"),
+            Self::Landlock => (nix_store_fs::sandbox::confines_files(), "Linux 5.13 with Landlock"),
             Self::Passthrough => (kernel_release() >= (6, 9), "Linux 6.9 for passthrough"),
             Self::Resend => (kernel_release() >= (6, 9), "Linux 6.9 to be given back what was taken"),
             Self::Disk => (is_on_disk(&std::env::temp_dir()), "ext4 or XFS for scratch files"),
@@ -125,14 +125,6 @@ impl Need {
 pub(crate) fn find(command: &str) -> Option<std::path::PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|dir| dir.join(command)).find(|file| file.is_file())
-}
-
-fn has_landlock() -> bool {
-    use landlock::{ABI, Access, AccessFs, CompatLevel, Compatible, Ruleset, RulesetAttr};
-    Ruleset::default()
-        .set_compatibility(CompatLevel::HardRequirement)
-        .handle_access(AccessFs::from_all(ABI::V1))
-        .is_ok_and(|rules| rules.create().is_ok())
 }
 
 /// Major and minor number of the running kernel.
