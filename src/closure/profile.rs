@@ -20,10 +20,11 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::io::Read;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::closure::dependency::{Dependency, Seen};
@@ -201,6 +202,14 @@ fn is_profiles(dir: &Path) -> bool {
     dir.components().any(|part| part.as_os_str().as_bytes().ends_with(b"profiles"))
 }
 
+/// A pipe that was opened without waiting, opened again, which waits for who writes; none: it is no pipe.
+fn wait_for_writer(file: &File) -> io::Result<Option<File>> {
+    if FileType::from_raw_mode(rustix::fs::fstat(file)?.st_mode) != FileType::Fifo {
+        return Ok(None);
+    }
+    File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).map(Some)
+}
+
 enum End {
     Store(StorePath),
     Directory(PathBuf),
@@ -256,8 +265,9 @@ impl<'a> Walk<'a> {
         let opened = match self.follow(file) {
             Ok(End::Store(_)) => Err(Errno::ISDIR),
             Ok(End::Directory(at) | End::Other(at)) => {
-                rustix::fs::open(&at, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
-                    .map(|file| (at, file))
+                // Before it is judged nothing is waited for: it may be a pipe of a stranger's.
+                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+                rustix::fs::open(&at, flags, Mode::empty()).map(|file| (at, file))
             }
             Err(refused @ ProfileError::Untrusted { .. }) => return Err(refused),
             Err(ProfileError::Io { source, .. }) => return Ok(Err(source)),
@@ -278,6 +288,11 @@ impl<'a> Walk<'a> {
             Err(error) => return Ok(Err(error)),
         };
         self.judge(examined, Part::Roots)?;
+        match wait_for_writer(&opened) {
+            Ok(Some(again)) => opened = again,
+            Ok(None) => {}
+            Err(error) => return Ok(Err(error)),
+        }
         let mut text = String::new();
         Ok(opened.read_to_string(&mut text).map(|_| text))
     }

@@ -38,6 +38,9 @@ use crate::closure::resolve::Followed;
 /// How often the roots are followed if they change each time. Then the last result counts, and is outdated.
 const ATTEMPTS: usize = 4;
 
+/// Events that are read at one time.
+const AT_ONCE: usize = 1024;
+
 /// What replaces a link, a directory or a file of roots, changes the contents of one, or who can change it.
 const EVENTS: WatchFlags = WatchFlags::CREATE
     .union(WatchFlags::ATTRIB)
@@ -184,12 +187,17 @@ impl Changes {
         self.ready.as_fd()
     }
 
-    /// Reads all events; whether anything of interest has changed.
+    /// Reads what events there are, up to [`AT_ONCE`] and a few; whether anything of interest has changed. Whoever makes them
+    /// faster than they are read, in a directory that others may write, does not keep the monitor from anything else.
     pub(super) fn take(&mut self) -> bool {
         let mut changed = rustix::io::read(&self.shared.outdated, &mut [0; 8]).is_ok();
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut events = inotify::Reader::new(&self.shared.inotify, &mut buffer);
-        while let Ok(event) = events.next() {
+        let mut taken = 0;
+        // Not part of a buffer: the rest would be lost.
+        while taken < AT_ONCE || !events.is_buffer_empty() {
+            let Ok(event) = events.next() else { break };
+            taken += 1;
             let mut names = self.shared.names.lock();
             let known = match event.file_name() {
                 Some(name) => names

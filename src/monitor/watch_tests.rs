@@ -315,3 +315,27 @@ fn no_change_of_meaning_goes_unreported() {
     result.unwrap();
     assert!(followed.get() > 100, "only {} changes of meaning", followed.get());
 }
+
+/// Whoever makes events without end, of names that matter to nobody as well, does not keep who reads them.
+#[test]
+fn a_flood_is_read_in_parts() {
+    let tree = Tree::new();
+    symlink(store_path(1), tree.at("system")).unwrap();
+    let (mut arming, mut changes) = start().unwrap();
+    let _ = follow(&mut arming, &tree.roots("system"));
+    while readable(&changes) {
+        changes.take();
+    }
+    // Fewer than fs.inotify.max_queued_events.
+    for number in 0..4 * AT_ONCE {
+        fs::write(tree.at(&format!("n{number}")), "").unwrap();
+    }
+    assert!(!changes.take(), "none of them matters");
+    assert!(readable(&changes), "all were read at once");
+    tree.switch("system", store_path(2));
+    let mut parts = 1;
+    while !changes.take() {
+        parts += 1;
+    }
+    assert!(parts >= 3, "{parts}");
+}

@@ -249,3 +249,16 @@ fn an_ordinary_user_trusts_root_and_themselves() {
     let finished = alone();
     assert!(finished.stderr.contains("uid 4242 owns it"), "{finished:?}");
 }
+
+/// A pipe of a stranger's in the place of the roots file, in a directory where others may put it, is refused by its owner, and not
+/// waited for.
+#[test]
+fn a_pipe_of_a_stranger_is_not_waited_for() {
+    need!(Root);
+    let profiles = Profiles::new();
+    fs::remove_file(profiles.at("roots")).unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, profiles.at("roots"), rustix::fs::Mode::RUSR).unwrap();
+    chown(profiles.at("roots"), Some(STRANGER), Some(STRANGER)).unwrap();
+    let finished = refused(profiles.program().arg(profiles.at("view")), 3);
+    assert!(finished.stderr.contains(&format!("uid {STRANGER} owns it")), "{finished:?}");
+}
