@@ -191,11 +191,21 @@ impl Service {
         }
     }
 
-    /// Waits until `path` exists in the view.
+    /// Waits until `path` exists.
     pub(crate) fn wait_for(&self, path: &Path) {
+        self.wait_until(path, true);
+    }
+
+    /// Waits until `path` exists no more.
+    pub(crate) fn wait_for_end_of(&self, path: &Path) {
+        self.wait_until(path, false);
+    }
+
+    fn wait_until(&self, path: &Path, exists: bool) {
         let until = Instant::now() + DEADLINE;
-        while !path.exists() {
-            assert!(Instant::now() < until, "{} does not come: {}", path.display(), self.log());
+        while path.exists() != exists {
+            let what = if exists { "come" } else { "go" };
+            assert!(Instant::now() < until, "{} does not {what}: {}", path.display(), self.log());
             std::thread::sleep(Duration::from_millis(5));
         }
     }
