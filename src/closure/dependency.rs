@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use super::trust::{Identity, Rights};
+use super::trust::{GROUP_WRITE, Identity, Rights};
 
 /// What was at a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,7 +70,8 @@ pub struct Found {
 
 impl Found {
     fn new(path: &Path, stat: &Stat) -> Self {
-        let group_writes = stat.st_mode & 0o020 != 0 && !FileType::from_raw_mode(stat.st_mode).is_symlink();
+        let group_writes =
+            stat.st_mode & GROUP_WRITE != 0 && !FileType::from_raw_mode(stat.st_mode).is_symlink();
         let rights = Rights {
             owner: stat.st_uid,
             group: stat.st_gid,

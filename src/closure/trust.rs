@@ -6,8 +6,8 @@
 //! The rule: a link that is followed, a directory that is walked through and a file that is read belong to root, to the
 //! effective user, or to the owner of the store directory, who can change every byte in it anyway. Nobody else may
 //! write them. Of a directory that others may write, the entries are used only if it is sticky: there the entry of a
-//! trusted owner can be renamed or deleted by its owner and the directory's alone (inode(7), "sticky bit"). What else is
-//! put there belongs to whoever puts it there, and is refused when it is found. The mode of a symbolic link means nothing
+//! trusted owner can be renamed or deleted by its owner and the directory's alone (inode(7), "sticky bit"). What somebody
+//! else makes there belongs to them, and is refused when it is found. The mode of a symbolic link means nothing
 //! (symlink(7)).
 //!
 //! Hard points:
@@ -19,14 +19,17 @@
 //! 3. In a container without private users, uid 0 is root of the host. What it can write is known to the caller alone,
 //!    who [names](Trust::with_untrusted) it: it is recognised by name, and by device and inode number under another name.
 //!    A bind mount of something below it elsewhere has neither, and is not recognised.
-//! 4. Those who bypass modes (CAP_DAC_OVERRIDE) and the maps of idmapped mounts are not known here.
+//! 4. The owner of another directory can move a link of a trusted owner out of it into a sticky one (rename(2)). It is not
+//!    told from one that was made there: docs/security.md, "Not promised".
+//! 5. Those who bypass modes (CAP_DAC_OVERRIDE) and the maps of idmapped mounts are not known here.
 
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FileType;
 
 const STICKY: u32 = 0o1000;
-const GROUP_WRITE: u32 = 0o020;
+/// The bit that lets the group write.
+pub(super) const GROUP_WRITE: u32 = 0o020;
 const OTHER_WRITE: u32 = 0o002;
 /// `DEFAULT_OVERFLOWUID` of `include/linux/highuid.h`.
 const OVERFLOW_UID: u32 = 65534;

@@ -400,17 +400,15 @@ fn knock_elsewhere(mounted: Mounted) -> io::Result<()> {
 /// Why a switch does not come to its end, and what to do about it.
 fn overdue(mounted: Option<&Mounted>) -> String {
     const WHAT: &str = "the kernel still shows names of the old closure";
+    const THEN: &str = "End that process, or stop the container that it is in; the new closure is shown then";
     let listing = mounted.map(|mounted| mounted.listers(LISTERS)).unwrap_or_default();
     if listing.is_empty() {
         return format!(
-            "{WHAT} after 10 s: either the store's disk does not answer, or a process keeps a directory of the view locked by a listing              that does not end ('grep -l iterate_dir /proc/[0-9]*/task/*/stack' finds it). End that process, or stop the container that              it is in; the new closure is shown then"
+            "{WHAT} after 10 s: either the store's disk does not answer, or a process keeps a directory of the view locked by a \
+             listing that does not end ('grep -l iterate_dir /proc/[0-9]*/task/*/stack' finds it). {THEN}"
         );
     }
-    format!(
-        "{WHAT} after 10 s, as a listing of the view does not end: {}. End that process, or stop the container that it is in; the \
-         new closure is shown then",
-        listing.join(", ")
-    )
+    format!("{WHAT} after 10 s, as a listing of the view does not end: {}. {THEN}", listing.join(", "))
 }
 
 /// What a wait is for, in words.

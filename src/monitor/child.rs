@@ -97,7 +97,8 @@ impl Server {
     /// # Errors
     /// Those of [`wire::send_order`].
     pub(super) fn begin(&self, order: &Order, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
-        self.send(order, descriptors)
+        let socket = self.socket.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        wire::send_order(socket, order, descriptors)
     }
 
     /// Orders it to do something.
@@ -106,12 +107,7 @@ impl Server {
     /// Those of [`wire::send_order`].
     pub(super) fn order(&mut self, order: &Order) -> io::Result<()> {
         self.reports = self.reports.saturating_add(1);
-        self.send(order, &[])
-    }
-
-    fn send(&self, order: &Order, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let socket = self.socket.as_ref().ok_or(io::ErrorKind::NotConnected)?;
-        wire::send_order(socket, order, descriptors)
+        self.begin(order, &[])
     }
 
     /// Its socket: readable when there is a report, or when the server has closed it. None after [`Self::hang_up`].

@@ -21,6 +21,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError};
@@ -30,6 +31,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use rustix::fs::AtFlags;
 
+use super::mount::command;
 use crate::protocol::missed::{self, Question};
 use crate::sys;
 use crate::values::{StorePath, View};
@@ -168,11 +170,7 @@ impl Asker {
             return Self::default();
         }
         let process = process_of(thread).unwrap_or(thread);
-        let command = fs::read(format!("/proc/{process}/comm")).ok().map(|text| {
-            let name = text.strip_suffix(b"\n").unwrap_or(&text);
-            String::from_utf8_lossy(name).into_owned()
-        });
-        Self { pid: Some(process), command }
+        Self { pid: Some(process), command: command(Path::new(&format!("/proc/{process}"))) }
     }
 }
 

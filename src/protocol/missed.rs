@@ -3,12 +3,12 @@
 //! A packet of a socket of its own (SOCK_SEQPACKET), so that a flood of them holds nothing else up. Eight bytes of two numbers in
 //! the machine's order, the thread and how many were dropped before, and then the name. Neither side waits for the other.
 
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::os::fd::AsFd;
 
-use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvFlags, SendFlags};
 
+use super::wire;
 use crate::values::StorePath;
 
 /// Bytes before the name.
@@ -51,16 +51,14 @@ pub fn receive(socket: impl AsFd) -> io::Result<Option<Question>> {
     loop {
         // Without room for descriptors the kernel closes those that a message has.
         let mut control = RecvAncillaryBuffer::default();
-        let into = &mut [IoSliceMut::new(&mut packet)];
-        match rustix::net::recvmsg(&socket, into, &mut control, RecvFlags::CMSG_CLOEXEC) {
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-            Ok(message) if message.bytes == 0 => return Ok(None),
-            Ok(message) => {
-                if let Some(question) = packet.get(..message.bytes).and_then(decode) {
-                    return Ok(Some(question));
-                }
-            }
+        let question = match wire::receive(&socket, &mut packet, &mut control, RecvFlags::CMSG_CLOEXEC) {
+            Ok(0) => return Ok(None),
+            Ok(got) => packet.get(..got).and_then(decode),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => None,
+            Err(error) => return Err(error),
+        };
+        if question.is_some() {
+            return Ok(question);
         }
     }
 }

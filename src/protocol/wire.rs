@@ -31,8 +31,8 @@ use crate::sandbox::Sandbox;
 use crate::sys::memory;
 use crate::values::{StorePath, View, lossless};
 
-/// Descriptors of one order at most: the body, and one of each kind.
-const DESCRIPTORS_MAX: usize = 1 + Carried::ALL.len();
+/// Descriptors of one order at most: the body, and one of each kind, of which [`Carried::Missed`] is the last.
+const DESCRIPTORS_MAX: usize = 1 + Carried::Missed as usize + 1;
 /// No closure comes near this; a length above it is not ours.
 const ORDER_MAX: u64 = 1 << 30;
 /// Bytes of the longest report.
@@ -58,12 +58,6 @@ pub enum Carried {
     Idle,
     /// Where names are told that the view has not ([`super::missed`]).
     Missed,
-}
-
-impl Carried {
-    /// All kinds.
-    pub const ALL: [Self; 7] =
-        [Self::Device, Self::Store, Self::Journal, Self::Lock, Self::Ledger, Self::Idle, Self::Missed];
 }
 
 /// What a server needs to begin, beside the descriptors.
@@ -266,7 +260,7 @@ pub fn receive_report(socket: impl AsFd) -> io::Result<Received<Report>> {
 }
 
 /// One packet, whole.
-fn receive(
+pub(super) fn receive(
     socket: &impl AsFd,
     buffer: &mut [u8],
     control: &mut RecvAncillaryBuffer<'_>,

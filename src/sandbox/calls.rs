@@ -81,6 +81,9 @@ const ALLOWED: &[i64] = &[
     libc::SYS_poll,
 ];
 
+/// What does not exist in any build: arguments that a filter cannot see. C libraries make a thread by clone(2) then.
+const ABSENT: &[i64] = &[libc::SYS_clone3];
+
 /// What stops a server where a test wants it, in builds for tests (`src/server/stops.rs`).
 const OF_TESTS: &[i64] = &[
     #[cfg(all(debug_assertions, target_arch = "x86_64"))]
@@ -149,15 +152,14 @@ pub(super) fn confine(registers: bool) -> io::Result<()> {
     let unknown = if cfg!(debug_assertions) { SeccompAction::KillProcess } else { absent() };
     let mut allowed = any(ALLOWED);
     allowed.extend(any(OF_TESTS));
+    allowed.extend(any(ABSENT));
     allowed.extend(conditional(registers).map_err(io::Error::other)?);
-    let mut programs = vec![
+    let programs = [
         filter(any(DEADLY), SeccompAction::Allow, SeccompAction::KillProcess)?,
-        // Its arguments are out of reach of a filter. C libraries make a thread by clone(2) then.
-        filter(any(&[libc::SYS_clone3]), SeccompAction::Allow, absent())?,
+        filter(any(ABSENT), SeccompAction::Allow, absent())?,
+        // The last one refuses to install any more.
+        filter(allowed, unknown, SeccompAction::Allow)?,
     ];
-    allowed.insert(libc::SYS_clone3, Vec::new());
-    programs.push(filter(allowed, unknown, SeccompAction::Allow)?);
-    // The last one refuses to install any more.
     for program in &programs {
         seccompiler::apply_filter(program).map_err(io::Error::other)?;
     }

@@ -13,8 +13,9 @@ use super::Server;
 /// The newest rules that this program knows. Of older kernels it takes what they have.
 const KNOWN: ABI = ABI::V6;
 
-/// Whether there is Landlock at all.
-pub(super) fn is_known() -> bool {
+/// Whether this kernel lets a process give up opening files.
+#[must_use]
+pub fn confines_files() -> bool {
     Ruleset::default()
         .set_compatibility(CompatLevel::HardRequirement)
         .handle_access(AccessFs::from_all(ABI::V1))

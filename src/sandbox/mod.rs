@@ -23,6 +23,8 @@ use std::os::fd::BorrowedFd;
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use serde::{Deserialize, Serialize};
 
+pub use files::confines_files;
+
 /// Bytes of the longest file that a server writes: its journal, of 60 million names.
 const LONGEST_FILE: u64 = 4 << 30;
 /// Bytes that a server may keep in memory: what ordinary requests fill, for 64 threads.
@@ -110,12 +112,6 @@ impl Server<'_> {
         }
         Ok(())
     }
-}
-
-/// Whether this kernel lets a process give up opening files.
-#[must_use]
-pub fn confines_files() -> bool {
-    files::is_known()
 }
 
 fn no_new_privileges() -> io::Result<()> {

@@ -58,7 +58,7 @@ use stops::Stop;
 
 pub use process::main;
 
-/// How long a server that ends waits for whoever reads its log: its successor waits for it.
+/// How long a server that ends waits for whoever reads its log, less than the monitor waits: its successor waits for it.
 const LAST_WORDS: Duration = Duration::from_millis(300);
 
 /// Why a server ends before its mount.
@@ -273,7 +273,7 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: &Arc<OwnedFd>) -> 
     };
     let owed = Owed::find(&ledger, &trie, matches!(earlier, Earlier::Unknown { .. }));
     let invalidator = forgetting::start(device.clone(), ledger, owed, view.clone(), stale_nodes, promised)?;
-    let reporter = Arc::new(Reporter(monitor.clone()));
+    let reporter = Reporter(monitor.clone());
     spawn("answered", {
         let reporter = reporter.clone();
         move || {
@@ -309,6 +309,7 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: &Arc<OwnedFd>) -> 
 }
 
 /// The monitor's ear.
+#[derive(Clone)]
 struct Reporter(Arc<OwnedFd>);
 
 impl Reporter {

@@ -6,14 +6,10 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
 
-use super::ServeError;
+use super::{LAST_WORDS, ServeError};
 use crate::protocol::wire::{self, Report};
 use crate::{error, log, panics, startup, sys};
-
-/// How long its end waits for whoever reads the log: less than the monitor waits for it.
-const LAST_WORDS: Duration = Duration::from_millis(300);
 
 /// The whole program.
 pub fn main() -> ! {

@@ -64,25 +64,28 @@ mod active {
         Some((point, file.to_owned()))
     }
 
+    /// The file of `variable`, if that names this `point`.
+    fn file(
+        of: &'static OnceLock<Option<(Stop, String)>>,
+        variable: &str,
+        point: Stop,
+    ) -> Option<&'static str> {
+        let (wanted, file) = of.get_or_init(|| wanted(variable)).as_ref()?;
+        (*wanted == point).then_some(file)
+    }
+
     /// Stops, panics or crashes here, if a test wants it.
     #[expect(clippy::panic, reason = "a test wants it")]
     pub fn at(point: Stop) {
-        if let Some((wanted, file)) = PANIC.get_or_init(|| wanted("NSF_PANIC"))
-            && *wanted == point
-            && std::fs::remove_file(file).is_ok()
-        {
+        let is_first = |file| std::fs::remove_file(file).is_ok();
+        if file(&PANIC, "NSF_PANIC", point).is_some_and(is_first) {
             panic!("a test wants a panic here");
         }
-        if let Some((wanted, file)) = CRASH.get_or_init(|| wanted("NSF_CRASH"))
-            && *wanted == point
-            && std::fs::exists(file).is_ok_and(|there| there)
+        if file(&CRASH, "NSF_CRASH", point).is_some_and(|file| std::fs::exists(file).is_ok_and(|there| there))
         {
             std::process::abort();
         }
-        if let Some((wanted, file)) = STOP.get_or_init(|| wanted("NSF_STOP"))
-            && *wanted == point
-            && std::fs::remove_file(file).is_ok()
-        {
+        if file(&STOP, "NSF_STOP", point).is_some_and(is_first) {
             let _ = kill_process(getpid(), Signal::STOP);
         }
         if let Some(dir) = HOLD.get_or_init(|| std::env::var_os("NSF_HOLD").map(PathBuf::from)) {

@@ -16,7 +16,7 @@ use crate::util::service::{Service, Victim};
 use crate::util::systems::Systems;
 use crate::util::{DEADLINE, threads, tree};
 
-/// Far longer than what is asked takes, and less than a test may: what hangs has to be let go of.
+/// Far longer than what is asked takes, and less than a test may: what hangs has to be released.
 const PATIENCE: Duration = Duration::from_secs(25);
 
 /// Does `work` on a thread of its own, as it may hang.

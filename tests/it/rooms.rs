@@ -38,11 +38,11 @@ const ROOMS: [(&str, &[&str]); 11] = [
 const MONITOR: [&str; 24] = [
     "debounce",
     "lock",
-    "missed",
     "poll",
     "settings",
     "probe",
     "mount",
+    "missed",
     "state",
     "error",
     "child",

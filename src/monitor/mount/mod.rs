@@ -30,6 +30,7 @@ use crate::startup;
 pub use connection::{Connection, Number};
 pub use earlier::{Served, refuse_served};
 pub use place::place;
+pub(super) use processes::command;
 pub use processes::users;
 pub use table::{Mount, mounts};
 

@@ -133,7 +133,12 @@ fn link(process: &Path, at: &Path) -> Option<PathBuf> {
 }
 
 fn describe(process: &Path) -> String {
-    let name = std::fs::read(process.join("comm")).unwrap_or_default();
-    let name = String::from_utf8_lossy(name.strip_suffix(b"\n").unwrap_or(&name));
+    let name = command(process).unwrap_or_default();
     format!("{name} ({})", process.file_name().unwrap_or_default().display())
+}
+
+/// What the process `/proc/PID` calls itself, if it has not ended.
+pub(in crate::monitor) fn command(process: &Path) -> Option<String> {
+    let name = std::fs::read(process.join("comm")).ok()?;
+    Some(String::from_utf8_lossy(name.strip_suffix(b"\n").unwrap_or(&name)).into_owned())
 }

@@ -30,9 +30,7 @@ fn chooses_nothing(private_users: Option<&str>) {
     let scratch = crate::util::scratch();
     let root = scratch.path().join("root");
     closure.root_directory(&root);
-    let profile = format!("per-container/{name}");
-    let link = closure.store.profile(&format!("{profile}/system"), "system-1-link");
-    closure.store.profile(&format!("{profile}/system-1-link"), &system.path);
+    let link = closure.profile(&name, &system);
     let view = Program::on(&closure.store)
         .arg("--system")
         .arg(link.parent().unwrap())

@@ -19,9 +19,7 @@ fn a_switched_profile_shows_after_a_reload() {
     let scratch = crate::util::scratch();
     let root = scratch.path().join("root");
     closure.root_directory(&root);
-    let profile = format!("per-container/{name}");
-    let link = closure.store.profile(&format!("{profile}/system"), "system-1-link");
-    closure.store.profile(&format!("{profile}/system-1-link"), &old.path);
+    let link = closure.profile(&name, &old);
     let roots = scratch.path().join("roots");
     fs::write(&roots, format!("# beside the system\n{}\n", closure.init.path)).unwrap();
     let view = Program::on(&closure.store)
@@ -41,7 +39,7 @@ fn a_switched_profile_shows_after_a_reload() {
     let (leader, started) = (machine.leader(), machine.run("systemctl show -P UserspaceTimestampMonotonic"));
 
     // As `nix-env --profile … --set` does it.
-    closure.store.profile(&format!("{profile}/system-2-link"), &new.path);
+    closure.store.profile(&format!("per-container/{name}/system-2-link"), &new.path);
     symlink("system-2-link", link.with_file_name("system.new")).unwrap();
     fs::rename(link.with_file_name("system.new"), &link).unwrap();
     // For the container nothing has changed yet.

@@ -53,6 +53,13 @@ impl Closure {
         Self { store, usr, init, outside }
     }
 
+    /// The profile of the container `name`, whose first generation is `system`: the link that it is switched by.
+    pub(super) fn profile(&self, name: &str, system: &Member) -> PathBuf {
+        let profile = format!("per-container/{name}");
+        self.store.profile(&format!("{profile}/system-1-link"), &system.path);
+        self.store.profile(&format!("{profile}/system"), "system-1-link")
+    }
+
     /// A system with a service that answers `answer`, on a socket below `/var/lib`.
     pub(super) fn system(&self, answer: &str) -> Member {
         let name = format!("nixos-system-{answer}");

@@ -4,6 +4,7 @@ use std::fs;
 
 use super::host::{Host, system};
 use super::machine::eventually;
+use crate::util::store::Member;
 use crate::util::tree;
 
 /// `systemctl start` returns when the view answers, with a status; `systemctl stop` leaves nothing.
@@ -126,23 +127,31 @@ fn a_view_on_demand() {
     assert_eq!(host.mounts(), Vec::<String>::new());
 }
 
-/// A crash of the view's service is none of its user's.
-#[test]
-fn a_crash_leaves_the_user_alone() {
-    need_systemd!();
+/// The process of the view's user.
+const USER: &str = "show --value --property MainPID user.service";
+
+/// A view of one system, which is returned as well, with a user that runs.
+fn with_user() -> (Host, Member) {
     let host = Host::boot("web");
     let one = system(&host.store, "one");
     host.set_roots(&[&one.path]);
     host.write_unit("user.service", &user_of(&host));
     host.systemctl("start user.service");
-    let user = "show --value --property MainPID user.service";
-    let (before, file_system) = (host.systemctl(user), host.file_system());
+    (host, one)
+}
+
+/// A crash of the view's service is none of its user's.
+#[test]
+fn a_crash_leaves_the_user_alone() {
+    need_systemd!();
+    let (host, _) = with_user();
+    let (before, file_system) = (host.systemctl(USER), host.file_system());
     for whom in ["main", "all"] {
         let main = host.property("MainPID");
         host.tell(&format!("kill --signal KILL --kill-whom {whom}"));
         host.wait_for_successor(&main);
     }
-    assert_eq!(host.systemctl(user), before);
+    assert_eq!(host.systemctl(USER), before);
     assert_eq!(host.file_system(), file_system);
 }
 
@@ -151,13 +160,8 @@ fn a_crash_leaves_the_user_alone() {
 #[test]
 fn an_aborted_view_is_mounted_again_and_so_is_its_user() {
     need_systemd!();
-    let host = Host::boot("web");
-    let one = system(&host.store, "one");
-    host.set_roots(&[&one.path]);
-    host.write_unit("user.service", &user_of(&host));
-    host.systemctl("start user.service");
-    let user = "show --value --property MainPID user.service";
-    let (main, before) = (host.property("MainPID"), host.systemctl(user));
+    let (host, one) = with_user();
+    let (main, before) = (host.property("MainPID"), host.systemctl(USER));
     let connection = rustix::fs::minor(host.file_system());
     host.machine.run(&format!(
         "exec unshare --mount /bin/sh -c 'mount -t fusectl fusectl /mnt && echo 1 >/mnt/{connection}/abort'"
@@ -168,7 +172,7 @@ fn an_aborted_view_is_mounted_again_and_so_is_its_user() {
     let log = host.machine.run(&format!("journalctl --no-pager --unit {}", host.unit()));
     assert!(log.contains("the FUSE connection was aborted"), "{log}");
     assert!(log.contains("status=11/"), "{log}");
-    let restarted = eventually(|| ![before.as_str(), "0\n"].contains(&host.systemctl(user).as_str()));
+    let restarted = eventually(|| ![before.as_str(), "0\n"].contains(&host.systemctl(USER).as_str()));
     assert!(restarted, "its user has the dead mount: {}", host.log());
     host.systemctl("stop user.service");
     assert!(eventually(|| host.property("ActiveState") == "inactive"), "{}", host.log());
