@@ -22,11 +22,12 @@ const FORGETTING: u64 = 16;
 /// What the server may have open, however many names are known: see `Backing`.
 const DESCRIPTORS_MAX: usize = 600;
 
-/// Bytes of a process that it shares with no other (proc_pid_smaps_rollup(5)).
+/// Bytes that a process has written and shares with no other (proc_pid_smaps_rollup(5)). Those of its program's file, which is
+/// mapped by the servers of other tests as well, count as its own when these have ended.
 fn private(process: u32) -> u64 {
     let text = fs::read_to_string(format!("/proc/{process}/smaps_rollup")).unwrap();
     let kibibytes = |line: &str| line.split_whitespace().nth(1)?.parse::<u64>().ok();
-    1024 * text.lines().filter(|line| line.starts_with("Private_")).filter_map(kibibytes).sum::<u64>()
+    1024 * text.lines().filter(|line| line.starts_with("Private_Dirty")).filter_map(kibibytes).sum::<u64>()
 }
 
 fn make(store: &NixStore, paths: u64, entries: u64) -> Member {
