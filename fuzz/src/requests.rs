@@ -427,7 +427,7 @@ fn serve(
     let (ledger, _) = Ledger::open(None).unwrap();
     let counts = Arc::new(Counts::new(channel().0));
     let root = Arc::new(RootNames::new(Promised::new(false), false));
-    let fs = StoreFs::new(view.clone(), counts, device.clone(), ledger, root);
+    let fs = StoreFs::new(view.clone(), counts, ledger, root);
     (fs, view, dropped)
 }
 

@@ -95,6 +95,23 @@ impl Device {
         self.notify(notify::RESEND, &[])
     }
 
+    /// Has the kernel read `file` by itself, which is open for reading; returns the number of the registration, never 0
+    /// (FUSE_DEV_IOC_BACKING_OPEN, Linux 6.9; CAP_SYS_ADMIN).
+    ///
+    /// # Errors
+    /// Those of ioctl(2).
+    pub fn register(&self, file: impl AsFd) -> io::Result<u32> {
+        sys::open_backing(&self.0, file)
+    }
+
+    /// Ends a registration (FUSE_DEV_IOC_BACKING_CLOSE; CAP_SYS_ADMIN). What is open by it stays open.
+    ///
+    /// # Errors
+    /// Those of ioctl(2). `ENOENT`: there is none with this number.
+    pub fn end_registration(&self, number: u32) -> io::Result<()> {
+        sys::close_backing(&self.0, number)
+    }
+
     /// `ENOENT`, the kernel knows nothing of the kind, is no error.
     fn notify(&self, code: i32, parts: &[&[u8]]) -> io::Result<()> {
         match self.write(code, 0, parts) {
@@ -190,40 +207,6 @@ impl Drop for Answer<'_> {
                 );
             }
             self.give_error(Errno::IO);
-        }
-    }
-}
-
-/// A file that the kernel reads by itself; dropping it ends that.
-#[derive(Debug)]
-pub struct Registration {
-    device: std::sync::Weak<Device>,
-    number: u32,
-}
-
-impl Registration {
-    /// Registers `file`, open for reading (FUSE_DEV_IOC_BACKING_OPEN, Linux 6.9).
-    ///
-    /// # Errors
-    /// Those of the ioctl(2).
-    pub fn new(device: &std::sync::Arc<Device>, file: impl AsFd) -> io::Result<Self> {
-        let number = sys::open_backing(device, file)?;
-        Ok(Self { device: std::sync::Arc::downgrade(device), number })
-    }
-
-    /// Its number on this connection, never 0.
-    #[must_use]
-    pub fn number(&self) -> u32 {
-        self.number
-    }
-}
-
-impl Drop for Registration {
-    fn drop(&mut self) {
-        if let Some(device) = self.device.upgrade()
-            && let Err(error) = sys::close_backing(&device, self.number)
-        {
-            tracing::debug!(%error, number = self.number, "cannot end the registration of a file");
         }
     }
 }

@@ -14,7 +14,6 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
 use super::{Finding, Findings};
 use crate::fuse::Device;
-use crate::fuse::device::Registration;
 use crate::protocol::handshake::{self, Agreement, HandshakeError, Io, Passthrough, Promised, Wishes};
 
 /// How long the kernel's first request is waited for. It takes less than a millisecond.
@@ -86,12 +85,12 @@ fn takes(answer: io::Result<()>) -> Finding {
 
 /// Whether the kernel reads files by itself. That it can is told by the exchange, which led to `io`; whether this process may
 /// have it do so is decided for each file (fuse_backing_open() in fs/fuse/backing.c).
-fn registers(device: &Arc<Device>, io: Io) -> Finding {
+fn registers(device: &Device, io: Io) -> Finding {
     if io != Io::Passthrough {
         return Finding::No;
     }
     let file = rustix::fs::memfd_create("trial", MemfdFlags::CLOEXEC).map_err(io::Error::from);
-    match file.and_then(|file| Registration::new(device, file)) {
+    match file.and_then(|file| device.register(file)) {
         Ok(_) => Finding::Yes,
         Err(error) if Errno::from_io_error(&error) == Some(Errno::PERM) => Finding::Denied,
         Err(_) => Finding::Unknown,

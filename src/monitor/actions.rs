@@ -20,7 +20,7 @@ use super::systemd;
 use crate::error;
 use crate::fuse::ledger;
 use crate::protocol::control::Outcome;
-use crate::protocol::handshake::Promised;
+use crate::protocol::handshake::{Io, Promised};
 use crate::protocol::wire::{self, Carried, Order, Start};
 use crate::server::idle::IdlePolling;
 
@@ -212,6 +212,11 @@ impl Runtime {
             inquiry.shows(content.view.clone(), store.clone());
             listen(inquiry)
         });
+        let registrar = (agreement.io == Io::Passthrough).then(|| self.registrar.serve(device, &store));
+        let registrar = registrar.transpose().unwrap_or_else(|error| {
+            tracing::warn!(%error, "this server has no files registered with the kernel");
+            None
+        });
         let all = [
             (Carried::Device, Some(device)),
             (Carried::Store, Some(&*store)),
@@ -220,6 +225,7 @@ impl Runtime {
             (Carried::Ledger, self.ledger.as_ref()),
             (Carried::Idle, idle.as_ref()),
             (Carried::Missed, missed.as_ref()),
+            (Carried::Registrar, registrar.as_ref()),
         ];
         let given = all.into_iter().filter_map(|(kind, given)| Some((kind, given?.as_fd())));
         let (carries, descriptors): (Vec<_>, Vec<_>) = given.unzip();

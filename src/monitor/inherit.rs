@@ -13,6 +13,7 @@ use super::error::{MonitorError, system};
 use super::missed::Inquiry;
 use super::mount::{self, Connection, Detach, Mounted, Number};
 use super::mounting;
+use super::registrar::Registrar;
 use super::runtime::Runtime;
 use super::settings::Settings;
 use super::state::{State, StateDir, StateError};
@@ -104,6 +105,7 @@ pub(super) fn begin(settings: Settings, signals: SignalFd, stored: Stored) -> Re
         server: None,
         crashed: false,
         inquiry,
+        registrar: Registrar::default(),
         spare,
         probe: None,
         knock: None,

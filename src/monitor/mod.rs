@@ -32,6 +32,7 @@ mod opening;
 mod poll;
 mod probe;
 mod refusing;
+mod registrar;
 mod runtime;
 mod settings;
 pub mod state;

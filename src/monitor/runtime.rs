@@ -15,6 +15,7 @@ use super::mount::Mounted;
 use super::mounting::MountThread;
 use super::opening::Opening;
 use super::probe::Probe;
+use super::registrar::Registrar;
 use super::settings::Settings;
 use super::state::StateDir;
 use super::store_thread::StoreThread;
@@ -52,6 +53,8 @@ pub(super) struct Runtime {
     pub(super) crashed: bool,
     /// With `--report`.
     pub(super) inquiry: Option<Inquiry>,
+    /// Files that the kernel reads by itself.
+    pub(super) registrar: Registrar,
     /// Started while the roots are being resolved: loading the program takes longer than that.
     pub(super) spare: Option<Server>,
     pub(super) probe: Option<Probe>,

@@ -4,4 +4,5 @@
 pub mod control;
 pub mod handshake;
 pub mod missed;
+pub mod registration;
 pub mod wire;

@@ -31,8 +31,8 @@ use crate::sandbox::Sandbox;
 use crate::sys::memory;
 use crate::values::{StorePath, View, lossless};
 
-/// Descriptors of one order at most: the body, and one of each kind, of which [`Carried::Missed`] is the last.
-const DESCRIPTORS_MAX: usize = 1 + Carried::Missed as usize + 1;
+/// Descriptors of one order at most: the body, and one of each kind, of which [`Carried::Registrar`] is the last.
+const DESCRIPTORS_MAX: usize = 1 + Carried::Registrar as usize + 1;
 /// No closure comes near this; a length above it is not ours.
 const ORDER_MAX: u64 = 1 << 30;
 /// Bytes of the longest report.
@@ -58,6 +58,8 @@ pub enum Carried {
     Idle,
     /// Where names are told that the view has not ([`super::missed`]).
     Missed,
+    /// Where files are registered with the kernel ([`super::registration`]).
+    Registrar,
 }
 
 /// What a server needs to begin, beside the descriptors.

@@ -141,7 +141,7 @@ const PR_GET_AUXV: libc::c_int = 0x4155_5856;
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
 /// Leaves this thread, and those that it makes, the calls of the table.
-pub(super) fn confine(registers: bool) -> io::Result<()> {
+pub(super) fn confine() -> io::Result<()> {
     let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(io::Error::other)?;
     let filter = |rules: Rules, otherwise, matching| -> io::Result<BpfProgram> {
         let filter = SeccompFilter::new(rules, otherwise, matching, arch).map_err(io::Error::other)?;
@@ -153,7 +153,7 @@ pub(super) fn confine(registers: bool) -> io::Result<()> {
     let mut allowed = any(ALLOWED);
     allowed.extend(any(OF_TESTS));
     allowed.extend(any(ABSENT));
-    allowed.extend(conditional(registers).map_err(io::Error::other)?);
+    allowed.extend(conditional().map_err(io::Error::other)?);
     let programs = [
         filter(any(DEADLY), SeccompAction::Allow, SeccompAction::KillProcess)?,
         filter(any(ABSENT), SeccompAction::Allow, absent())?,
@@ -167,7 +167,7 @@ pub(super) fn confine(registers: bool) -> io::Result<()> {
 }
 
 /// What is allowed with certain arguments only.
-fn conditional(registers: bool) -> Result<Rules, seccompiler::BackendError> {
+fn conditional() -> Result<Rules, seccompiler::BackendError> {
     let whole = |at, value: u64| SeccompCondition::new(at, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value);
     let one_of = |at, values: &[u64]| -> Result<Vec<SeccompRule>, _> {
         values.iter().map(|value| SeccompRule::new(vec![whole(at, *value)?])).collect()
@@ -176,7 +176,7 @@ fn conditional(registers: bool) -> Result<Rules, seccompiler::BackendError> {
     let thread = libc::CLONE_THREAD.unsigned_abs().into();
     let is_thread =
         SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(thread), thread)?;
-    let mut rules = Rules::from([
+    Ok(Rules::from([
         (libc::SYS_clone, vec![SeccompRule::new(vec![is_thread])?]),
         (libc::SYS_unshare, one_of(0, &[libc::CLONE_FILES.unsigned_abs().into()])?),
         (libc::SYS_tgkill, one_of(0, &[own])?),
@@ -193,9 +193,5 @@ fn conditional(registers: bool) -> Result<Rules, seccompiler::BackendError> {
             libc::SYS_prctl,
             one_of(0, &[libc::PR_SET_NAME, libc::PR_SET_VMA, PR_GET_AUXV].map(|c| c.unsigned_abs().into()))?,
         ),
-    ]);
-    if registers {
-        rules.insert(libc::SYS_ioctl, one_of(1, &crate::sys::BACKING_CALLS)?);
-    }
-    Ok(rules)
+    ]))
 }

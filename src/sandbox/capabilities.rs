@@ -34,10 +34,8 @@ pub(super) fn never_again() -> io::Result<()> {
     Ok(())
 }
 
-/// All in each set of this thread, but for the one that registering files takes.
-pub(super) fn drop_all(registers: bool) -> io::Result<()> {
-    let wanted = if registers { CapabilitySet::SYS_ADMIN } else { CapabilitySet::empty() };
-    let kept = capabilities(None)?.permitted & wanted;
-    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
-    Ok(set_capabilities(None, sets)?)
+/// All in each set of this thread.
+pub(super) fn drop_all() -> io::Result<()> {
+    let none = CapabilitySet::empty();
+    Ok(set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })?)
 }

@@ -25,12 +25,7 @@ pub fn confines_files() -> bool {
 /// Lets this thread open nothing but what the server works with, connect to nothing, and signal nobody.
 pub(super) fn confine(server: Server<'_>) -> io::Result<()> {
     let refused = |error: RulesetError| io::Error::other(error);
-    let mut read = AccessFs::ReadFile | AccessFs::ReadDir;
-    if server.registers {
-        // The kernel opens a registered file with the rights of who registered it, also to execute it
-        // (`backing_file_open`). The server itself has no call to execute anything.
-        read |= AccessFs::Execute;
-    }
+    let read = AccessFs::ReadFile | AccessFs::ReadDir;
     let write = AccessFs::ReadFile
         | AccessFs::WriteFile
         | AccessFs::Truncate

@@ -79,8 +79,6 @@ pub struct Server<'a> {
     pub store: BorrowedFd<'a>,
     /// The journal's directory: to be written.
     pub journal: Option<BorrowedFd<'a>>,
-    /// Whether it registers files with the kernel, which takes CAP_SYS_ADMIN.
-    pub registers: bool,
 }
 
 impl Server<'_> {
@@ -99,8 +97,8 @@ impl Server<'_> {
             (Part::Capabilities, &capabilities::never_again),
             (Part::NewPrivileges, &no_new_privileges),
             (Part::Files, &|| files::confine(self)),
-            (Part::Capabilities, &|| capabilities::drop_all(self.registers)),
-            (Part::Calls, &|| calls::confine(self.registers)),
+            (Part::Capabilities, &capabilities::drop_all),
+            (Part::Calls, &calls::confine),
         ];
         for (part, give_up) in parts {
             if let Err(source) = give_up() {

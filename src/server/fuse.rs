@@ -14,6 +14,7 @@
 //! object that is not settled, once the answer has been given ([`Stale`]).
 
 use std::cell::RefCell;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -28,7 +29,7 @@ use super::stops::{self, Stop};
 use crate::fuse::abi::{Attr, AttrOut, Dirent, DirentPlus, EntryOut, LseekOut, OpenOut, StatfsOut, fopen};
 use crate::fuse::device::Answer;
 use crate::fuse::request::{Forgets, Name};
-use crate::fuse::{Device, Ledger, Operation, Request};
+use crate::fuse::{Ledger, Operation, Request};
 use crate::panics::Panic;
 use crate::protocol::handshake::READ_MAX;
 use crate::view::backing::{Kind, Read, Stat, Target};
@@ -51,7 +52,6 @@ fn lifetime(lasting: bool) -> u64 {
 pub struct StoreFs {
     view: Arc<ServedView>,
     counts: Arc<Counts>,
-    device: Arc<Device>,
     ledger: Ledger,
     /// What the kernel reads by itself; none: everything is read through the server.
     registrations: Option<Arc<Registrations>>,
@@ -150,16 +150,10 @@ thread_local! {
 impl StoreFs {
     /// Serves `view` over `device`.
     #[must_use]
-    pub fn new(
-        view: Arc<ServedView>,
-        counts: Arc<Counts>,
-        device: Arc<Device>,
-        ledger: Ledger,
-        root: Arc<RootNames>,
-    ) -> Self {
+    pub fn new(view: Arc<ServedView>, counts: Arc<Counts>, ledger: Ledger, root: Arc<RootNames>) -> Self {
         let registrations = view.registrations().cloned();
         let warned = AtomicBool::new(false);
-        Self { view, counts, device, ledger, registrations, missed: None, root, warned }
+        Self { view, counts, ledger, registrations, missed: None, root, warned }
     }
 
     /// Leaves names that the root does not have with `missed`.
@@ -304,12 +298,12 @@ impl StoreFs {
         }
         let opened = self.view.file(node);
         let registered = match &opened {
-            Ok(file) => Way::register(&self.device, &**file),
+            Ok(file) => registrations.register(file.as_fd()),
             Err(error) => return answer.error(errno(*error)),
         };
         let way = registered.unwrap_or_else(|error| {
             if !self.warned.swap(true, Ordering::Relaxed) {
-                tracing::warn!(%error, "the kernel takes no backing file; reading such files through the server");
+                tracing::warn!(%error, "the kernel does not read this file by itself; it and such files are read through the server");
             }
             Way::Cached
         });

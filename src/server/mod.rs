@@ -23,6 +23,7 @@ pub mod fuse;
 pub mod idle;
 pub mod missed;
 mod process;
+pub mod registrar;
 pub mod root_names;
 mod session;
 pub mod stops;
@@ -52,6 +53,7 @@ use forgetting::{Invalidator, Owed};
 use fuse::StoreFs;
 use idle::Flow;
 use missed::Missed;
+use registrar::AskingMonitor;
 use root_names::RootNames;
 use session::{Earlier, Session};
 use stops::Stop;
@@ -139,6 +141,8 @@ pub struct Descriptors {
     idle: Option<OwnedFd>,
     /// None: nobody wants to know.
     missed: Option<OwnedFd>,
+    /// None: nobody has the kernel read files by itself.
+    registrar: Option<OwnedFd>,
 }
 
 impl Descriptors {
@@ -157,6 +161,7 @@ impl Descriptors {
             ledger: take(Carried::Ledger),
             idle: take(Carried::Idle),
             missed: take(Carried::Missed),
+            registrar: take(Carried::Registrar),
         })
     }
 }
@@ -181,7 +186,7 @@ pub fn receive_start(monitor: impl AsFd) -> Result<(Start, Descriptors), ServeEr
 /// # Errors
 /// [`ServeError`]; the mount is still there, and another server may take over.
 pub fn serve(start: Start, descriptors: Descriptors, monitor: &Arc<OwnedFd>) -> Result<(), ServeError> {
-    let Descriptors { device, store, journal, lock, ledger, idle, missed } = descriptors;
+    let Descriptors { device, store, journal, lock, ledger, idle, missed, registrar } = descriptors;
     if let Some(monitor) = start.end_with {
         end_with(monitor)?;
     }
@@ -196,9 +201,7 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: &Arc<OwnedFd>) -> 
     let (ledger, slots) = Ledger::open(ledger).map_err(failed("mapping the ledger"))?;
     let watch = MemberWatch::new(&store);
     let room = descriptors_left();
-    let registers = start.agreement.io == Io::Passthrough;
-    let role =
-        sandbox::Server { store: store.as_fd(), journal: journal.as_ref().map(AsFd::as_fd), registers };
+    let role = sandbox::Server { store: store.as_fd(), journal: journal.as_ref().map(AsFd::as_fd) };
     role.confine(start.sandbox)?;
     log::start();
 
@@ -206,8 +209,13 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: &Arc<OwnedFd>) -> 
     let trie = Arc::new(PathTrie::new());
     let backing = Backing::new(store);
     backing.check().map_err(|error| ServeError::Store(error.into()))?;
-    let registrations = || Arc::new(Registrations::new(std::process::id()));
-    let registrations = registers.then(registrations);
+    let registrations = (start.agreement.io == Io::Passthrough).then(|| {
+        let all = Registrations::new(std::process::id());
+        Arc::new(match registrar {
+            Some(monitor) => all.asking(Arc::new(AskingMonitor::new(monitor))),
+            None => all,
+        })
+    });
     let mut members = Vec::new();
     let home = journal.zip(start.journal.as_deref()).map(|(dir, path)| Home::new(dir, path));
     let journal = home.map(|home| open_journal(home, &trie, registrations.as_deref(), &mut members));
@@ -242,7 +250,7 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: &Arc<OwnedFd>) -> 
     }
     let counts = Arc::new(counts);
     let root = Arc::new(RootNames::new(start.promise, start.resume));
-    let mut fs = StoreFs::new(view.clone(), counts.clone(), device.clone(), ledger.clone(), root.clone());
+    let mut fs = StoreFs::new(view.clone(), counts.clone(), ledger.clone(), root.clone());
     if let Some(missed) = missed {
         fs = fs.reporting(Missed::new(missed));
     }

@@ -240,12 +240,6 @@ pub fn open_backing(device: impl AsFd, file: impl AsFd) -> io::Result<u32> {
     u32::try_from(number).map_err(|_| rustix::io::Errno::IO.into())
 }
 
-/// The numbers of the two calls for registrations (ioctl(2)).
-pub const BACKING_CALLS: [u64; 2] = [
-    nix::request_code_write!(229, 1, size_of::<BackingMap>()),
-    nix::request_code_write!(229, 2, size_of::<u32>()),
-];
-
 /// Ends a registration by its number (FUSE_DEV_IOC_BACKING_CLOSE).
 ///
 /// # Errors

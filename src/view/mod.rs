@@ -15,5 +15,5 @@ mod root;
 
 pub use answers::{Entry, FsError, Node, ServedView, Stale, Told, Totals};
 pub use members::MemberWatch;
-pub use passthrough::Registrations;
 pub(crate) use passthrough::{Counted, Handle, Way};
+pub use passthrough::{Registrar, Registrations};

@@ -9,7 +9,7 @@
 //!   ends: a successor never names an id that is gone, and never mixes.
 //!
 //! Hard points:
-//! 1. Registering is what an open costs (an ioctl), so a registration outlives the last close, up to
+//! 1. Registering is what an open costs (a round trip to whoever may do it), so a registration outlives the last close, up to
 //!    [`IDLE_MAX`] of them, until the kernel forgets the node.
 //! 2. A successor does not know how many opens use what it takes over: the way is kept to the end. An id that
 //!    ended while a file is open would make every further open of that file an error. Each holds one open file of
@@ -20,24 +20,49 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::fuse::Device;
-use crate::fuse::device::Registration;
 use crate::view::journal::Record;
 use crate::view::trie::NodeId;
 
 /// Registrations kept though nothing is open: each holds one open file in the kernel.
 const IDLE_MAX: usize = 1024;
 
+/// Whoever may have the kernel read files by itself.
+pub trait Registrar: std::fmt::Debug + Send + Sync {
+    /// Registers `file`, open for reading; returns the number of the registration, never 0.
+    ///
+    /// # Errors
+    /// Why that cannot be: the file is read through the server then.
+    fn register(&self, file: BorrowedFd<'_>) -> io::Result<u32>;
+
+    /// Ends a registration, soon.
+    fn end(&self, number: u32);
+}
+
+/// A file that the kernel reads by itself; dropping it ends that.
+#[derive(Debug)]
+pub(crate) struct Registration {
+    registrar: Arc<dyn Registrar>,
+    number: u32,
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.registrar.end(self.number);
+    }
+}
+
 /// How the nodes of a mount are read.
 #[derive(Debug)]
 pub struct Registrations {
     /// Part of every handle: which server gave it.
     server: u32,
+    /// None: nobody registers for this server.
+    registrar: Option<Arc<dyn Registrar>>,
     table: Mutex<Table>,
 }
 
@@ -87,15 +112,10 @@ pub(crate) struct Counted {
 pub(crate) struct Handle(pub(crate) u64);
 
 impl Way {
-    /// Registers `file` with the kernel at the other end of `device`.
-    pub(crate) fn register(device: &Arc<Device>, file: impl AsFd) -> io::Result<Self> {
-        Ok(Self::Own(Arc::new(Registration::new(device, file)?)))
-    }
-
     /// The number of the registration, if there is one: never 0 in the kernel. None: the file is read through the server.
     pub(crate) fn number(&self) -> Option<u32> {
         match self {
-            Self::Own(registration) => Some(registration.number()),
+            Self::Own(registration) => Some(registration.number),
             Self::Inherited(number) => Some(*number),
             Self::Cached | Self::InheritedCached => None,
         }
@@ -120,7 +140,20 @@ impl Registrations {
     /// The table of the server with this number, which no other server of this mount has: its process id.
     #[must_use]
     pub fn new(server: u32) -> Self {
-        Self { server, table: Mutex::default() }
+        Self { server, registrar: None, table: Mutex::default() }
+    }
+
+    /// Has `registrar` register files.
+    #[must_use]
+    pub fn asking(self, registrar: Arc<dyn Registrar>) -> Self {
+        Self { registrar: Some(registrar), ..self }
+    }
+
+    /// Has the kernel read `file` by itself.
+    pub(crate) fn register(&self, file: BorrowedFd<'_>) -> io::Result<Way> {
+        let registrar = self.registrar.clone().ok_or(io::ErrorKind::NotConnected)?;
+        let number = registrar.register(file)?;
+        Ok(Way::Own(Arc::new(Registration { registrar, number })))
     }
 
     /// Takes over what the journal tells of how nodes are read.

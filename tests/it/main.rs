@@ -49,6 +49,7 @@ mod places;
 mod private;
 mod readers;
 mod readonly;
+mod registered;
 mod reload;
 mod repair;
 mod rooms;

@@ -35,7 +35,7 @@ const ROOMS: [(&str, &[&str]); 11] = [
 ];
 
 /// The modules of the monitor, each uses only those before it.
-const MONITOR: [&str; 24] = [
+const MONITOR: [&str; 25] = [
     "debounce",
     "lock",
     "poll",
@@ -43,6 +43,7 @@ const MONITOR: [&str; 24] = [
     "probe",
     "mount",
     "missed",
+    "registrar",
     "state",
     "error",
     "child",

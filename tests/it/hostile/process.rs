@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use rustix::process::Pid;
 
@@ -17,7 +18,9 @@ use crate::util::service::Service;
 fn a_server_has_neither_nixs_library_nor_an_environment() {
     need!(Root, Fuse, Nix);
     let fixture = Fixture::new();
-    let mut service = Service::new(&fixture.store).with(["--system", &fixture.system.path]);
+    // Where processors can be kept awake there is one descriptor more.
+    let arguments = ["--system", &fixture.system.path, "--idle-polling", "never"];
+    let mut service = Service::new(&fixture.store).with(arguments);
     service.start_ready();
     let server = service.server();
     let maps = of(server, "maps");
@@ -73,7 +76,7 @@ fn a_program_without_its_server_says_so() {
 fn a_server_has_no_right_that_it_does_not_need() {
     need!(Root, Fuse, Nix, Landlock, Passthrough);
     let fixture = Fixture::new();
-    for (io, kept) in [("cached", 0), ("passthrough", 1 << 21)] {
+    for io in ["cached", "passthrough"] {
         let arguments = ["--system", &fixture.system.path, "--sandbox", "require", "--io", io];
         let mut service = Service::new(&fixture.store).with(arguments);
         service.start_ready();
@@ -92,18 +95,16 @@ fn a_server_has_no_right_that_it_does_not_need() {
                 let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default();
                 line.trim_start_matches(':').trim().to_owned()
             };
-            assert_eq!(has("CapEff"), format!("{kept:016x}"), "{io}: {status}");
-            assert_eq!(has("CapPrm"), format!("{kept:016x}"), "{io}: {status}");
-            for empty in ["CapInh", "CapBnd", "CapAmb"] {
+            for empty in ["CapEff", "CapPrm", "CapInh", "CapBnd", "CapAmb"] {
                 assert_eq!(has(empty), format!("{:016x}", 0), "{io}: {status}");
             }
             assert_eq!((has("NoNewPrivs"), has("Seccomp")), ("1".into(), "2".into()), "{io}: {status}");
         }
         assert!(of(server, "limits").contains("Max core file size        0                    0"));
-        assert_eq!(
-            fs::read(service.path().join(&fixture.data.base).join("program")).unwrap(),
-            b"#!/bin/sh\necho ran\n"
-        );
+        let program = service.path().join(&fixture.data.base).join("program");
+        assert_eq!(fs::read(&program).unwrap(), b"#!/bin/sh\necho ran\n");
+        // With passthrough the kernel opens the store's file to execute it, with the rights of who registered it.
+        assert_eq!(Command::new(&program).output().unwrap().stdout, b"ran\n", "{io}");
         service.stop();
     }
 }
