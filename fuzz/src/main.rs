@@ -16,7 +16,7 @@ use std::sync::LazyLock;
 use libfuzzer_sys::{Corpus, fuzz_target};
 
 /// The targets by their names, which are those of the directories in `corpus` as well.
-const TARGETS: [(&str, fn(&[u8])); 11] = [
+const TARGETS: [(&str, fn(&[u8])); 12] = [
     ("store_path", texts::store_path),
     ("view", texts::view),
     ("roots_file", texts::roots_file),
@@ -24,6 +24,7 @@ const TARGETS: [(&str, fn(&[u8])); 11] = [
     ("listen_fds", texts::listen_fds),
     ("state", messages::state),
     ("wire", messages::wire),
+    ("registration", messages::registration),
     ("control", messages::control),
     ("init", messages::init),
     ("journal", journal::run),

@@ -15,6 +15,7 @@ use nix_store_fs::monitor::state::{self, StateDir};
 use nix_store_fs::protocol::control::{Asked, Control, Outcome};
 use nix_store_fs::protocol::handshake::{self, Io, Passthrough, Promised, Wishes};
 use nix_store_fs::protocol::missed::{self, Question};
+use nix_store_fs::protocol::registration;
 use nix_store_fs::protocol::wire::{self, Received};
 use nix_store_fs::values::StorePath;
 use rustix::fs::MemfdFlags;
@@ -115,6 +116,43 @@ fn question(mut bytes: Bytes<'_>) {
         missed::send(&server, &first).unwrap();
         assert_eq!(missed::receive(&monitor).unwrap(), Some(first));
     }
+}
+
+/// Files to be registered with the kernel, and answers. What is understood comes back the same, and no descriptor stays open.
+pub(crate) fn registration(data: &[u8]) {
+    let mut bytes = Bytes(data);
+    let before = open_descriptors();
+    let files = usize::from(bytes.byte()) % 4;
+    let (monitor, server) = registration::pair().unwrap();
+    let packet = bytes.0;
+    if files == 3 {
+        rustix::net::send(&monitor, packet, SendFlags::NOSIGNAL).unwrap();
+        if let Ok(Some(answer)) = registration::receive_answer(&server, false) {
+            registration::answer(&monitor, answer).unwrap();
+            assert_eq!(registration::receive_answer(&server, false).unwrap(), Some(answer));
+        }
+    } else {
+        let all = vec![monitor.as_fd(); files];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        assert!(files == 0 || control.push(SendAncillaryMessage::ScmRights(&all)));
+        rustix::net::sendmsg(&server, &[IoSlice::new(packet)], &mut control, SendFlags::NOSIGNAL).unwrap();
+        match registration::receive(&monitor) {
+            Ok(Some(registration::Question::Register { number, .. })) => {
+                assert_eq!(packet, number.to_ne_bytes());
+                assert!(files > 0 && number > 0);
+            }
+            Ok(Some(registration::Question::End(ends))) => {
+                assert_eq!(registration::end(&server, &ends).unwrap(), ends.len());
+                let again = registration::receive(&monitor);
+                assert!(matches!(again, Ok(Some(registration::Question::End(all))) if all == ends));
+            }
+            Ok(None) => assert!(packet.is_empty()),
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::InvalidData),
+        }
+    }
+    drop((monitor, server));
+    assert_eq!(open_descriptors(), before);
 }
 
 /// A request in pieces: it is understood only if it is the one that there is, and each piece is looked at once.

@@ -71,7 +71,7 @@ impl Kernel {
         let (kernel, device) = UnixDatagram::pair().unwrap();
         kernel.set_nonblocking(true).unwrap();
         let device = Arc::new(Device::from(OwnedFd::from(device)));
-        let (fs, view, stale) = serve(&trie, written, passthrough, &device);
+        let (fs, view, stale) = serve(&trie, written, passthrough);
         let mut all = Self {
             fs,
             view,
@@ -114,7 +114,7 @@ impl Kernel {
         let trie = Arc::new(PathTrie::new());
         let home = Home::open(&journal_path()).unwrap();
         let journal = open_journal(home, &trie, None, &mut Vec::new()).unwrap();
-        (self.fs, self.view, self._stale) = serve(&trie, Some(journal), self.passthrough, &self.device);
+        (self.fs, self.view, self._stale) = serve(&trie, Some(journal), self.passthrough);
         self.trie = trie;
         self.resumed = true;
         let bits =
@@ -418,7 +418,6 @@ fn serve(
     trie: &Arc<PathTrie>,
     journal: Option<Arc<Journal>>,
     passthrough: bool,
-    device: &Arc<Device>,
 ) -> (StoreFs, Arc<ServedView>, Receiver<Stale>) {
     let registrations = passthrough.then(|| Arc::new(Registrations::new(7)));
     let (stale, dropped) = channel();

@@ -26,6 +26,8 @@ pub const ANSWER_MAX: Duration = Duration::from_secs(1);
 /// Registrations that one packet ends at most.
 pub const ENDS_MAX: usize = 255;
 
+/// Numbers of errors are smaller (`MAX_ERRNO` of `linux/err.h`).
+const ERRORS: u32 = 4096;
 const WORD: usize = size_of::<u32>();
 const QUESTION_MAX: usize = WORD * (1 + ENDS_MAX);
 
@@ -143,9 +145,9 @@ pub fn receive_answer(socket: impl AsFd, waits: bool) -> io::Result<Option<Answe
         Some([number, registration @ 1..=u32::MAX, 0]) => {
             Ok(Some(Answer { number: *number, result: Ok(*registration) }))
         }
-        Some([number, 0, error]) => {
-            let error = i32::try_from(*error).map_err(|_| io::ErrorKind::InvalidData)?;
-            Ok(Some(Answer { number: *number, result: Err(Errno::from_raw_os_error(error)) }))
+        Some([number, 0, error @ 1..ERRORS]) => {
+            let error = Errno::from_raw_os_error(error.cast_signed());
+            Ok(Some(Answer { number: *number, result: Err(error) }))
         }
         _ => Err(io::ErrorKind::InvalidData.into()),
     }
@@ -190,6 +192,17 @@ mod tests {
         let all: Vec<u32> = (1..=1000).collect();
         assert_eq!(end(&server, &all).unwrap(), ENDS_MAX);
         assert!(matches!(receive(&monitor), Ok(Some(Question::End(ends))) if ends == all[..ENDS_MAX]));
+    }
+
+    #[test]
+    fn what_is_no_answer_is_an_error() {
+        let (monitor, server) = pair().unwrap();
+        for words in [&[7, 0, 0][..], &[7, 1, 1], &[7, 0, ERRORS], &[7, 0, u32::MAX], &[7], &[7, 1, 0, 0]] {
+            let packet: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+            rustix::net::send(&monitor, &packet, SendFlags::empty()).unwrap();
+            let kind = receive_answer(&server, false).unwrap_err().kind();
+            assert_eq!(kind, io::ErrorKind::InvalidData, "{words:?}");
+        }
     }
 
     /// A monitor that is stopped: whoever asks waits for a moment, and then finds no room.
