@@ -158,10 +158,22 @@ impl Program {
         before(&socket);
         let stderr = dir.path().join("stderr");
         let mut command = self.command();
+        command.args(confined(&self.wrapper, &self.arguments));
         command.env("NOTIFY_SOCKET", &socket).stdout(Stdio::null()).stderr(File::create(&stderr).unwrap());
         let child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
         // From here on the guard ends the child, also when what follows panics.
         Mounted { child, at, stderr, ready, _dir: dir }
+    }
+}
+
+/// What makes every right that a view's processes give up a condition of its start, so that each test of a view is one of a confined
+/// view. Not where a test says otherwise, or lets something else start the program: that may be what refuses it.
+pub(crate) fn confined(wrapper: &[OsString], arguments: &[OsString]) -> &'static [&'static str] {
+    let chosen = arguments.iter().any(|argument| argument == "--sandbox");
+    if wrapper.is_empty() && !chosen && nix_store_fs::sandbox::confines_files() {
+        &["--sandbox", "require"]
+    } else {
+        &[]
     }
 }
 

@@ -20,7 +20,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use tempfile::TempDir;
 
-use super::program::{Finished, Program, unique_name};
+use super::program::{Finished, Program, confined, unique_name};
 use super::store::{NixStore, nix_environment};
 use super::{DEADLINE, mounts, threads, wait_readable};
 
@@ -255,7 +255,8 @@ impl Service {
             r#"[ -z "$LISTEN_FDS" ] || export LISTEN_PID=$$; exec "$@" 3<&0 4<&1 </dev/null >/dev/null"#,
             "sh",
         ]);
-        nix_environment(command.args(&self.wrapper).arg(&self.binary).args(&self.arguments));
+        command.args(&self.wrapper).arg(&self.binary).args(&self.arguments);
+        nix_environment(command.args(confined(&self.wrapper, &self.arguments)));
         command.env_remove("NOTIFY_SOCKET").env("LC_ALL", "C").stderr(log).envs(self.environment.clone());
         if managed {
             command.env("NOTIFY_SOCKET", self.dir.path().join("notify"));
