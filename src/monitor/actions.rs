@@ -248,6 +248,7 @@ impl Runtime {
         let server = begin_server(self.spare.take(), &self.program, &order, &descriptors);
         let server = server.map_err(Event::NotStarted)?;
         tracing::debug!(pid = server.id(), "started a server");
+        self.state.iter().for_each(|state| state.name_server(server.id()));
         self.server = Some(server);
         if resume && !self.ledger.as_ref().is_some_and(ledger::is_whole) {
             self.knock();

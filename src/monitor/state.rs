@@ -8,8 +8,9 @@
 //! control   the socket for `--reload`
 //! ```
 //!
-//! A server has a descriptor of the journal's directory and one of its lock, and nothing else of it: what it writes is a
-//! successor's node ids, and no successor's monitor takes anything from there.
+//! A server has a descriptor of the journal's directory and one of its lock, which it cannot write, and nothing else of it: what it
+//! writes is a successor's node ids, and no successor's monitor takes anything from there. The monitor makes the two files of the
+//! journal, and removes whatever is in its directory.
 //!
 //! The directory is open to its owner only and goes with the view. Without a state nobody can take over: such a
 //! directory goes with the process that made it. One that is not the owner's own is refused: see [`private`].
@@ -29,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use super::lock;
 use crate::protocol::handshake::Agreement;
 use crate::values::{StorePath, View, lossless};
-use crate::view::journal;
+use crate::view::journal::{self, Home};
 
 /// Version of [`State`]'s layout.
 pub const VERSION: u32 = 1;
@@ -150,7 +151,7 @@ const FILES: [(&str, FileType); 5] = [
 /// The directory of the node journal, and what may be in it.
 const JOURNAL: &str = "journal";
 const NODES: &str = "nodes";
-const JOURNAL_FILES: [&str; 2] = [NODES, "nodes.new"];
+const JOURNAL_FILES: [&str; 2] = [NODES, "nodes.2"];
 
 impl StateDir {
     /// Opens the state directory at `path` of the view called `name`, making it if needed.
@@ -195,18 +196,34 @@ impl StateDir {
     /// [`StateError::Directory`].
     pub fn open_journal_dir(&self) -> Result<OwnedFd, StateError> {
         let path = self.path.join(JOURNAL);
-        journal::open_directory(&path).map_err(|source| StateError::Directory { doing: "open", path, source })
+        let fail = |source| StateError::Directory { doing: "open", path: path.clone(), source };
+        let dir = journal::open_directory(&path).map_err(fail)?;
+        let home = Home::new(dir.try_clone().map_err(fail)?, &self.journal());
+        if let Err(error) = home.complete() {
+            tracing::warn!(%error, "the node journal is not made smaller, however much of it is outdated");
+        }
+        Ok(dir)
     }
 
-    /// Opens the server's lock, which nobody holds by that.
+    /// Opens the server's lock, which nobody holds by that, and which cannot be written through what this returns.
     ///
     /// # Errors
     /// [`StateError::File`].
     pub fn open_server_lock(&self) -> Result<OwnedFd, StateError> {
         let path = self.server_lock();
-        match open_file(CWD, &path, OFlags::CREATE | OFlags::WRONLY) {
+        match open_file(CWD, &path, OFlags::CREATE | OFlags::RDONLY) {
             Ok(lock) => Ok(lock.into()),
             Err(source) => Err(StateError::File { doing: "open", path, source }),
+        }
+    }
+
+    /// Writes down which process has the server's lock, or waits for it: for whoever finds it taken. On a full disk that remains
+    /// unsaid.
+    pub fn name_server(&self, process: u32) {
+        let named = open_file(CWD, &self.server_lock(), OFlags::TRUNC | OFlags::WRONLY)
+            .and_then(|mut lock| lock.write_all(format!("{process}\n").as_bytes()));
+        if let Err(error) = named {
+            tracing::debug!(%error, "cannot write the server's process id into its lock");
         }
     }
 
@@ -269,10 +286,12 @@ impl StateDir {
         for (file, _) in FILES {
             let _ = std::fs::remove_file(self.path.join(file));
         }
-        for file in JOURNAL_FILES {
-            let _ = std::fs::remove_file(self.path.join(JOURNAL).join(file));
+        let journal = self.path.join(JOURNAL);
+        // Whatever servers have left there. A link is removed itself.
+        for file in std::fs::read_dir(&journal).into_iter().flatten().flatten() {
+            let _ = std::fs::remove_file(file.path());
         }
-        let _ = std::fs::remove_dir(self.path.join(JOURNAL));
+        let _ = std::fs::remove_dir(journal);
     }
 
     /// Whether a server holds its lock.
@@ -422,6 +441,25 @@ mod tests {
         std::fs::write(open.journal(), "").unwrap();
         drop(open);
         assert!(!path.exists());
+    }
+
+    /// A server that was taken over may have put there what it liked.
+    #[test]
+    fn a_directory_goes_whatever_a_server_has_left_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b");
+        let open = StateDir::open(&path, "b").unwrap();
+        drop(open.open_journal_dir().unwrap());
+        assert!(path.join("journal/nodes.2").exists());
+        for number in 0..10 {
+            std::fs::write(path.join(format!("journal/{number}")), "left over").unwrap();
+        }
+        let victim = dir.path().join("victim");
+        std::fs::write(&victim, "precious").unwrap();
+        std::os::unix::fs::symlink(&victim, path.join("journal/link")).unwrap();
+        open.remove();
+        assert!(!path.exists());
+        assert_eq!(std::fs::read(&victim).unwrap(), b"precious");
     }
 
     #[test]

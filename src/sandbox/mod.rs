@@ -18,15 +18,19 @@ mod capabilities;
 mod files;
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use serde::{Deserialize, Serialize};
 
 pub use files::confines_files;
 
-/// Bytes of the longest file that a server writes: its journal, of 60 million names.
-const LONGEST_FILE: u64 = 4 << 30;
+/// Bytes of the longest file that a server writes, where there is room: one of the two of its journal, of 15 million names.
+const LONGEST_FILE: u64 = 1 << 30;
+/// The same on a file system where that would be more than its share.
+const LONGEST_SHARE: u64 = 4;
+/// And on one of a few pages, which is nobody's but a test's.
+const LONGEST_LEAST: u64 = 1 << 20;
 /// Bytes that a server may keep in memory: what ordinary requests fill, for 64 threads.
 const LOCKED: u64 = 2 << 20;
 
@@ -77,8 +81,8 @@ impl std::fmt::Display for Part {
 pub struct Server<'a> {
     /// The store: to be read.
     pub store: BorrowedFd<'a>,
-    /// The journal's directory: to be written.
-    pub journal: Option<BorrowedFd<'a>>,
+    /// The files of the journal: to be written.
+    pub journal: &'a [OwnedFd],
 }
 
 impl Server<'_> {
@@ -90,7 +94,7 @@ impl Server<'_> {
         if wanted == Sandbox::None {
             return Ok(());
         }
-        limit();
+        limit(longest_file(self.journal.first().map(AsFd::as_fd)));
         // Read once, on older kernels from a file.
         let _ = rustix::param::page_size();
         let parts: [(Part, &dyn Fn() -> io::Result<()>); 5] = [
@@ -118,8 +122,19 @@ fn no_new_privileges() -> io::Result<()> {
     Ok(())
 }
 
+/// How long a file may get. A server that was taken over can fill both files of its journal, and leaves half of the file system to others.
+fn longest_file(journal: Option<BorrowedFd<'_>>) -> u64 {
+    let size = journal.and_then(|journal| {
+        let found = rustix::fs::fstatfs(journal).ok()?;
+        u64::try_from(found.f_bsize).ok()?.checked_mul(found.f_blocks)
+    });
+    // 0: it has no limit of its own.
+    let size = size.filter(|size| *size > 0).unwrap_or(u64::MAX);
+    (size / LONGEST_SHARE).clamp(LONGEST_LEAST, LONGEST_FILE)
+}
+
 /// No right of its own is needed to lower a limit. To raise that of locked memory takes one, where it is too low.
-fn limit() {
+fn limit(longest_file: u64) {
     let lower = |resource, most: u64| {
         let now = rustix::process::getrlimit(resource);
         let limit = |now: Option<u64>| Some(now.map_or(most, |now| now.min(most)));
@@ -129,7 +144,7 @@ fn limit() {
         );
     };
     lower(Resource::Core, 0);
-    lower(Resource::Fsize, LONGEST_FILE);
+    lower(Resource::Fsize, longest_file);
     let locked = Rlimit { current: Some(LOCKED), maximum: Some(LOCKED) };
     if let Err(error) = rustix::process::setrlimit(Resource::Memlock, locked) {
         tracing::debug!(%error, "the limit of locked memory stays as it is");

@@ -29,7 +29,7 @@ mod session;
 pub mod stops;
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -201,8 +201,10 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: &Arc<OwnedFd>) -> 
     let (ledger, slots) = Ledger::open(ledger).map_err(failed("mapping the ledger"))?;
     let watch = MemberWatch::new(&store);
     let room = descriptors_left();
-    let role = sandbox::Server { store: store.as_fd(), journal: journal.as_ref().map(AsFd::as_fd) };
-    role.confine(start.sandbox)?;
+    let home = journal.zip(start.journal.as_deref()).map(|(dir, path)| Home::new(dir, path));
+    let files = home.as_ref().map(Home::files).unwrap_or_default();
+    sandbox::Server { store: store.as_fd(), journal: &files }.confine(start.sandbox)?;
+    drop(files);
     log::start();
 
     // From here on it parses what others have written.
@@ -217,7 +219,6 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: &Arc<OwnedFd>) -> 
         })
     });
     let mut members = Vec::new();
-    let home = journal.zip(start.journal.as_deref()).map(|(dir, path)| Home::new(dir, path));
     let journal = home.map(|home| open_journal(home, &trie, registrations.as_deref(), &mut members));
     let journal = journal.transpose()?;
     let has_losses = start.resume && journal.as_ref().is_some_and(|journal| journal.has_losses());
@@ -345,12 +346,6 @@ fn take_lock(lock: OwnedFd) -> Result<File, ServeError> {
     let file = File::from(lock);
     let locked = rustix::fs::flock(&file, FlockOperation::LockExclusive);
     locked.map_err(|error| ServeError::Lock(error.into()))?;
-    // For whoever finds the lock taken. On a full disk it remains unsaid.
-    let said =
-        file.set_len(0).and_then(|()| (&file).write_all(format!("{}\n", std::process::id()).as_bytes()));
-    if let Err(error) = said {
-        tracing::debug!(%error, "cannot write the server's process id into its lock");
-    }
     Ok(file)
 }
 

@@ -1,10 +1,10 @@
 //! The node journal: what a successor has to know so that node ids keep their meaning.
 //!
-//! A file in the state directory. A node is appended before the reply that makes it known to the kernel, so
-//! whatever the kernel can name is in here. Layout, version 1, numbers in little endian:
+//! Two files in the state directory, of which one is in use. A node is appended before the reply that makes it known to the kernel,
+//! so whatever the kernel can name is in here. Layout, version 1, numbers in little endian:
 //!
 //! ```text
-//! header   8 bytes  "nsfsnode"       4 bytes  version     4 bytes  losses
+//! header   8 bytes  "nsfsnode"       2 bytes  version     2 bytes  generation     4 bytes  losses
 //! record   4 bytes  CRC-32 of all that follows in the record
 //!          1 byte   kind             1 byte   0xA5          2 bytes  length of the payload
 //!          payload  kind 1, a node:         8 bytes id, 8 bytes parent's id, the name
@@ -25,8 +25,11 @@
 //!    kill may tear one of them while another still lands behind it: reading skips what does not check out and
 //!    continues at the next record that does.
 //! 2. Records are idempotent, so a node may be written twice and a rewrite may race with appends.
-//! 3. Nodes that the kernel forgot leave records behind: [`Journal::rewrite`] replaces the file. Their ids are not given
-//!    again all the same, so the new file begins with the next one.
+//! 3. Nodes that the kernel forgot leave records behind: [`Journal::rewrite`] writes what is left into the other file. Their ids are
+//!    not given again all the same, so that one begins with the next id. It is in use from the moment when it has its header, which
+//!    is written last; then the earlier file is made empty. So whenever a server is killed, a file without a header (nothing, or
+//!    zeros) is not in use, and of two with one it is that of the later generation. Nothing is renamed: a server
+//!    that could do that could make files without end.
 //! 4. When the file cannot be written (disk full) the view is still served; only a crash would not be survived. What
 //!    must not happen then is that a successor gives an id again that the kernel knows as something else. So
 //!    the header, whose place on the disk is there already, counts how often ids may have been lost, and a
@@ -34,6 +37,7 @@
 //!    comes near that counts once more.
 
 mod home;
+mod record;
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -45,13 +49,14 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use parking_lot::RwLock;
 use rustix::fs::OFlags;
 
-use crate::view::backing::Identity;
-use crate::view::trie::{NodeId, NodeRecord};
+use home::Half;
 pub use home::{Home, open_directory};
+pub use record::Record;
+use record::{RECORD_HEADER, decode, encode};
 
 const MAGIC: &[u8; 8] = b"nsfsnode";
 /// The version of the layout above.
-pub const VERSION: u32 = 1;
+pub const VERSION: u16 = 1;
 const HEADER: usize = 16;
 /// Where the header counts losses.
 const LOSSES_AT: u64 = 12;
@@ -60,22 +65,6 @@ const LOSSES_AT: u64 = 12;
 const LOST_IDS: u64 = 1 << 24;
 /// More ids than all threads together can have handed out and not written down.
 const LOST_MARGIN: u64 = 1 << 20;
-const RECORD_HEADER: usize = 8;
-const MARK: u8 = 0xA5;
-const KIND_NODE: u8 = 1;
-const KIND_BACKING: u8 = 2;
-const KIND_BACKING_ENDED: u8 = 3;
-const KIND_CACHED: u8 = 4;
-const KIND_CACHED_ENDED: u8 = 5;
-const KIND_NEXT: u8 = 6;
-const KIND_MEMBER: u8 = 7;
-const KIND_REPLACED: u8 = 8;
-/// In place of nanoseconds: what stands before is an inode number.
-const INODE: u32 = u32::MAX;
-/// A payload is at most a node with a name of 1024 bytes (`FUSE_NAME_MAX`, Linux `fs/fuse/fuse_i.h`).
-const PAYLOAD_MAX: usize = 16 + 1024;
-/// No id is as large. So whoever chooses the names in a store cannot write a record into one: its id would have a NUL.
-const ID_END: u64 = 1 << 56;
 /// Below this size a journal is not worth rewriting, nor before it is twice as large as after the last attempt: so what
 /// rewrites write is bounded by what was appended, whatever the names are.
 const REWRITE_MIN: u64 = 16 << 20;
@@ -103,29 +92,8 @@ pub enum JournalError {
         /// The journal.
         path: PathBuf,
         /// Its version.
-        found: u32,
+        found: u16,
     },
-}
-
-/// One record.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Record {
-    /// A node was handed out.
-    Node(NodeRecord),
-    /// A backing file was registered for a node with the kernel.
-    Backing(NodeId, u32),
-    /// A registration has ended.
-    BackingEnded(NodeId, u32),
-    /// A node is open and read through the server, in a mount where others are not.
-    Cached(NodeId),
-    /// It is no more.
-    CachedEnded(NodeId),
-    /// Ids below this one were handed out, though nothing may be known of them.
-    Next(NodeId),
-    /// What a member is on disk; whatever the kernel has cached of it is of this object.
-    Member(NodeId, Identity),
-    /// A member was replaced on disk: names in it have other nodes than those written before.
-    Replaced(NodeId),
 }
 
 /// A journal open for appending; any thread may append.
@@ -134,7 +102,7 @@ pub struct Journal {
     losses: AtomicU32,
     home: Home,
     /// Appends share it, a rewrite holds it alone.
-    file: RwLock<File>,
+    used: RwLock<Used>,
     size: AtomicU64,
     /// The size above which the next rewrite may be worth it.
     rewrite_above: AtomicU64,
@@ -142,6 +110,82 @@ pub struct Journal {
     /// Once broken: from this id on another loss is to be counted.
     recount_at: AtomicU64,
     rewriting: AtomicBool,
+}
+
+/// The file in use.
+#[derive(Debug)]
+struct Used {
+    half: Half,
+    generation: u16,
+    /// For appending.
+    file: File,
+}
+
+/// What a file begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Header {
+    generation: u16,
+    losses: u32,
+}
+
+impl Header {
+    fn bytes(self) -> [u8; HEADER] {
+        let mut bytes = [0; HEADER];
+        let parts = [
+            MAGIC.as_slice(),
+            &VERSION.to_le_bytes(),
+            &self.generation.to_le_bytes(),
+            &self.losses.to_le_bytes(),
+        ];
+        for (place, byte) in bytes.iter_mut().zip(parts.into_iter().flatten()) {
+            *place = *byte;
+        }
+        bytes
+    }
+
+    /// The header of a file; none: it is not in use.
+    fn read(home: &Home, half: Half) -> Result<Option<Self>, JournalError> {
+        let path = &home.path(half);
+        let fail = |doing| move |source| JournalError::Io { doing, path: path.clone(), source };
+        let file = home.file(half, OFlags::RDONLY).map_err(fail("open"))?;
+        let mut bytes = Vec::new();
+        file.take(HEADER as u64).read_to_end(&mut bytes).map_err(fail("read"))?;
+        if bytes.iter().all(|byte| *byte == 0) {
+            return Ok(None);
+        }
+        let Some([v0, v1, g0, g1, l0, l1, l2, l3]) =
+            bytes.strip_prefix(MAGIC).and_then(|rest| <[u8; 8]>::try_from(rest).ok())
+        else {
+            return Err(JournalError::Foreign(path.clone()));
+        };
+        match u16::from_le_bytes([v0, v1]) {
+            VERSION => Ok(Some(Self {
+                generation: u16::from_le_bytes([g0, g1]),
+                losses: u32::from_le_bytes([l0, l1, l2, l3]),
+            })),
+            found => Err(JournalError::Version { path: path.clone(), found }),
+        }
+    }
+
+    /// Of the file in use.
+    fn find(home: &Home) -> Result<(Half, Self), JournalError> {
+        let first = Self::read(home, Half::First)?;
+        let second = match Self::read(home, Half::Second) {
+            // It was never needed.
+            Err(JournalError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,
+            answer => answer?,
+        };
+        match (first, second) {
+            (None, None) => Err(JournalError::Foreign(home.path(Half::First))),
+            (Some(first), Some(second)) if second.is_after(first) => Ok((Half::Second, second)),
+            (Some(first), _) => Ok((Half::First, first)),
+            (None, Some(second)) => Ok((Half::Second, second)),
+        }
+    }
+
+    fn is_after(self, other: Self) -> bool {
+        self.generation.wrapping_sub(other.generation).cast_signed() > 0
+    }
 }
 
 impl Journal {
@@ -152,13 +196,16 @@ impl Journal {
     pub fn create(path: &Path) -> Result<Self, JournalError> {
         let fail = |doing| move |source| JournalError::Io { doing, path: path.to_owned(), source };
         let home = Home::open(path).map_err(fail("find"))?;
-        let mut file = begin(&home).map_err(fail("create"))?;
-        file.write_all(&header(0)).map_err(|source| {
+        home.begin().map_err(fail("create"))?;
+        let header = Header { generation: 0, losses: 0 };
+        let file = home.file(Half::First, OFlags::WRONLY | OFlags::APPEND).map_err(fail("open"))?;
+        (&file).write_all(&header.bytes()).map_err(|source| {
             // What is no whole journal is none: nobody is to resume from it.
             home.remove();
             fail("write")(source)
         })?;
-        Ok(Self::over(home, file, HEADER as u64, 0))
+        let used = Used { half: Half::First, generation: header.generation, file };
+        Ok(Self::over(home, used, HEADER as u64, header.losses))
     }
 
     /// Opens the journal of an earlier server and hands every whole record to `each`, in order.
@@ -166,24 +213,11 @@ impl Journal {
     /// # Errors
     /// [`JournalError`]; nothing has been changed then.
     pub fn resume(home: Home, mut each: impl FnMut(Record)) -> Result<Self, JournalError> {
-        let path = &home.path().to_owned();
+        let (half, Header { generation, losses }) = Header::find(&home)?;
+        let path = &home.path(half);
         let fail = |doing| move |source| JournalError::Io { doing, path: path.clone(), source };
-        let mut file = home.file(OFlags::RDWR | OFlags::APPEND).map_err(fail("open"))?;
-        let mut head = [0; HEADER];
-        file.read_exact(&mut head).map_err(|source| match source.kind() {
-            io::ErrorKind::UnexpectedEof => JournalError::Foreign(path.clone()),
-            _ => fail("read")(source),
-        })?;
-        let (magic, rest) = head.split_at(MAGIC.len());
-        if magic != MAGIC {
-            return Err(JournalError::Foreign(path.clone()));
-        }
-        let number = |bytes: &[u8]| u32::from_le_bytes(bytes.try_into().unwrap_or_default());
-        let (version, losses) = rest.split_at(4);
-        let (found, losses) = (number(version), number(losses));
-        if found != VERSION {
-            return Err(JournalError::Version { path: path.clone(), found });
-        }
+        let mut file = home.file(half, OFlags::RDWR | OFlags::APPEND).map_err(fail("open"))?;
+        file.read_exact(&mut [0; HEADER]).map_err(fail("read"))?;
         let mut size = HEADER as u64;
         let mut window = Vec::with_capacity(1 << 18);
         loop {
@@ -194,10 +228,12 @@ impl Journal {
             let used = decode(&window, last, &mut each);
             window.drain(..used);
             if last {
-                let journal = Self::over(home, file, size, losses);
+                // What a server was writing that was killed, or had just replaced.
+                home.clear(half.other());
+                let journal = Self::over(home, Used { half, generation, file }, size, losses);
                 if losses > 0 {
                     // The server before this one began where a loss had been counted, and wrote nothing down.
-                    journal.count_loss();
+                    journal.count_loss(half);
                 }
                 return Ok(journal);
             }
@@ -216,24 +252,24 @@ impl Journal {
         u64::from(self.losses.load(Ordering::Relaxed)) * LOST_IDS
     }
 
-    fn count_loss(&self) {
+    fn count_loss(&self, half: Half) {
         let losses = self.losses.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         // Not through the descriptor for appending, which knows no positions.
         let written = self
             .home
-            .file(OFlags::WRONLY)
+            .file(half, OFlags::WRONLY)
             .and_then(|file| file.write_all_at(&losses.to_le_bytes(), LOSSES_AT));
         if let Err(error) = written {
-            tracing::error!(%error, path = %self.home.path().display(), "cannot even note that the node journal is incomplete");
+            tracing::error!(%error, path = %self.home.path(half).display(), "cannot even note that the node journal is incomplete");
         }
     }
 
-    fn over(home: Home, file: File, size: u64, losses: u32) -> Self {
+    fn over(home: Home, used: Used, size: u64, losses: u32) -> Self {
         Self {
             losses: AtomicU32::new(losses),
             rewriting: AtomicBool::new(false),
             home,
-            file: RwLock::new(file),
+            used: RwLock::new(used),
             size: AtomicU64::new(size),
             rewrite_above: AtomicU64::new(REWRITE_MIN),
             broken: AtomicBool::new(false),
@@ -259,20 +295,19 @@ impl Journal {
             for record in records {
                 encode(record, buffer);
             }
-            let file = self.file.read();
-            match (&*file).write_all(buffer) {
+            let used = self.used.read();
+            match (&used.file).write_all(buffer) {
                 Ok(()) => {
                     self.size.fetch_add(buffer.len() as u64, Ordering::Relaxed);
                     Ok(())
                 }
                 Err(_) if self.broken.swap(true, Ordering::AcqRel) => Ok(()),
                 Err(source) => {
-                    // The file is held: a rewrite would put one in its place that knows of no loss.
+                    // The file is held: a rewrite would use one in its place that knows of no loss.
                     let last = highest(records).unwrap_or_default();
                     self.recount_at.store(last + LOST_IDS - 2 * LOST_MARGIN, Ordering::Release);
-                    self.count_loss();
-                    drop(file);
-                    Err(JournalError::Io { doing: "write", path: self.home.path().to_owned(), source })
+                    self.count_loss(used.half);
+                    Err(JournalError::Io { doing: "write", path: self.home.path(used.half), source })
                 }
             }
         })
@@ -287,7 +322,7 @@ impl Journal {
         if last >= at
             && self.recount_at.compare_exchange(at, next, Ordering::AcqRel, Ordering::Relaxed).is_ok()
         {
-            self.count_loss();
+            self.count_loss(self.used.read().half);
         }
     }
 
@@ -302,10 +337,10 @@ impl Journal {
             && !self.rewriting.swap(true, Ordering::Relaxed)
     }
 
-    /// Replaces the file by one that holds what `fill` writes; appends wait meanwhile.
+    /// Uses the other file from now on, with what `fill` writes; appends wait meanwhile.
     ///
     /// # Errors
-    /// [`JournalError::Io`]; the old file stays in use then.
+    /// [`JournalError::Io`]; the earlier file stays in use then.
     pub fn rewrite(&self, fill: impl FnOnce(&mut dyn FnMut(&Record))) -> Result<(), JournalError> {
         // However it ends: a journal that is never rewritten again grows for ever.
         let _tried = Tried(self);
@@ -313,24 +348,35 @@ impl Journal {
     }
 
     fn replace(&self, fill: impl FnOnce(&mut dyn FnMut(&Record))) -> Result<(), JournalError> {
-        let mut current = self.file.write();
+        let mut used = self.used.write();
         if self.broken.load(Ordering::Acquire) {
             // What was lost since cannot be told from here.
             return Ok(());
         }
-        let fail = |doing| {
-            let path = self.home.path().with_extension("new");
-            move |source| JournalError::Io { doing, path, source }
+        let half = used.half.other();
+        let header = Header {
+            generation: used.generation.wrapping_add(1),
+            losses: self.losses.load(Ordering::Relaxed),
         };
-        let mut bytes = header(self.losses.load(Ordering::Relaxed));
+        let mut bytes = vec![0; HEADER];
         fill(&mut |record| encode(record, &mut bytes));
-        let next = self.home.next().map_err(fail("find"))?;
-        let mut file = begin(&next).map_err(fail("create"))?;
-        file.write_all(&bytes).map_err(fail("write"))?;
-        next.replace(&self.home).map_err(fail("rename"))?;
-        *current = file;
+        let file = self.write_other(half, header, &bytes).inspect_err(|_| self.home.clear(half))?;
+        let before = std::mem::replace(&mut *used, Used { half, generation: header.generation, file });
         self.size.store(bytes.len() as u64, Ordering::Relaxed);
+        self.home.clear(before.half);
         Ok(())
+    }
+
+    /// Writes `bytes` into a file that is not in use, and its header when they are there. Returns it, open for appending.
+    fn write_other(&self, half: Half, header: Header, bytes: &[u8]) -> Result<File, JournalError> {
+        let fail = |doing| move |source| JournalError::Io { doing, path: self.home.path(half), source };
+        let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::TRUNC;
+        let file = self.home.file(half, flags).map_err(fail("open"))?;
+        (&file).write_all(bytes).map_err(fail("write"))?;
+        // Not through the descriptor for appending, which knows no positions.
+        let head = self.home.file(half, OFlags::WRONLY).map_err(fail("open"))?;
+        head.write_all_at(&header.bytes(), 0).map_err(fail("write"))?;
+        Ok(file)
     }
 }
 
@@ -345,12 +391,6 @@ impl Drop for Tried<'_> {
     }
 }
 
-/// An empty file, in place of what was there.
-fn begin(home: &Home) -> io::Result<File> {
-    home.remove();
-    home.file(OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::EXCL)
-}
-
 /// The highest id among `records` of nodes.
 fn highest(records: &[Record]) -> Option<u64> {
     let ids = records.iter().map(|record| match record {
@@ -358,136 +398,6 @@ fn highest(records: &[Record]) -> Option<u64> {
         _ => 0,
     });
     ids.max()
-}
-
-fn header(losses: u32) -> Vec<u8> {
-    [MAGIC.as_slice(), &VERSION.to_le_bytes(), &losses.to_le_bytes()].concat()
-}
-
-fn encode(record: &Record, out: &mut Vec<u8>) {
-    let start = out.len();
-    out.extend_from_slice(&[0; 4]);
-    match record {
-        Record::Node(node) => {
-            let len = u16::try_from(16 + node.name.len()).unwrap_or(u16::MAX);
-            out.extend_from_slice(&[KIND_NODE, MARK]);
-            out.extend_from_slice(&len.to_le_bytes());
-            out.extend_from_slice(&node.id.0.to_le_bytes());
-            out.extend_from_slice(&node.parent.0.to_le_bytes());
-            out.extend_from_slice(&node.name);
-        }
-        Record::Backing(id, number) => encode_backing(KIND_BACKING, *id, *number, out),
-        Record::BackingEnded(id, number) => encode_backing(KIND_BACKING_ENDED, *id, *number, out),
-        Record::Cached(id) => encode_backing(KIND_CACHED, *id, 0, out),
-        Record::CachedEnded(id) => encode_backing(KIND_CACHED_ENDED, *id, 0, out),
-        Record::Next(id) => encode_backing(KIND_NEXT, *id, 0, out),
-        Record::Replaced(id) => encode_backing(KIND_REPLACED, *id, 0, out),
-        Record::Member(id, identity) => {
-            let (value, nanoseconds) = match *identity {
-                Identity::Born((seconds, nanoseconds)) => (seconds.cast_unsigned(), nanoseconds),
-                Identity::Inode(inode) => (inode, INODE),
-            };
-            out.extend_from_slice(&[KIND_MEMBER, MARK, 20, 0]);
-            out.extend_from_slice(&id.0.to_le_bytes());
-            out.extend_from_slice(&value.to_le_bytes());
-            out.extend_from_slice(&nanoseconds.to_le_bytes());
-        }
-    }
-    if let Some((place, rest)) = out.get_mut(start..).and_then(|r| r.split_first_chunk_mut::<4>()) {
-        *place = crc32fast::hash(rest).to_le_bytes();
-    }
-}
-
-fn encode_backing(kind: u8, id: NodeId, number: u32, out: &mut Vec<u8>) {
-    out.extend_from_slice(&[kind, MARK, 12, 0]);
-    out.extend_from_slice(&id.0.to_le_bytes());
-    out.extend_from_slice(&number.to_le_bytes());
-}
-
-/// Decodes what is whole in `window`; returns how many bytes are done with. With `last`, nothing follows.
-fn decode(window: &[u8], last: bool, each: &mut impl FnMut(Record)) -> usize {
-    let mut at = 0;
-    while let Some(rest) = window.get(at..).filter(|rest| !rest.is_empty()) {
-        match parse(rest) {
-            Parsed::Whole(record, len) => match next_inside(rest, len) {
-                Some(next) => at += next,
-                None => {
-                    each(record);
-                    at += len;
-                }
-            },
-            Parsed::Short if !last => return at,
-            Parsed::Short | Parsed::Bad => at += 1,
-        }
-    }
-    at
-}
-
-/// Where another record begins inside the one of `len` bytes that `bytes` begins with. That one was torn then, and the
-/// first bytes of the other one happen to be those that it lacks.
-fn next_inside(bytes: &[u8], len: usize) -> Option<usize> {
-    let behind = bytes.get(len..).filter(|behind| !behind.is_empty())?;
-    if !matches!(parse(behind), Parsed::Bad) {
-        return None;
-    }
-    // A name is nothing of the kind: ids below `ID_END` have a NUL in them.
-    (1..len).find(|at| bytes.get(*at..).is_some_and(|inside| matches!(parse(inside), Parsed::Whole(..))))
-}
-
-enum Parsed {
-    Whole(Record, usize),
-    /// The beginning of a record, as far as one can tell.
-    Short,
-    Bad,
-}
-
-fn parse(bytes: &[u8]) -> Parsed {
-    let Some((head, rest)) = bytes.split_first_chunk::<RECORD_HEADER>() else {
-        return Parsed::Short;
-    };
-    let [c0, c1, c2, c3, kind, mark, l0, l1] = *head;
-    let len = usize::from(u16::from_le_bytes([l0, l1]));
-    if mark != MARK || len > PAYLOAD_MAX || !(KIND_NODE..=KIND_REPLACED).contains(&kind) {
-        return Parsed::Bad;
-    }
-    let Some(payload) = rest.get(..len) else {
-        return Parsed::Short;
-    };
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(&[kind, mark, l0, l1]);
-    hasher.update(payload);
-    if hasher.finalize() != u32::from_le_bytes([c0, c1, c2, c3]) {
-        return Parsed::Bad;
-    }
-    let Some((id, payload)) = payload.split_first_chunk::<8>() else {
-        return Parsed::Bad;
-    };
-    let id = NodeId(u64::from_le_bytes(*id));
-    if id.0 >= ID_END {
-        return Parsed::Bad;
-    }
-    let record = match kind {
-        KIND_NODE => payload.split_first_chunk::<8>().map(|(parent, name)| {
-            Record::Node(NodeRecord { id, parent: NodeId(u64::from_le_bytes(*parent)), name: name.into() })
-        }),
-        KIND_MEMBER => payload.split_first_chunk::<8>().and_then(|(value, nanoseconds)| {
-            let value = u64::from_le_bytes(*value);
-            let identity = match u32::from_le_bytes(nanoseconds.try_into().ok()?) {
-                INODE => Identity::Inode(value),
-                nanoseconds => Identity::Born((value.cast_signed(), nanoseconds)),
-            };
-            Some(Record::Member(id, identity))
-        }),
-        _ => <[u8; 4]>::try_from(payload).ok().map(u32::from_le_bytes).map(|number| match kind {
-            KIND_BACKING => Record::Backing(id, number),
-            KIND_BACKING_ENDED => Record::BackingEnded(id, number),
-            KIND_CACHED => Record::Cached(id),
-            KIND_CACHED_ENDED => Record::CachedEnded(id),
-            KIND_REPLACED => Record::Replaced(id),
-            _ => Record::Next(id),
-        }),
-    };
-    record.map_or(Parsed::Bad, |record| Parsed::Whole(record, RECORD_HEADER + len))
 }
 
 #[cfg(test)]

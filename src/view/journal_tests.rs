@@ -3,9 +3,24 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::view::backing::Identity;
+use crate::view::trie::{NodeId, NodeRecord};
 
 fn node(id: u64, name: &[u8]) -> Record {
     Record::Node(NodeRecord { id: NodeId(id), parent: NodeId(id / 2), name: name.into() })
+}
+
+fn header(losses: u32) -> Vec<u8> {
+    Header { generation: 0, losses }.bytes().to_vec()
+}
+
+/// A journal whose file is another one.
+fn over(path: &Path, file: File) -> Journal {
+    Journal::over(Home::open(path).unwrap(), Used { half: Half::First, generation: 0, file }, 0, 0)
+}
+
+fn size_of(journal: &Journal) -> u64 {
+    journal.home.path(journal.used.read().half).metadata().unwrap().len()
 }
 
 fn read(path: &Path) -> Vec<Record> {
@@ -69,18 +84,6 @@ fn a_torn_record_does_not_take_the_next_one_with_it() {
     assert_eq!(read(&path), [next, last]);
 }
 
-/// Whoever names a file in the store writes into the journal. No name, which has no NUL, is read as a record.
-#[test]
-fn no_name_is_a_record() {
-    let id = NodeId(u64::from_le_bytes([1; 8]));
-    for length in 0..600 {
-        let mut forged = Vec::new();
-        encode(&Record::Node(NodeRecord { id, parent: id, name: vec![b'x'; length].into() }), &mut forged);
-        let (head, crc) = (&forged[4..], &forged[..4]);
-        assert!(head.contains(&0) || crc.contains(&0) || matches!(parse(&forged), Parsed::Bad), "{length}");
-    }
-}
-
 #[test]
 fn records_longer_than_a_window_come_back_in_order() {
     let dir = tempfile::tempdir().unwrap();
@@ -115,7 +118,7 @@ fn a_journal_knows_how_large_it_is_and_whether_it_is_whole() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("nodes");
     let check = |journal: &Journal, losses: u64| {
-        assert_eq!(journal.size.load(Ordering::Relaxed), path.metadata().unwrap().len());
+        assert_eq!(journal.size.load(Ordering::Relaxed), size_of(journal));
         assert_eq!((journal.has_losses(), journal.lost_ids()), (losses > 0, losses * LOST_IDS));
     };
     let journal = Journal::create(&path).unwrap();
@@ -129,7 +132,7 @@ fn a_journal_knows_how_large_it_is_and_whether_it_is_whole() {
     journal.rewrite(|put| records.iter().take(7).for_each(put)).unwrap();
     check(&journal, 0);
     for losses in 1..4 {
-        journal.count_loss();
+        journal.count_loss(journal.used.read().half);
         check(&journal, losses);
     }
     // A successor of a loss counts one more: it began where another one may have been before.
@@ -137,6 +140,82 @@ fn a_journal_knows_how_large_it_is_and_whether_it_is_whole() {
     check(&resume(), 5);
     journal.rewrite(|put| records.iter().take(3).for_each(put)).unwrap();
     assert!(resume().has_losses(), "a new file tells of them too");
+}
+
+/// Whenever a server is killed that replaces what it has written, one of the two files has all of it, and its successor uses that.
+#[test]
+fn a_kill_in_a_rewrite_leaves_one_file_in_use() {
+    let bytes = |records: &[Record]| {
+        let mut bytes = Vec::new();
+        records.iter().for_each(|record| encode(record, &mut bytes));
+        bytes
+    };
+    let (before, after) = ([node(2, b"a"), node(3, b"b")], [node(3, b"b")]);
+    let (old, new) = (bytes(&before), bytes(&after));
+    let with =
+        |generation: u16, records: &[u8]| [&Header { generation, losses: 0 }.bytes(), records].concat();
+    let bare = |records: &[u8]| [&[0; HEADER], records].concat();
+    for (used, other) in [(0, 1), (1, 2), (u16::MAX, 0), (i16::MAX as u16, 1 << 15)] {
+        let steps = [
+            (with(used, &old), vec![], &before[..]),
+            (with(used, &old), bare(&[])[..7].to_vec(), &before[..]),
+            (with(used, &old), bare(&new[..new.len() / 2]), &before[..]),
+            (with(used, &old), bare(&new), &before[..]),
+            (with(used, &old), with(other, &new), &after[..]),
+            (vec![], with(other, &new), &after[..]),
+        ];
+        for (step, (one, two, expected)) in steps.iter().enumerate() {
+            for swapped in [false, true] {
+                let dir = tempfile::tempdir().unwrap();
+                let path = dir.path().join("nodes");
+                let (one, two) = if swapped { (two, one) } else { (one, two) };
+                std::fs::write(&path, one).unwrap();
+                std::fs::write(path.with_extension("2"), two).unwrap();
+                assert_eq!(read(&path), *expected, "step {step} from {used}, swapped {swapped}");
+                let files = [path.clone(), path.with_extension("2")];
+                let full = files.iter().filter(|file| file.metadata().unwrap().len() > 0).count();
+                assert_eq!(full, 1, "step {step}: the other file gives back what it takes");
+                let journal = Journal::resume(Home::open(&path).unwrap(), |_| ()).unwrap();
+                journal.append(&[node(9, b"c")]).unwrap();
+                drop(journal);
+                assert_eq!(read(&path), [*expected, &[node(9, b"c")]].concat(), "step {step} from {used}");
+            }
+        }
+    }
+}
+
+/// A journal makes no file after its beginning: a server may not.
+#[test]
+fn a_rewrite_uses_the_two_files_in_turn_and_makes_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("nodes");
+    let journal = Journal::create(&path).unwrap();
+    let inode = |half| std::os::unix::fs::MetadataExt::ino(&journal.home.path(half).metadata().unwrap());
+    let inodes = [Half::First, Half::Second].map(inode);
+    for round in 1..6_u64 {
+        journal.append(&[node(round, b"appended")]).unwrap();
+        journal.rewrite(|put| put(&node(100 + round, b"kept"))).unwrap();
+        assert_eq!([Half::First, Half::Second].map(inode), inodes);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+        assert_eq!(journal.home.path(journal.used.read().half.other()).metadata().unwrap().len(), 0);
+        journal.append(&[node(200 + round, b"behind")]).unwrap();
+        assert_eq!(read(&path), [node(100 + round, b"kept"), node(200 + round, b"behind")]);
+    }
+}
+
+/// A file that is in use and damaged is not replaced by what the other one has.
+#[test]
+fn a_damaged_file_is_refused_whatever_the_other_one_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("nodes");
+    for damaged in [path.clone(), path.with_extension("2")] {
+        drop(Journal::create(&path).unwrap());
+        let whole = [path.clone(), path.with_extension("2")].into_iter().find(|p| *p != damaged).unwrap();
+        std::fs::write(&whole, header(0)).unwrap();
+        std::fs::write(&damaged, "something else altogether").unwrap();
+        let refused = Journal::resume(Home::open(&path).unwrap(), |_| ()).unwrap_err();
+        assert!(matches!(&refused, JournalError::Foreign(path) if *path == damaged), "{refused}");
+    }
 }
 
 /// A journal is replaced once two thirds of a large one are outdated, by one caller at a time, and never once it is
@@ -209,7 +288,8 @@ fn a_rewrite_that_failed_is_not_repeated_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("nodes");
     let journal = Journal::create(&path).unwrap();
-    std::fs::create_dir(path.with_extension("new")).unwrap();
+    std::fs::remove_file(path.with_extension("2")).unwrap();
+    std::fs::create_dir(path.with_extension("2")).unwrap();
     journal.size.store(REWRITE_MIN + 1, Ordering::Relaxed);
     assert!(journal.claim_rewrite(0));
     journal.rewrite(|_| ()).unwrap_err();
@@ -218,38 +298,13 @@ fn a_rewrite_that_failed_is_not_repeated_at_once() {
     assert!(journal.claim_rewrite(0), "once it is twice as large");
 }
 
-/// What cannot be the beginning of a record does not hold up those behind it.
-#[test]
-fn a_length_that_no_record_has_is_no_record() {
-    let head = |kind, mark, len: usize| {
-        let [low, high] = (len as u16).to_le_bytes();
-        [0, 0, 0, 0, kind, mark, low, high]
-    };
-    for (head, short) in [
-        (head(KIND_NODE, MARK, PAYLOAD_MAX), true),
-        (head(KIND_REPLACED, MARK, 12), true),
-        (head(KIND_NODE, MARK, 16 + 1024 + 1), false),
-        (head(KIND_NODE, MARK ^ 1, 20), false),
-        (head(KIND_NODE - 1, MARK, 20), false),
-        (head(KIND_REPLACED + 1, MARK, 20), false),
-    ] {
-        assert_eq!(matches!(parse(&head), Parsed::Short), short, "{head:?}");
-        assert_eq!(matches!(parse(&head), Parsed::Bad), !short, "{head:?}");
-    }
-}
-
 /// A server without a journal counts another loss before it reaches the end of the ids that are given up for it.
 #[test]
 fn a_server_without_a_journal_never_hands_out_what_its_successor_will() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("nodes");
     Journal::create(&path).unwrap().append(&[node(2, b"a")]).unwrap();
-    let broken = Journal::over(
-        Home::open(&path).unwrap(),
-        File::options().append(true).open("/dev/full").unwrap(),
-        0,
-        0,
-    );
+    let broken = over(&path, File::options().append(true).open("/dev/full").unwrap());
     let mut id = 3;
     assert!(broken.append(&[node(id, b"b")]).is_err());
     for _ in 0..200 {
@@ -269,7 +324,7 @@ fn a_full_disk_breaks_the_journal_once_and_quietly_after_and_ids_are_not_given_t
     let path = dir.path().join("nodes");
     Journal::create(&path).unwrap().append(&[node(2, b"a")]).unwrap();
     let full = File::options().append(true).open("/dev/full").unwrap();
-    let journal = Journal::over(Home::open(&path).unwrap(), full, 0, 0);
+    let journal = over(&path, full);
     assert!(matches!(journal.append(&[node(3, b"b")]), Err(JournalError::Io { doing: "write", .. })));
     assert!(journal.append(&[node(4, b"c")]).is_ok());
     assert_eq!(read(&path), [node(2, b"a")]);

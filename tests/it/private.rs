@@ -14,7 +14,7 @@ use crate::util::user::{NOBODY, User};
 
 /// Who plants things.
 const OTHER: u32 = 65533;
-const FILES: [&str; 6] = ["lock", "state", "state.new", "journal/nodes", "journal/nodes.new", "server"];
+const FILES: [&str; 6] = ["lock", "state", "state.new", "journal/nodes", "journal/nodes.2", "server"];
 
 /// A user without XDG_RUNTIME_DIR, and the `/tmp` of that user.
 struct Homeless {

@@ -9,11 +9,13 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
+use nix::sys::signal::SigSet;
 use nix_store_fs::sandbox::{Sandbox, Server};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
 
+use crate::util::mounts::Own;
 use crate::util::scratch;
 
 /// Names the deed and the directory of the process that is to do it.
@@ -58,17 +60,32 @@ fn attempt(deed: &str, place: &Path) -> io::Result<()> {
     let (store, journal) = (directory(&place.join("store")), directory(&place.join("journal")));
     let open = File::open(place.join("store/file"))?;
     let parent = rustix::process::getppid();
-    let server = Server { store: store.as_fd(), journal: Some(journal.as_fd()) };
+    let files = ["nodes", "nodes.2"].map(|file| openat2(&journal, file, OFlags::PATH));
+    let files: Vec<_> = files.into_iter().collect::<Result<_, _>>()?;
+    let server = Server { store: store.as_fd(), journal: &files };
     server.confine(Sandbox::Require).map_err(io::Error::other)?;
     match deed {
         "read the store" => drop(openat2(&store, "file", OFlags::RDONLY)?),
         "list the store" => drop(openat2(&store, ".", OFlags::RDONLY | OFlags::DIRECTORY)?),
-        "make a journal" => {
-            let mut file = File::from(openat2(&journal, "new", OFlags::WRONLY | OFlags::CREATE)?);
-            file.write_all(b"x")?;
-            rustix::fs::renameat(&journal, "new", &journal, "nodes")?;
+        "write a journal" => {
+            for file in ["nodes", "nodes.2"] {
+                File::from(openat2(&journal, file, OFlags::WRONLY | OFlags::TRUNC)?).write_all(b"x")?;
+                drop(openat2(&journal, file, OFlags::RDWR | OFlags::APPEND)?);
+            }
+        }
+        "make a file beside the journal" => drop(openat2(&journal, "made", OFlags::WRONLY | OFlags::CREATE)?),
+        "make a file without a name" => drop(openat2(&journal, ".", OFlags::RDWR | OFlags::TMPFILE)?),
+        "make a directory beside the journal" => {
+            rustix::fs::mkdirat(&journal, "made", Mode::from_raw_mode(0o700))?;
+        }
+        "remove the journal" => {
             rustix::fs::unlinkat(&journal, "nodes", rustix::fs::AtFlags::empty())?;
         }
+        "exchange the files of the journal" => {
+            let exchange = rustix::fs::RenameFlags::EXCHANGE;
+            rustix::fs::renameat_with(&journal, "nodes", &journal, "nodes.2", exchange)?;
+        }
+        "fill the file system" => fill(&journal),
         "make a thread" => std::thread::spawn(|| ()).join().unwrap(),
         "write to the store" => drop(openat2(&store, "file", OFlags::WRONLY)?),
         "make a file in the store" => drop(openat2(&store, "made", OFlags::WRONLY | OFlags::CREATE)?),
@@ -100,6 +117,57 @@ fn attempt(deed: &str, place: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Writes into whatever can be opened or made in `journal`, until nothing more can be written.
+fn fill(journal: &OwnedFd) {
+    // It says the same as EFBIG, and a server ignores it.
+    SigSet::from(nix::sys::signal::Signal::SIGXFSZ).thread_block().unwrap();
+    let mebibyte = vec![1; 1 << 20];
+    let names =
+        ["nodes", "nodes.2"].map(str::to_owned).into_iter().chain((0..100).map(|n| format!("more-{n}")));
+    for name in names {
+        let named = openat2(journal, &name, OFlags::WRONLY | OFlags::CREATE);
+        let Ok(file) = named.or_else(|_| openat2(journal, ".", OFlags::WRONLY | OFlags::TMPFILE)) else {
+            continue;
+        };
+        let mut file = File::from(file);
+        while file.write(&mebibyte).is_ok() {}
+        // It is closed by the end of the process.
+        std::mem::forget(file);
+    }
+}
+
+/// Does `deed` in a process of its own, which has given up its rights.
+fn commit(deed: &str, place: &Path) -> Outcome {
+    let arguments = ["--exact", "hostile::confined::the_process", "--ignored", "--test-threads=1"];
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(arguments)
+        .envs([(DEED, deed.as_ref()), (PLACE, place.as_os_str())])
+        .output()
+        .unwrap();
+    Outcome::of(output.status)
+}
+
+/// What a server writes lies in a tmpfs that others need as well: of the host's services, and of other views.
+#[test]
+fn a_server_cannot_fill_the_file_system_of_its_state() {
+    need!(Root, Landlock);
+    let dir = scratch();
+    let place = dir.path();
+    let state = Own::mount("tmpfs", place, "size=64m,mode=700");
+    for made in ["store", "journal"] {
+        fs::create_dir(place.join(made)).unwrap();
+    }
+    for file in ["store/file", "journal/nodes", "journal/nodes.2"] {
+        fs::write(place.join(file), "").unwrap();
+    }
+    assert_eq!(commit("fill the file system", place), Outcome::Done);
+    let found = rustix::fs::statfs(place).unwrap();
+    assert!(found.f_bavail > found.f_blocks * 2 / 5, "{} of {} are left", found.f_bavail, found.f_blocks);
+    let files = fs::read_dir(place.join("journal")).unwrap();
+    assert_eq!(files.count(), 2, "they can all be removed by name");
+    drop(state);
+}
+
 /// Not a test: does what a test wants, and ends with what came of it.
 #[test]
 #[ignore = "a test starts it"]
@@ -120,7 +188,7 @@ fn a_confined_process_does_its_work_and_nothing_else() {
     for made in ["store", "journal"] {
         fs::create_dir(place.join(made)).unwrap();
     }
-    for file in ["store/file", "journal/kept", "secret"] {
+    for file in ["store/file", "journal/kept", "journal/nodes", "journal/nodes.2", "secret"] {
         fs::write(place.join(file), "x").unwrap();
     }
     let _listener = std::os::unix::net::UnixListener::bind(place.join("socket")).unwrap();
@@ -128,7 +196,7 @@ fn a_confined_process_does_its_work_and_nothing_else() {
     let table = [
         ("read the store", Outcome::Done),
         ("list the store", Outcome::Done),
-        ("make a journal", Outcome::Done),
+        ("write a journal", Outcome::Done),
         ("make a thread", Outcome::Done),
         ("write to the store", denied()),
         ("make a file in the store", denied()),
@@ -137,11 +205,16 @@ fn a_confined_process_does_its_work_and_nothing_else() {
         ("open a secret", denied()),
         ("open /proc", denied()),
         ("set the pattern of core files", denied()),
-        ("move a file out of the journal", denied()),
+        ("make a file beside the journal", denied()),
+        ("make a file without a name", denied()),
         ("execute a program", Outcome::Killed),
         ("make a socket", Outcome::Killed),
         ("connect to a socket", Outcome::Killed),
         // Calls that the table does not know. They do not exist, and in builds for tests end the process.
+        ("move a file out of the journal", Outcome::Killed),
+        ("make a directory beside the journal", Outcome::Killed),
+        ("remove the journal", Outcome::Killed),
+        ("exchange the files of the journal", Outcome::Killed),
         ("change a mode", Outcome::Killed),
         ("end its parent", Outcome::Killed),
         ("look whether a process exists", Outcome::Killed),
@@ -150,13 +223,7 @@ fn a_confined_process_does_its_work_and_nothing_else() {
         ("mount", Outcome::Killed),
     ];
     for (deed, expected) in table {
-        let arguments = ["--exact", "hostile::confined::the_process", "--ignored", "--test-threads=1"];
-        let output = Command::new(std::env::current_exe().unwrap())
-            .args(arguments)
-            .envs([(DEED, deed.as_ref()), (PLACE, place.as_os_str())])
-            .output()
-            .unwrap();
-        assert_eq!(Outcome::of(output.status), expected, "{deed}: {output:?}");
+        assert_eq!(commit(deed, place), expected, "{deed}");
     }
     assert_eq!(fs::read(place.join("secret")).unwrap(), b"x");
 }

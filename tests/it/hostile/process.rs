@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use rustix::fs::OFlags;
 use rustix::process::Pid;
 
 use crate::util::fixture::Fixture;
@@ -41,6 +42,10 @@ fn a_server_has_neither_nixs_library_nor_an_environment() {
         assert_eq!(named(&service.state().join(file)), 1, "{open:?}");
     }
     assert_eq!(named(Path::new("anon_inode:inotify")), 1, "{open:?}");
+    // It could fill a third file otherwise. Who holds the lock is written down by the monitor.
+    let lock = service.state().join("server");
+    assert_eq!(access(server, &lock), [OFlags::RDONLY]);
+    assert_eq!(fs::read_to_string(lock).unwrap(), format!("{}\n", server.as_raw_nonzero()));
     let sockets =
         open.iter().filter(|found| found.to_string_lossy().starts_with("socket:")).collect::<BTreeSet<_>>();
     assert_eq!((sockets.len(), named(Path::new("/dev/null"))), (1, 1), "{open:?}");
@@ -49,6 +54,18 @@ fn a_server_has_neither_nixs_library_nor_an_environment() {
     let set = of(server, "environ");
     assert!(set.split_terminator('\0').all(|variable| variable.starts_with("NSF_")), "{set}");
     service.stop();
+}
+
+/// How `path` is open in a process, for each descriptor.
+fn access(process: Pid, path: &Path) -> Vec<OFlags> {
+    let open = fs::read_dir(format!("/proc/{}/fd", process.as_raw_nonzero())).unwrap();
+    let open = open.map(|fd| fd.unwrap()).filter(|fd| fs::read_link(fd.path()).unwrap() == path);
+    let flags = open.map(|fd| {
+        let info = of(process, &format!("fdinfo/{}", fd.file_name().display()));
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap().trim().to_owned();
+        OFlags::from_bits_retain(u32::from_str_radix(&flags, 8).unwrap()) & OFlags::ACCMODE
+    });
+    flags.collect()
 }
 
 fn of(process: Pid, file: &str) -> String {
