@@ -17,7 +17,8 @@
 //! Hard points:
 //! 1. Memory. One entry costs a slot of 24 bytes, its name and one index entry of 9 bytes. Slots and names lie in
 //!    chunks, which go as a whole once no slot in them lives any more: many small pieces of memory that are freed one
-//!    by one never all come together again, and the kernel would not get them back.
+//!    by one never all come together again, and the kernel would not get them back. Ids that a journal names far apart cost more, and a
+//!    few hundred bytes each at most ([`chunk`]): a hostile server may have written it.
 //! 2. Locks. The one lock is held for map operations only, never over a system call. Counting a look-up of a
 //!    known name needs a shared lock only.
 //! 3. A server that succeeds another does not know how often the kernel was told of an id, and so when it is
@@ -31,17 +32,19 @@
 //!    ([`crate::view::ServedView`]), and a process holds the file by a name in another directory, or by its handle. The
 //!    slot of the directory then stays as a *bridge*, with look-ups 0 and children above 0, until the file goes.
 
+mod chunk;
+
 use std::collections::VecDeque;
 use std::hash::BuildHasher;
-use std::num::NonZeroU64;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 
 use hashbrown::{DefaultHashBuilder, HashMap, HashSet, HashTable};
 use parking_lot::{RwLock, RwLockWriteGuard};
 
 use crate::panics::{self, Changing};
 use crate::values::{StorePath, View};
+use chunk::{CHUNK, Chunk, Known, Slot};
 
 /// The FUSE inode number of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -57,47 +60,11 @@ const PINNED: u32 = u32::MAX;
 /// (`FUSE_NAME_MAX`, Linux `fs/fuse/fuse_i.h`).
 const NAME_MAX: usize = 1024;
 
-/// Slots of one chunk: 24 KiB, with names of about as much.
-const CHUNK: u64 = 1024;
-
 /// An index of less is not worth shrinking.
 const INDEX_MIN: usize = 1024;
 
 /// How many earlier listings of the root stay, for readers that began before a switch.
 const EPOCHS_KEPT: usize = 8;
-
-#[derive(Debug)]
-struct Slot {
-    /// Never 0, so that an empty slot needs no mark of its own.
-    parent: NonZeroU64,
-    /// How often the kernel was told of the node, less what it has forgotten; [`PINNED`].
-    lookups: AtomicU32,
-    /// How many slots have this one as their parent.
-    children: u32,
-    /// Where the name begins among those of the chunk, and its length.
-    name_at: u32,
-    name_len: u16,
-    /// Whether a journal is known to hold this node.
-    recorded: AtomicBool,
-}
-
-/// Hard point 1.
-const _: () = assert!(size_of::<Option<Slot>>() == 24);
-
-#[derive(Debug, Default)]
-struct Chunk {
-    slots: Vec<Option<Slot>>,
-    /// Names of all nodes that the chunk ever held, one behind the other.
-    names: Vec<u8>,
-    live: usize,
-}
-
-/// A slot with the name of its node.
-#[derive(Debug, Clone, Copy)]
-struct Known<'a> {
-    slot: &'a Slot,
-    name: &'a [u8],
-}
 
 /// One set of members as listings show it: immutable, replaced as a whole.
 #[derive(Debug)]
@@ -219,19 +186,12 @@ type Chunks = HashMap<u64, Chunk>;
 fn known_in(chunks: &Chunks, id: NodeId) -> Option<Known<'_>> {
     let (chunk, at) = split(id);
     let chunk = chunks.get(&chunk)?;
-    chunk.known(chunk.slots.get(at)?.as_ref()?)
+    chunk.get(at)
 }
 
 fn slot_mut(chunks: &mut Chunks, id: NodeId) -> Option<&mut Slot> {
     let (chunk, at) = split(id);
-    chunks.get_mut(&chunk)?.slots.get_mut(at)?.as_mut()
-}
-
-impl Chunk {
-    fn known<'a>(&'a self, slot: &'a Slot) -> Option<Known<'a>> {
-        let (from, len) = (slot.name_at as usize, usize::from(slot.name_len));
-        Some(Known { slot, name: self.names.get(from..from + len)? })
-    }
+    chunks.get_mut(&chunk)?.get_mut(at)
 }
 
 impl Nodes {
@@ -269,29 +229,9 @@ impl Nodes {
         let hash = self.hash(parent, name);
         let Self { chunks, index, hasher, .. } = self;
         let (chunk, at) = split(id);
-        let home = chunks.entry(chunk).or_default();
-        if home.slots.len() <= at {
-            home.slots.resize_with(at + 1, || None);
-        }
-        let Some(place) = home.slots.get_mut(at) else { return };
-        let (Some(number), Ok(name_at), Ok(name_len)) =
-            (NonZeroU64::new(parent.0), u32::try_from(home.names.len()), u16::try_from(name.len()))
-        else {
+        if !chunks.entry(chunk).or_default().put(at, parent, name, lookups) {
             return;
-        };
-        home.names.extend_from_slice(name);
-        *place = Some(Slot {
-            parent: number,
-            lookups: AtomicU32::new(lookups),
-            children: 0,
-            name_at,
-            name_len,
-            recorded: AtomicBool::new(lookups == PINNED),
-        });
-        if at + 1 == CHUNK as usize {
-            home.names.shrink_to_fit();
         }
-        home.live += 1;
         self.live += 1;
         if let Some(parent) = slot_mut(chunks, parent) {
             parent.children += 1;
@@ -343,11 +283,10 @@ impl Nodes {
         let Self { chunks, index, hasher, .. } = self;
         let (chunk, at) = split(id);
         if let Some(home) = chunks.get_mut(&chunk)
-            && home.slots.get_mut(at).and_then(Option::take).is_some()
+            && home.remove(at)
         {
-            home.live -= 1;
             self.live -= 1;
-            if home.live == 0 {
+            if home.is_empty() {
                 chunks.remove(&chunk);
             }
         }
@@ -592,10 +531,7 @@ impl PathTrie {
         let nodes = &mut *nodes;
         let mut detached = Vec::new();
         for (number, chunk) in &nodes.chunks {
-            for (at, slot) in (0..).zip(&chunk.slots) {
-                let Some(Known { slot, name }) = slot.as_ref().and_then(|slot| chunk.known(slot)) else {
-                    continue;
-                };
+            for (at, Known { slot, name }) in chunk.iter() {
                 let (node, parent) = (NodeId(number * CHUNK + at), slot.parent());
                 if node != id && nodes.member(node).is_some_and(|(member, _)| member == id) {
                     detached.push(NodeRecord { id: node, parent, name: name.into() });
@@ -647,10 +583,9 @@ impl PathTrie {
         chunks.sort_unstable_by_key(|(number, _)| **number);
         let all = || {
             chunks.iter().flat_map(|(number, chunk)| {
-                (0..).zip(&chunk.slots).filter_map(|(at, slot)| {
-                    let Known { slot, name } = chunk.known(slot.as_ref()?)?;
+                chunk.iter().map(|(at, Known { slot, name })| {
                     let (id, parent) = (NodeId(**number * CHUNK + at), slot.parent());
-                    Some((id, parent, name, nodes.find(parent, name) == Some(id)))
+                    (id, parent, name, nodes.find(parent, name) == Some(id))
                 })
             })
         };
@@ -685,25 +620,20 @@ impl PathTrie {
     }
 }
 
-impl Slot {
-    fn parent(&self) -> NodeId {
-        NodeId(self.parent.get())
-    }
-
-    fn is_unused(&self) -> bool {
-        self.children == 0 && self.lookups.load(Ordering::Relaxed) == 0
-    }
-
-    fn count(&self, id: NodeId) -> Entered {
-        // A count that reaches PINNED stays there: the node is kept, which is always safe.
-        let _ = self.lookups.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_add(1));
-        Entered { id, unrecorded: !self.recorded.load(Ordering::Acquire) }
-    }
-}
-
 /// Whether an index with room for `capacity` entries is worth shrinking when it has `len`: not again at once.
 fn is_sparse(len: usize, capacity: usize) -> bool {
     capacity > INDEX_MIN && len * 4 < capacity
+}
+
+#[cfg(test)]
+impl Nodes {
+    /// Bytes that all of it takes, without what the allocator adds.
+    fn bytes(&self) -> usize {
+        let chunks: usize = self.chunks.values().map(|chunk| chunk.bytes().0).sum();
+        let tables = self.chunks.capacity() * (size_of::<(u64, Chunk)>() + 1)
+            + self.index.capacity() * (size_of::<NodeId>() + 1);
+        chunks + tables
+    }
 }
 
 #[cfg(test)]

@@ -262,8 +262,9 @@ fn a_full_chunk_holds_its_names_and_nothing_else() {
     }
     let nodes = trie.nodes.read();
     for number in 0..3 {
-        let names = &nodes.chunks[&number].names;
-        assert!(names.len() > 16 * 1000 && names.capacity() == names.len(), "{number}");
+        let chunk = &nodes.chunks[&number];
+        let names: usize = chunk.iter().map(|(_, known)| known.name.len()).sum();
+        assert!(names > 16 * 1000 && chunk.bytes().1 == names, "{number}");
     }
 }
 
@@ -486,4 +487,33 @@ fn what_is_kept_of_a_trie_restores_in_its_order() {
     let paths = |trie: &PathTrie| [2, 3, 6, 7].map(|id| trie.path(NodeId(id)));
     assert_eq!(paths(&next), paths(&trie));
     assert_eq!((next.len(), next.find(NodeId(3), b"x")), (4, Some(NodeId(6))));
+}
+
+/// A hostile journal names ids that lie far apart, so that each record costs as much as it can.
+#[test]
+fn a_record_costs_few_bytes_wherever_its_id_lies() {
+    let top = member(1).as_str().as_bytes().to_vec();
+    type Ids = fn(u64) -> u64;
+    let most = |ids: Ids| {
+        let trie = PathTrie::new();
+        trie.restore(&NodeRecord { id: NodeId(2), parent: ROOT, name: top.clone().into() });
+        let records = 20_000_u64;
+        for n in 0..records {
+            let name = Box::from(n.to_le_bytes().map(|byte| byte | 0x80));
+            trie.restore(&NodeRecord { id: NodeId(ids(n)), parent: NodeId(2), name });
+        }
+        assert_eq!(trie.len() as u64, records + 1);
+        trie.nodes.read().bytes() as u64 / records
+    };
+    let spreads: [(&str, Ids, u64); 7] = [
+        ("one behind the other", |n| 3 + n, 64),
+        ("backwards", |n| 30_000 - n, 128),
+        ("every second one", |n| 4 + 2 * n, 128),
+        ("one at the end of each chunk", |n| n * CHUNK + CHUNK - 1, 400),
+        ("two at the ends of each chunk", |n| (n / 2 + 1) * CHUNK + n % 2 * (CHUNK - 1), 400),
+        ("all over a chunk, one chunk after another", |n| (n / 64 + 1) * CHUNK + n % 64 * 16 + 15, 400),
+        ("as many as make a chunk dense", |n| (n / 256 + 1) * CHUNK + n % 256 * 4 + 3, 400),
+    ];
+    let cost = spreads.map(|(name, ids, expected)| (name, most(ids), expected));
+    assert!(cost.iter().all(|(_, bytes, expected)| bytes <= expected), "{cost:?}");
 }
