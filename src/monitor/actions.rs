@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::child::{Program, Server};
 use super::ending::Ending;
 use super::error::{MonitorError, system};
+use super::listers::{Search, overdue};
 use super::missed::Inquiry;
 use super::mount::{self, Mounted};
 use super::mounting::{self, MountThread, New};
@@ -27,8 +28,6 @@ use crate::server::idle::IdlePolling;
 /// How long ways to a view are looked for that cannot be seen, and how long it may take to answer what is asked there.
 const SEARCH: Duration = Duration::from_secs(1);
 const KNOCK: Duration = Duration::from_secs(10);
-/// How long processes are looked for that keep a switch from its end.
-const LISTERS: Duration = Duration::from_millis(300);
 
 /// What came of an action.
 #[derive(Debug)]
@@ -80,11 +79,7 @@ impl Runtime {
                 self.clients.answer(client, &outcome);
                 None
             }
-            Action::AnswerOverdue(clients) => {
-                let outcome = Outcome::Error(overdue(self.mounted.as_ref()));
-                clients.into_iter().for_each(|client| self.clients.answer(client, &outcome));
-                None
-            }
+            Action::FindListers => self.find_listers(),
             Action::Notify(notice) => {
                 match notice {
                     Notice::Reloading => systemd::reloading(),
@@ -317,6 +312,21 @@ impl Runtime {
         }
     }
 
+    fn find_listers(&mut self) -> Option<Event> {
+        let nobody = || Some(Event::Overdue(overdue(&[])));
+        let Some(mounted) = self.mounted.clone() else { return nobody() };
+        match Search::start(mounted) {
+            Ok(search) => {
+                self.search = Some(search);
+                None
+            }
+            Err(error) => {
+                tracing::debug!(%error, "cannot look for processes that list the view");
+                nobody()
+            }
+        }
+    }
+
     fn log(&self, note: Note, supervisor: &Supervisor) {
         match note {
             Note::Answers => {
@@ -402,20 +412,6 @@ fn knock_elsewhere(mounted: Mounted) -> io::Result<()> {
         }
     };
     std::thread::Builder::new().name("knock".to_owned()).spawn(work).map(drop)
-}
-
-/// Why a switch does not come to its end, and what to do about it.
-fn overdue(mounted: Option<&Mounted>) -> String {
-    const WHAT: &str = "the kernel still shows names of the old closure";
-    const THEN: &str = "End that process, or stop the container that it is in; the new closure is shown then";
-    let listing = mounted.map(|mounted| mounted.listers(LISTERS)).unwrap_or_default();
-    if listing.is_empty() {
-        return format!(
-            "{WHAT} after 10 s: either the store's disk does not answer, or a process keeps a directory of the view locked by a \
-             listing that does not end ('grep -l iterate_dir /proc/[0-9]*/task/*/stack' finds it). {THEN}"
-        );
-    }
-    format!("{WHAT} after 10 s, as a listing of the view does not end: {}. {THEN}", listing.join(", "))
 }
 
 /// What a wait is for, in words.

@@ -67,6 +67,7 @@ impl Runtime {
         // A probe waits for an answer that may never come. It holds nothing.
         self.probe = None;
         self.knock = None;
+        self.search = None;
         let number = self.mounted.as_ref().and_then(Mounted::connection);
         let unmounted = match mount {
             MountEnd::Unmount => self.unmount(number),

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use super::error::MonitorError;
+use super::listers::overdue;
 use super::runtime::Runtime;
 use super::supervisor::{Event, Found, Refusal, Unresolved};
 use super::watch::Changes;
@@ -30,6 +31,7 @@ enum Source {
     Links,
     Probe,
     Knock,
+    Listers,
 }
 
 impl Runtime {
@@ -68,6 +70,7 @@ impl Runtime {
         sources.extend(self.watch.as_ref().map(|watch| (Source::Links, watch.events())));
         sources.extend(self.probe.as_ref().map(|probe| (Source::Probe, probe.done())));
         sources.extend(self.knock.as_ref().map(|knock| (Source::Knock, knock.done())));
+        sources.extend(self.search.as_ref().map(|search| (Source::Listers, search.done())));
         sources
     }
 
@@ -88,6 +91,7 @@ impl Runtime {
             }
             Source::Probe => events.extend(self.take_probe()),
             Source::Knock => self.knock = None,
+            Source::Listers => events.extend(self.take_listers()),
         }
     }
 
@@ -193,6 +197,12 @@ impl Runtime {
                 self.server = None;
             }
         }
+    }
+
+    fn take_listers(&mut self) -> Option<Event> {
+        let found = self.search.as_ref()?.found()?;
+        self.search = None;
+        Some(Event::Overdue(overdue(&found)))
     }
 
     fn take_probe(&mut self) -> Option<Event> {

@@ -109,6 +109,7 @@ pub(super) fn begin(settings: Settings, signals: SignalFd, stored: Stored) -> Re
         spare,
         probe: None,
         knock: None,
+        search: None,
         state,
         settings,
     };

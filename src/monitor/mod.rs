@@ -6,7 +6,8 @@
 //! Invariants:
 //! - Nothing is mounted before the roots have led to a closure.
 //! - The loop's thread waits for its descriptors and for nothing else. What can take long has a thread or a process of
-//!   its own: the Nix store ([`store_thread`]), mounting ([`mounting`]), asking the view ([`probe`]).
+//!   its own: the Nix store ([`store_thread`]), mounting ([`mounting`]), asking the view ([`probe`]), looking at other
+//!   processes ([`listers`]).
 //! - The monitor never looks into its own mount but from a process that may hang: it is the one who would have to
 //!   start the server that answers.
 //!
@@ -24,6 +25,7 @@ mod ending;
 mod error;
 mod events;
 mod inherit;
+mod listers;
 mod lock;
 mod missed;
 pub mod mount;

@@ -10,6 +10,7 @@ use nix::sys::signalfd::SignalFd;
 
 use super::child::{Program, Server};
 use super::clients::Clients;
+use super::listers::Search;
 use super::missed::Inquiry;
 use super::mount::Mounted;
 use super::mounting::MountThread;
@@ -60,6 +61,8 @@ pub(super) struct Runtime {
     pub(super) probe: Option<Probe>,
     /// Asks so that a server that knows nothing of earlier ones has a request to read: see [`crate::server`]. Its answer says nothing.
     pub(super) knock: Option<Probe>,
+    /// Looks for processes that keep a switch from its end.
+    pub(super) search: Option<Search>,
 }
 
 impl Runtime {

@@ -35,13 +35,14 @@ const ROOMS: [(&str, &[&str]); 11] = [
 ];
 
 /// The modules of the monitor, each uses only those before it.
-const MONITOR: [&str; 25] = [
+const MONITOR: [&str; 26] = [
     "debounce",
     "lock",
     "poll",
     "settings",
     "probe",
     "mount",
+    "listers",
     "missed",
     "registrar",
     "state",

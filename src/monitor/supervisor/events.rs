@@ -72,6 +72,8 @@ pub(in crate::monitor) enum Event {
     Answers,
     /// There was no thread for [`Action::Probe`].
     NotProbed,
+    /// The answer to [`Action::FindListers`]: why the switch takes too long, and what to do about it.
+    Overdue(String),
     /// The time of [`super::Supervisor::next`] has come.
     Time,
 }
@@ -142,8 +144,8 @@ pub(in crate::monitor) enum Action {
     Probe,
     /// Tell a client what became of its reload.
     Answer(ClientId, Outcome),
-    /// Tell clients that their reload takes too long, and what keeps it from its end.
-    AnswerOverdue(Vec<ClientId>),
+    /// Look for processes that keep a switch from its end, from a thread that may wait for them.
+    FindListers,
     /// Tell the service manager.
     Notify(Notice),
     /// Log.

@@ -203,7 +203,7 @@ impl Supervisor {
             Event::Reload(client) => {
                 self.reloads.queue(client, Cause::Asked);
                 self.reload(now);
-                self.answer_overdue();
+                self.find_listers();
             }
             Event::Changed => self.reloads.changed(now.monotonic),
             Event::Resolved(Ok(found)) => self.resolved(&found, now),
@@ -233,6 +233,10 @@ impl Supervisor {
                 if self.readiness == Readiness::Asked {
                     self.readiness = Readiness::Probe(now.monotonic + PROBE_PAUSE);
                 }
+            }
+            Event::Overdue(why) => {
+                let clients = self.reloads.end_search();
+                self.answer(clients, &Outcome::Error(why));
             }
             Event::Time => self.on_time(now),
         }
@@ -276,7 +280,7 @@ impl Supervisor {
         {
             waiting.logged = true;
             self.note(Note::Slow(slow));
-            self.answer_overdue();
+            self.find_listers();
         }
         if self.reloads.take_changed(time) {
             self.note(Note::LinkChanged);
@@ -342,11 +346,10 @@ impl Supervisor {
         self.actions.push(Action::End(Plan { verdict, mount, links }));
     }
 
-    /// Nobody waits for a switch that takes too long, nor for the reload after it.
-    fn answer_overdue(&mut self) {
-        if self.mount == MountLife::Ours && self.server.listens() && self.reloads.is_overdue() {
-            let clients = self.reloads.take_switching();
-            self.actions.extend((!clients.is_empty()).then_some(Action::AnswerOverdue(clients)));
+    /// Nobody waits for a switch that takes too long, nor for the reload after it, but for as long as it takes to say why.
+    fn find_listers(&mut self) {
+        if self.mount == MountLife::Ours && self.server.listens() && self.reloads.begin_search() {
+            self.actions.push(Action::FindListers);
         }
     }
 

@@ -31,6 +31,7 @@ enum Step {
     Unmounted { everywhere: bool },
     Abort,
     Probe { answers: bool },
+    Listers,
     FailSpawn,
     Pass(u16),
     Wake,
@@ -55,6 +56,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<bool>().prop_map(|everywhere| Step::Unmounted { everywhere }),
         1 => Just(Step::Abort),
         6 => prop::bool::weighted(0.8).prop_map(|answers| Step::Probe { answers }),
+        3 => Just(Step::Listers),
         1 => Just(Step::FailSpawn),
         4 => (0..20_000u16).prop_map(Step::Pass),
         8 => Just(Step::Wake),
@@ -90,6 +92,7 @@ impl World {
             Step::Unmounted { everywhere } => self.unmounted_by_others(everywhere),
             Step::Abort => self.abort(),
             Step::Probe { answers } => self.probe(answers),
+            Step::Listers => self.listers(),
             Step::FailSpawn => self.fail_next_spawn(),
             Step::Pass(millis) => self.pass(Duration::from_millis(millis.into())),
             Step::Wake => self.wake(),
@@ -111,6 +114,7 @@ impl World {
             }
             self.answered_one();
             self.probe(true);
+            self.listers();
             let served =
                 self.process.as_ref().is_some_and(|process| process.orders.is_empty() && !process.killed);
             if served && self.resolving == 0 && self.waiting.is_empty() && self.ready > 0 && !self.reloading {

@@ -74,6 +74,14 @@ pub(in crate::monitor) struct Reloads {
     owed: Owed,
     retry: Option<Instant>,
     retries: u32,
+    search: Search,
+}
+
+/// Whether it is being looked up what keeps a switch from its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Search {
+    Idle,
+    UnderWay,
 }
 
 /// Whether a resolution is owed to somebody who does not ask.
@@ -96,6 +104,7 @@ impl Reloads {
             owed: Owed::Resolution,
             retry: None,
             retries: 0,
+            search: Search::Idle,
         }
     }
 
@@ -171,12 +180,32 @@ impl Reloads {
         rest.extend(self.wanted.map(|cause| format!("wanted ({cause:?})")));
         rest.extend(self.debounce.due().map(|_| "changed".to_owned()));
         rest.extend(self.retry.map(|_| "retry".to_owned()));
+        rest.extend((self.search == Search::UnderWay).then(|| "search".to_owned()));
         rest.join(", ")
     }
 
     /// Whether a switch takes too long.
-    pub(super) fn is_overdue(&self) -> bool {
+    fn is_overdue(&self) -> bool {
         matches!(&self.stage, Stage::Switching { waiting, .. } if waiting.logged)
+    }
+
+    /// Whether a search is to begin for what keeps a switch from its end: somebody waits for one that takes too long, and none is
+    /// under way.
+    pub(super) fn begin_search(&mut self) -> bool {
+        let Stage::Switching { waiting, .. } = &self.stage else { return false };
+        let somebody = !waiting.clients.is_empty() || !self.queued.is_empty();
+        let begins = somebody && self.is_overdue() && self.search == Search::Idle;
+        if begins {
+            self.search = Search::UnderWay;
+        }
+        begins
+    }
+
+    /// The search is over. Whoever waits for a switch that still takes too long, or for the reload after it; none of them waits any
+    /// more.
+    pub(super) fn end_search(&mut self) -> Vec<ClientId> {
+        self.search = Search::Idle;
+        if self.is_overdue() { self.take_switching() } else { Vec::new() }
     }
 
     /// Everybody who waits for a switch or for the next reload; none of them waits any more.

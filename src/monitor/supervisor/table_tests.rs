@@ -68,6 +68,10 @@ const STATES: &[(&str, Policy, Option<u8>, Build)] = &[
     }),
     ("Ours, Up, told, Resolving for a client", KEEPS, None, resolving),
     ("Ours, Up, told, Switching for a client", PRUNES, None, switching),
+    ("Ours, Up, told, Switching for a client for too long", PRUNES, None, |world| {
+        switching(world);
+        world.pass(SLOW);
+    }),
     ("Ours, Starting again, Switching for a client", KEEPS, None, |world| {
         switching(world);
         world.exit();
@@ -174,6 +178,7 @@ fn events() -> Vec<(&'static str, Event)> {
         ("MountIs Gone", Event::MountIs(Seen::Gone)),
         ("Answers", Event::Answers),
         ("NotProbed", Event::NotProbed),
+        ("Overdue", Event::Overdue(why())),
         ("Time, early", Event::Time),
         (DUE, Event::Time),
     ]
@@ -299,6 +304,29 @@ fn waits_are_logged_once_and_the_service_manager_is_asked_to_wait() {
     let actions = taken_over.supervisor.handle(later, Event::Time);
     let told = actions.iter().find(|action| matches!(action, Action::Notify(_)));
     assert!(matches!(told, Some(Action::Notify(Notice::Starting(Slow::Server)))), "{actions:?}");
+}
+
+/// Who waits for a switch that takes too long is told why, once that was looked up; who asks meanwhile is told with them, and a switch
+/// that ends before is told as what it is.
+#[test]
+fn a_switch_that_takes_too_long_is_told_when_it_is_known_why() {
+    let mut world = World::new(KEEPS, None);
+    switching(&mut world);
+    world.pass(SLOW);
+    assert_eq!(world.waiting.len(), 1, "it is looked up");
+    world.client();
+    world.listers();
+    assert!(world.waiting.is_empty());
+    world.client();
+    assert_eq!(world.waiting.len(), 1, "it is looked up once more");
+    world.report();
+    world.resolve(Ok(3));
+    world.report();
+    assert!(world.waiting.is_empty(), "it has ended");
+    world.client();
+    world.resolve(Ok(1));
+    world.listers();
+    assert_eq!(world.waiting.len(), 1, "a late answer is about another switch");
 }
 
 /// A new view whose servers never serve is given up; one that was taken over never is.

@@ -54,6 +54,8 @@ pub(super) struct World {
     pub(super) mounting: bool,
     pub(super) journal: bool,
     pub(super) probing: bool,
+    /// Whether processes are looked for that keep a switch from its end.
+    searching: bool,
     /// Whether the service manager keeps the device, as it said at the last hand-over.
     pub(super) kept: bool,
     pub(super) resolutions: u64,
@@ -112,6 +114,7 @@ impl World {
             mounting: false,
             journal: there,
             probing: false,
+            searching: false,
             kept: false,
             resolutions: 0,
             held: BTreeMap::new(),
@@ -206,8 +209,10 @@ impl World {
                 self.probing = true;
             }
             Action::Answer(client, outcome) => self.answer(client, &outcome),
-            Action::AnswerOverdue(clients) => {
-                clients.into_iter().for_each(|client| self.answer(client, &Outcome::Error("overdue".into())));
+            Action::FindListers => {
+                assert!(!self.searching, "two searches");
+                assert!(!self.waiting.is_empty(), "a search for nobody");
+                self.searching = true;
             }
             Action::Notify(Notice::Reloading) => {
                 assert!(self.ready > 0 && !self.reloading, "RELOADING=1 out of place");
@@ -464,6 +469,13 @@ impl World {
             self.probing = false;
             self.view_answered |= answers;
             self.event(if answers { Event::Answers } else { Event::NotProbed });
+        }
+    }
+
+    /// The search is over.
+    pub(super) fn listers(&mut self) {
+        if std::mem::take(&mut self.searching) {
+            self.event(Event::Overdue("a listing does not end".into()));
         }
     }
 
