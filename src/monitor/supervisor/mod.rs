@@ -37,7 +37,7 @@ pub(super) use events::{
     Verdict,
 };
 use reloads::{Cause, First, Reloads, Stage, Waiting};
-use server_life::{Backoff, Past, START_ATTEMPTS, START_FAULTS, Starting};
+use server_life::{Backoff, Past, Starting};
 use server_life::{ServerLife, Successor};
 
 /// The pause before a probe is tried again for which no thread could be made.
@@ -101,8 +101,6 @@ pub(super) struct Supervisor {
     server: ServerLife,
     successor: Successor,
     backoff: Backoff,
-    /// Servers in a row that a fault of their own has ended.
-    faults: u32,
     /// Whether a server of this monitor has served.
     served: Served,
     /// None before the first resolution of a new view.
@@ -125,7 +123,6 @@ impl Supervisor {
             server: ServerLife::Down(None),
             successor: Successor::Fresh,
             backoff: Backoff::default(),
-            faults: 0,
             served: Served::NotYet,
             content: None,
             journal: false,

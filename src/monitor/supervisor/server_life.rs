@@ -17,7 +17,7 @@ const SHORT_LIVES: u32 = 20;
 pub(super) const START_ATTEMPTS: u32 = 10;
 
 /// The same for those that a fault of their own has ended: it comes again.
-pub(super) const START_FAULTS: u32 = 3;
+const START_FAULTS: u32 = 3;
 
 /// Whether there is a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,17 +127,25 @@ impl Successor {
     }
 }
 
-/// How long to wait before the next server: not at all, unless they die again and again.
+/// How long to wait before the next server, and whether there is to be one: at once and always, unless they die again and again.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) struct Backoff {
+    /// Servers in a row that answered nothing.
     in_vain: u32,
+    /// That lived for a short time.
     short: u32,
+    /// That a fault of their own has ended.
+    faults: u32,
 }
 
 impl Backoff {
-    /// A server ended that had lived for so long. How long to wait.
+    /// The process of a server has ended, by a fault of its own if it is `faulted`.
+    pub(super) fn exited(&mut self, faulted: bool) {
+        self.faults = count(self.faults, faulted);
+    }
+
+    /// A server is no more that had lived for so long. How long to wait.
     pub(super) fn death(&mut self, past: &Past, lived: Duration) -> Duration {
-        let count = |before: u32, counts: bool| if counts { before.saturating_add(1) } else { 0 };
         self.in_vain = count(self.in_vain, *past != Past::Useful);
         self.short = count(self.short, lived < SHORT_LIFE);
         let pause = |in_a_row: u32, patience: u32| match in_a_row.checked_sub(patience + 1) {
@@ -147,10 +155,15 @@ impl Backoff {
         pause(self.in_vain, PATIENCE).max(pause(self.short, SHORT_LIVES))
     }
 
-    /// Servers in a row that answered nothing.
-    pub(super) fn in_vain(&self) -> u32 {
-        self.in_vain
+    /// Whether a new mount that no server has served is given up.
+    pub(super) fn gives_up(&self) -> bool {
+        self.in_vain >= START_ATTEMPTS || self.faults >= START_FAULTS
     }
+}
+
+/// So many in a row.
+fn count(before: u32, counts: bool) -> u32 {
+    if counts { before.saturating_add(1) } else { 0 }
 }
 
 #[cfg(test)]
@@ -166,10 +179,30 @@ mod tests {
         let pauses: Vec<_> = (0..20).map(|_| backoff.death(&Past::Useless(None), LONG).as_millis()).collect();
         assert_eq!(pauses[..11], [0, 0, 0, 50, 100, 200, 400, 800, 1600, 3200, 5000]);
         assert!(pauses[11..].iter().all(|pause| *pause == 5000));
-        assert_eq!(backoff.in_vain(), 20);
+        assert_eq!(backoff.in_vain, 20);
         assert!(backoff.death(&Past::Useful, LONG).is_zero());
-        assert_eq!(backoff.in_vain(), 0);
+        assert_eq!(backoff.in_vain, 0);
         assert!(backoff.death(&Past::Useless(None), LONG).is_zero());
+    }
+
+    #[test]
+    fn a_mount_is_given_up_after_three_faults_or_ten_starts_in_vain_in_a_row() {
+        let mut backoff = Backoff::default();
+        for faulted in [true, true, false, true, true] {
+            backoff.exited(faulted);
+            assert!(!backoff.gives_up());
+        }
+        backoff.exited(true);
+        assert!(backoff.gives_up());
+        backoff.exited(false);
+        for _ in 0..9 {
+            backoff.death(&Past::Useless(None), LONG);
+            assert!(!backoff.gives_up());
+        }
+        backoff.death(&Past::Useless(None), LONG);
+        assert!(backoff.gives_up());
+        backoff.death(&Past::Useful, LONG);
+        assert!(!backoff.gives_up());
     }
 
     #[test]

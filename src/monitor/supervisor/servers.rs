@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    Action, Links, MonitorError, MountEnd, MountLife, Note, Now, Outcome, Past, Readiness, Refusal,
-    START_ATTEMPTS, START_FAULTS, Seen, Served, ServerLife, Starting, Successor, Supervisor, Verdict,
+    Action, Links, MonitorError, MountEnd, MountLife, Note, Now, Outcome, Past, Readiness, Refusal, Seen,
+    Served, ServerLife, Starting, Successor, Supervisor, Verdict,
 };
 
 /// How long the end of a killed server is waited for, so that it can be logged.
@@ -108,7 +108,7 @@ impl Supervisor {
         if let ServerLife::Ended { .. } = self.server {
             return;
         }
-        self.faults = if faulted { self.faults.saturating_add(1) } else { 0 };
+        self.backoff.exited(faulted);
         self.server = ServerLife::Ended { how, past, since };
         self.actions.push(Action::LookAtMount);
     }
@@ -161,7 +161,7 @@ impl Supervisor {
         };
         let pause = self.backoff.death(&past, lived).max(pause);
         let is_new = self.served == Served::NotYet && self.successor != Successor::Inherited;
-        if is_new && (self.backoff.in_vain() >= START_ATTEMPTS || self.faults >= START_FAULTS) {
+        if is_new && self.backoff.gives_up() {
             return self.end_unserved(MonitorError::Server(said));
         }
         self.server = ServerLife::Down(Some(now + pause));

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant, SystemTime};
 
+use super::server_life::START_ATTEMPTS;
 use super::*;
 use crate::values::{StorePath, View};
 
