@@ -3,7 +3,7 @@
 //! Invariant: a server that says more than it has to is not listened to for longer: it may be a container's by then.
 
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -46,6 +46,24 @@ impl Program {
     }
 }
 
+/// Where a server writes its log: where this process does. A terminal is opened once more, to be written only, as what is typed there is
+/// not for a server. Anything else is as it is: a socket cannot be opened, and in a file both would write over each other.
+fn log() -> Stdio {
+    let stderr = io::stderr();
+    if !stderr.is_terminal() {
+        return Stdio::inherit();
+    }
+    let flags = OFlags::WRONLY | OFlags::NOCTTY | OFlags::CLOEXEC;
+    match rustix::fs::open("/proc/self/fd/2", flags, Mode::empty()) {
+        Ok(terminal) => terminal.into(),
+        // It has hung up, or is another user's (su(1)).
+        Err(error) => {
+            tracing::debug!(%error, "the server has the terminal as this process has it");
+            Stdio::inherit()
+        }
+    }
+}
+
 /// What a server has in its environment: nothing, but for what tests stop it by.
 fn variables() -> impl Iterator<Item = (OsString, OsString)> {
     let all = cfg!(debug_assertions).then(std::env::vars_os);
@@ -79,6 +97,7 @@ impl Server {
             .arg0(PROGRAM)
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
+            .stderr(log())
             // It makes a session of its own: see [`crate::startup::begin_server`].
             .spawn()?;
         match pidfd_open(Pid::from_child(&process), PidfdFlags::empty()) {

@@ -9,9 +9,10 @@ use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use rustix::fs::{CWD, Mode};
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::util::descriptors::access;
 use crate::util::fixture::Fixture;
 use crate::util::load;
 use crate::util::program::{Mounted, Program, unique_name};
@@ -165,6 +166,20 @@ fn a_terminal_that_stops_background_processes() {
     assert_ne!(terminal_of(view.pid()), "0", "the test shows nothing");
     assert_eq!(terminal_of(view.server_now().unwrap()), "0");
     assert_eq!(fs::read(view.path().join(&fixture.data.base).join("text")).unwrap(), b"hello\n");
+    stop(view);
+}
+
+/// What is typed at the terminal is not for a server to read, which a container may have taken over.
+#[test]
+fn a_server_writes_to_the_terminal_and_cannot_read_it() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let dir = scratch();
+    let view = on_terminal(&fixture, dir.path());
+    let terminal = fs::read_link(format!("/proc/{}/fd/2", view.pid().as_raw_nonzero())).unwrap();
+    assert!(terminal.starts_with("/dev/pts"), "the test shows nothing: {}", terminal.display());
+    assert!(access(view.pid(), &terminal).contains(&OFlags::RDWR), "the test shows nothing");
+    assert_eq!(access(view.server_now().unwrap(), &terminal), [OFlags::WRONLY]);
     stop(view);
 }
 

@@ -8,6 +8,7 @@ use std::process::Command;
 use rustix::fs::OFlags;
 use rustix::process::Pid;
 
+use crate::util::descriptors::access;
 use crate::util::fixture::Fixture;
 use crate::util::program::Program;
 use crate::util::scratch;
@@ -54,18 +55,6 @@ fn a_server_has_neither_nixs_library_nor_an_environment() {
     let set = of(server, "environ");
     assert!(set.split_terminator('\0').all(|variable| variable.starts_with("NSF_")), "{set}");
     service.stop();
-}
-
-/// How `path` is open in a process, for each descriptor.
-fn access(process: Pid, path: &Path) -> Vec<OFlags> {
-    let open = fs::read_dir(format!("/proc/{}/fd", process.as_raw_nonzero())).unwrap();
-    let open = open.map(|fd| fd.unwrap()).filter(|fd| fs::read_link(fd.path()).unwrap() == path);
-    let flags = open.map(|fd| {
-        let info = of(process, &format!("fdinfo/{}", fd.file_name().display()));
-        let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap().trim().to_owned();
-        OFlags::from_bits_retain(u32::from_str_radix(&flags, 8).unwrap()) & OFlags::ACCMODE
-    });
-    flags.collect()
 }
 
 fn of(process: Pid, file: &str) -> String {

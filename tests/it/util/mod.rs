@@ -3,6 +3,7 @@
 #[macro_use]
 pub(crate) mod gate;
 pub(crate) mod collecting;
+pub(crate) mod descriptors;
 pub(crate) mod faulty;
 pub(crate) mod fixture;
 pub(crate) mod hold;
