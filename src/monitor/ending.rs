@@ -225,7 +225,7 @@ fn unmount(mounted: &Mounted, detach: Detach) -> Result<Used, MountError> {
     mounted.unmount(detach, |at| {
         used = Used::Here;
         let users = mount::users(at, USERS_GRACE);
-        let users = if users.is_empty() { "unknown processes".to_owned() } else { users.join(", ") };
+        let users = if users.is_empty() { "unknown processes".to_owned() } else { mount::named(&users) };
         tracing::warn!("the view is still in use by {users}; their open files will fail");
     })?;
     tracing::info!(mountpoint = %mounted.at().display(), "unmounted the view");

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::thread;
 use std::time::Duration;
 
-use super::mount::Mounted;
+use super::mount::{Mounted, named};
 use super::poll;
 
 /// How long processes are looked for.
@@ -62,5 +62,5 @@ pub(super) fn overdue(listing: &[String]) -> String {
              listing that does not end ('grep -l iterate_dir /proc/[0-9]*/task/*/stack' finds it). {THEN}"
         );
     }
-    format!("{WHAT} after 10 s, as a listing of the view does not end: {}. {THEN}", listing.join(", "))
+    format!("{WHAT} after 10 s, as a listing of the view does not end: {}. {THEN}", named(listing))
 }

@@ -72,7 +72,7 @@ impl std::fmt::Display for Served {
                 .iter()
                 .map(|Holder { process, at, .. }| format!("{process} on '{}'", at.display()))
                 .collect();
-            write!(f, "it is mounted in the mount namespace of {}", holders.join(", "))?;
+            write!(f, "it is mounted in the mount namespace of {}", processes::named(&holders))?;
         }
         match (here.first(), elsewhere.first()) {
             (Some(at), None) => write!(f, ": run 'umount {}', then start again", at.display()),

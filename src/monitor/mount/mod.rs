@@ -31,7 +31,7 @@ pub use connection::{Connection, Number};
 pub use earlier::{Served, refuse_served};
 pub use place::place;
 pub(super) use processes::command;
-pub use processes::users;
+pub use processes::{named, users};
 pub use table::{Mount, mounts};
 
 /// The file system type in the mount table.
@@ -39,6 +39,9 @@ pub const TYPE: &str = "fuse.nix-store-fs";
 const DEVICE: &str = "/dev/fuse";
 /// How long a file system that is in the way may take to answer.
 const PULSE: Duration = Duration::from_secs(2);
+
+/// How many ways of each kind to a view that cannot be seen are tried.
+const WAYS: usize = 8;
 
 /// Why a view cannot be mounted or unmounted.
 #[derive(Debug, thiserror::Error)]
@@ -469,16 +472,17 @@ impl Mounted {
     }
 
     /// Paths that lead to it where it cannot be seen: in other mount namespaces, and by what is open. They are other processes', so
-    /// they may lead elsewhere by now, and whoever uses one may have to wait. They are looked for as long as `patience`.
+    /// they may lead elsewhere by now, and whoever uses one may have to wait. They are looked for as long as `patience`; a few of each
+    /// kind are enough.
     #[must_use]
     pub fn ways(&self, patience: Duration) -> Vec<PathBuf> {
         let at = self.find().ok().flatten().map_or_else(|| self.at.clone(), |mount| mount.at);
         let elsewhere = processes::holders(&self.source, patience / 2).into_iter().map(|holder| holder.way);
-        elsewhere.chain(processes::links(&at, patience / 2)).collect()
+        elsewhere.take(WAYS).chain(processes::links(&at, patience / 2).into_iter().take(WAYS)).collect()
     }
 
-    /// Processes that list a directory of the view and do not come to an end, a few at most. What could not be found out within
-    /// `patience` is left out.
+    /// Processes that list a directory of the view and do not come to an end. What could not be found out within `patience` is left
+    /// out.
     #[must_use]
     pub fn listers(&self, patience: Duration) -> Vec<String> {
         self.connection.map(|number| processes::listers(number, patience)).unwrap_or_default()

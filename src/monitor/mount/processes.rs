@@ -17,11 +17,21 @@ const LOOKERS: usize = 8;
 const LISTS: [i64; 4] = [nix::libc::SYS_getdents, nix::libc::SYS_getdents64, 141, 220];
 #[cfg(not(target_arch = "x86_64"))]
 const LISTS: [i64; 1] = [nix::libc::SYS_getdents64];
-/// Processes that are named.
-const MOST: usize = 8;
+/// Processes that are named in a message.
+const NAMED: usize = 8;
 
-/// Processes that have something below `at` open, run it or stand in it: `name (pid)`, a few at most. What could not
-/// be found out within `patience` is left out.
+/// The first few of `all`, and how many more there are.
+#[must_use]
+pub fn named(all: &[String]) -> String {
+    let few: Vec<&str> = all.iter().take(NAMED).map(String::as_str).collect();
+    match all.len().checked_sub(NAMED) {
+        None | Some(0) => few.join(", "),
+        Some(more) => format!("{} and {more} more", few.join(", ")),
+    }
+}
+
+/// Processes that have something below `at` open, run it or stand in it: `name (pid)`. What could not be found out within
+/// `patience` is left out.
 #[must_use]
 pub fn users(at: &Path, patience: Duration) -> Vec<String> {
     let at = at.to_owned();
@@ -46,8 +56,8 @@ pub(super) fn links(at: &Path, patience: Duration) -> Vec<PathBuf> {
     look(patience, move |process| link(process, &at))
 }
 
-/// A process of each other mount namespace in which a view with this source is mounted, a few at most. What could not
-/// be found out within `patience` is left out.
+/// A process of each other mount namespace in which a view with this source is mounted. What could not be found out within
+/// `patience` is left out.
 pub(super) fn holders(source: &str, patience: Duration) -> Vec<Holder> {
     let namespace = |process: &Path| std::fs::read_link(process.join("ns/mnt")).ok();
     let own = namespace(Path::new("/proc/self"));
@@ -122,7 +132,7 @@ fn look<T: Send + 'static>(
     }
     drop(tell);
     let left = || deadline.saturating_duration_since(Instant::now());
-    std::iter::from_fn(|| told.recv_timeout(left()).ok()).take(MOST).collect()
+    std::iter::from_fn(|| told.recv_timeout(left()).ok()).collect()
 }
 
 fn link(process: &Path, at: &Path) -> Option<PathBuf> {
@@ -141,4 +151,39 @@ fn describe(process: &Path) -> String {
 pub(in crate::monitor) fn command(process: &Path) -> Option<String> {
     let name = std::fs::read(process.join("comm")).ok()?;
     Some(String::from_utf8_lossy(name.strip_suffix(b"\n").unwrap_or(&name)).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn all_that_are_found_are_counted_and_a_few_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let sleeper = || Command::new("sleep").arg("60").current_dir(dir.path()).spawn().unwrap();
+        let mut sleepers: Vec<_> = (0..11).map(|_| sleeper()).collect();
+        let found = users(dir.path(), Duration::from_secs(20));
+        for sleeper in &mut sleepers {
+            sleeper.kill().unwrap();
+            sleeper.wait().unwrap();
+        }
+        assert_eq!(found.len(), 11, "{found:?}");
+        assert!(sleepers.iter().all(|sleeper| found.contains(&format!("sleep ({})", sleeper.id()))));
+    }
+
+    #[test]
+    fn who_is_not_named_is_counted() {
+        let all: Vec<String> = (1..=10).map(|pid| format!("sh ({pid})")).collect();
+        for (count, expected) in [
+            (0, ""),
+            (1, "sh (1)"),
+            (8, "sh (1), sh (2), sh (3), sh (4), sh (5), sh (6), sh (7), sh (8)"),
+            (9, "sh (1), sh (2), sh (3), sh (4), sh (5), sh (6), sh (7), sh (8) and 1 more"),
+            (10, "sh (1), sh (2), sh (3), sh (4), sh (5), sh (6), sh (7), sh (8) and 2 more"),
+        ] {
+            assert_eq!(named(&all[..count]), expected);
+        }
+    }
 }
