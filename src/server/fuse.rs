@@ -1,4 +1,4 @@
-//! `fuser::Filesystem` over a [`ServedView`]: translates requests and answers, and decides nothing.
+//! The kernel's requests over a [`ServedView`]: translates requests and answers, and decides nothing.
 //!
 //! Invariants:
 //! - Everything that would change something answers `EROFS` here, whatever the mount's flags are: somebody may
@@ -13,6 +13,8 @@
 //! file, from another thread, as notifying inside a handler can deadlock. The same thread drops what was read of an
 //! object that is not settled, once the answer has been given ([`Stale`]).
 
+mod layout;
+
 use std::cell::RefCell;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -20,32 +22,26 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
-use zerocopy::{FromZeros, IntoBytes};
+use zerocopy::FromZeros;
 
 use super::counts::{Counts, Op};
 use super::missed::Missed;
 use super::root_names::{END, ENDLESS, RootNames};
 use super::stops::{self, Stop};
-use crate::fuse::abi::{Attr, AttrOut, Dirent, DirentPlus, EntryOut, LseekOut, OpenOut, StatfsOut, fopen};
+use crate::fuse::abi::{AttrOut, LseekOut, OpenOut, StatfsOut, fopen};
 use crate::fuse::device::Answer;
 use crate::fuse::request::{Forgets, Name};
 use crate::fuse::{Ledger, Operation, Request};
 use crate::panics::Panic;
 use crate::protocol::handshake::READ_MAX;
-use crate::view::backing::{Kind, Read, Stat, Target};
+use crate::view::backing::{Read, Target};
 use crate::view::trie::{NodeId, ROOT};
-use crate::view::{
-    Counted, Entry, FsError, Handle, Node, Registrations, ServedView, Stale, Told, Totals, Way,
-};
+use crate::view::{Counted, Entry, FsError, Handle, Node, Registrations, ServedView, Stale, Totals, Way};
+use layout::{absent, add, attributes, errno, known, lifetime};
 
 /// SEEK_DATA and SEEK_HOLE of lseek(2); the kernel answers the others itself (`fuse_file_llseek`).
 const SEEK_DATA: u32 = 3;
 const SEEK_HOLE: u32 = 4;
-
-/// How long the kernel may cache an answer, in seconds: store paths never change, unless something is wrong with one.
-fn lifetime(lasting: bool) -> u64 {
-    if lasting { ENDLESS } else { 0 }
-}
 
 /// The view as the kernel sees it.
 #[derive(Debug)]
@@ -59,81 +55,6 @@ pub struct StoreFs {
     missed: Option<Missed>,
     root: Arc<RootNames>,
     warned: AtomicBool,
-}
-
-/// The one table from errors to what the kernel is told.
-fn errno(error: FsError) -> Errno {
-    match error {
-        // The kernel repeats a path walk once when told this, from the root.
-        FsError::UnknownNode => Errno::STALE,
-        FsError::Absent | FsError::AbsentNow => Errno::NOENT,
-        FsError::BadName => Errno::INVAL,
-        FsError::ReadOnly => Errno::ROFS,
-        FsError::Unsupported => Errno::NOSYS,
-        FsError::Backing(error) => match error {
-            // A directory became a link or a mount: somebody changed a store path, which is never right.
-            Errno::LOOP | Errno::XDEV | Errno::NOTDIR => Errno::IO,
-            // ENOSYS would end this kind of request for the whole mount.
-            Errno::NOSYS => Errno::IO,
-            // Of a store that is served by FUSE itself: from us they would say that this view is dead.
-            Errno::NOTCONN | Errno::CONNABORTED => Errno::IO,
-            // The kernel does not take an answer with another code (`fuse_dev_do_write`), and whoever asked would wait for
-            // ever. Some file systems let such codes out: 524 is ENOTSUPP of the kernel's own.
-            other if (1..512).contains(&other.raw_os_error()) => other,
-            _ => Errno::IO,
-        },
-    }
-}
-
-fn mode(kind: Kind) -> u32 {
-    match kind {
-        Kind::File => 0o100_000,
-        Kind::Directory => 0o040_000,
-        Kind::Symlink => 0o120_000,
-    }
-}
-
-fn attributes(node: Node) -> Attr {
-    let Stat { kind, perm, uid, gid, size, blocks, mtime: (seconds, nanoseconds), nlink, .. } = node.stat;
-    Attr {
-        ino: node.id.0,
-        size,
-        blocks,
-        atime: seconds,
-        mtime: seconds,
-        ctime: seconds,
-        atimensec: nanoseconds,
-        mtimensec: nanoseconds,
-        ctimensec: nanoseconds,
-        mode: mode(kind) | u32::from(perm),
-        nlink,
-        uid,
-        gid,
-        rdev: 0,
-        blksize: 4096,
-        flags: 0,
-    }
-}
-
-/// A name whose lifetime is `endless` seconds, if it and its attributes may be cached at all.
-fn known(node: Node, lasting: bool, endless: u64) -> EntryOut {
-    EntryOut {
-        node: node.id.0,
-        generation: 0,
-        entry_valid: if lasting { endless } else { 0 },
-        attr_valid: lifetime(lasting),
-        entry_valid_nsec: 0,
-        attr_valid_nsec: 0,
-        attr: attributes(node),
-    }
-}
-
-/// A negative entry: node id 0 with a lifetime says that the name is absent (`fuse_lookup_name`), without one that it is absent now.
-///
-/// Made when it is given: the kernel copies an answer from memory that is there for certain, and a constant lies in a page of the
-/// program that may have to be read from disk.
-fn absent(seconds: u64) -> EntryOut {
-    EntryOut { entry_valid: seconds, ..EntryOut::new_zeroed() }
 }
 
 fn writes(flags: u32) -> bool {
@@ -432,49 +353,9 @@ fn counted(operation: &Operation<'_>) -> Op {
     }
 }
 
-/// Puts one entry behind those in `buffer`, unless it would be longer than `room`: false. The lifetime of its name is `endless`
-/// seconds, if it may be cached.
-fn add(buffer: &mut Vec<u8>, room: usize, entry: &Entry<'_>, endless: u64) -> bool {
-    let Entry { node, name, next, told } = entry;
-    let filled = (size_of::<DirentPlus>() + name.len()).next_multiple_of(8);
-    let Ok(name_len) = u32::try_from(name.len()) else { return false };
-    if buffer.len() + filled > room {
-        return false;
-    }
-    let dirent = Dirent { ino: node.id.0, offset: *next, name_len, kind: mode(node.stat.kind) >> 12 };
-    let end = buffer.len() + filled;
-    let entry = match told {
-        Told::Lasting => known(*node, true, endless),
-        Told::Now => known(*node, false, endless),
-        // Without a node the kernel takes the name and nothing else (`fuse_direntplus_link`).
-        Told::Nothing => EntryOut::new_zeroed(),
-    };
-    buffer.extend_from_slice(DirentPlus { entry, dirent }.as_bytes());
-    buffer.extend_from_slice(name);
-    buffer.resize(end, 0);
-    true
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// `FsError` has no wildcard in the table; what the backing store says is passed on but for these.
-    #[test]
-    fn a_store_that_was_tampered_with_is_an_io_error_and_nothing_is_ever_enosys_by_accident() {
-        let told = |error| errno(FsError::Backing(error));
-        assert_eq!(told(Errno::LOOP), Errno::IO);
-        assert_eq!(told(Errno::NOSYS), Errno::IO);
-        assert_eq!(told(Errno::MFILE), Errno::MFILE);
-        assert_eq!(told(Errno::NOTCONN), Errno::IO);
-        for code in 1..4096 {
-            let told = told(Errno::from_raw_os_error(code));
-            assert!(
-                (1..512).contains(&told.raw_os_error()) && told != Errno::NOSYS,
-                "{code} is told as {told}"
-            );
-        }
-    }
 
     #[test]
     fn opening_for_anything_but_reading_is_writing() {
@@ -487,33 +368,5 @@ mod tests {
         ] {
             assert_eq!(writes(flags.bits()), is, "{flags:?}");
         }
-    }
-
-    /// The kernel takes a reply apart by these lengths (`fuse_direntplus_...` of `fs/fuse/readdir.c`).
-    #[test]
-    fn entries_are_filled_up_to_eight_bytes_and_end_where_there_is_no_room() {
-        let stat = crate::view::backing::Stat {
-            kind: Kind::Directory,
-            perm: 0o555,
-            uid: 0,
-            gid: 0,
-            size: 0,
-            blocks: 0,
-            mtime: (1, 0),
-            nlink: 2,
-            linked: None,
-            identity: crate::view::backing::Identity::Inode(0),
-            settled: true,
-        };
-        let told = |name, next| Entry { node: Node { id: NodeId(9), stat }, name, next, told: Told::Lasting };
-        let mut buffer = Vec::new();
-        assert!(add(&mut buffer, 400, &told(b"eight888", 1), ENDLESS));
-        assert_eq!(buffer.len(), 160);
-        assert!(add(&mut buffer, 400, &told(b"nine99999", 2), ENDLESS));
-        assert_eq!(buffer.len(), 160 + 168);
-        assert!(!add(&mut buffer, 400, &told(b"x", 3), ENDLESS) && buffer.len() == 328);
-        assert_eq!(buffer[128..144], [9_u64.to_ne_bytes(), 1_u64.to_ne_bytes()].concat());
-        assert_eq!(buffer[144..152], [8_u32.to_ne_bytes(), 4_u32.to_ne_bytes()].concat());
-        assert_eq!(buffer[152..160], *b"eight888");
     }
 }
