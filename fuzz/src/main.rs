@@ -6,6 +6,7 @@
 
 mod bytes;
 mod journal;
+mod ledger;
 mod messages;
 mod requests;
 mod texts;
@@ -16,7 +17,7 @@ use std::sync::LazyLock;
 use libfuzzer_sys::{Corpus, fuzz_target};
 
 /// The targets by their names, which are those of the directories in `corpus` as well.
-const TARGETS: [(&str, fn(&[u8])); 12] = [
+const TARGETS: [(&str, fn(&[u8])); 14] = [
     ("store_path", texts::store_path),
     ("view", texts::view),
     ("roots_file", texts::roots_file),
@@ -27,7 +28,9 @@ const TARGETS: [(&str, fn(&[u8])); 12] = [
     ("registration", messages::registration),
     ("control", messages::control),
     ("init", messages::init),
+    ("mountinfo", texts::mountinfo),
     ("journal", journal::run),
+    ("ledger", ledger::run),
     ("requests", requests::run),
 ];
 

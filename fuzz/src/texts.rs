@@ -1,10 +1,13 @@
-//! Plain functions of text: names of store paths, what is served, files of roots, links of roots, variables of the environment.
+//! Plain functions of text: names of store paths, what is served, files of roots, links of roots, variables of the environment, the mount
+//! table.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
 
 use nix_store_fs::closure::resolve;
 use nix_store_fs::closure::roots::Targets;
+use nix_store_fs::monitor::mount;
 use nix_store_fs::startup;
 use nix_store_fs::values::{StorePath, View};
 
@@ -150,5 +153,49 @@ pub(crate) fn listen_fds(data: &[u8]) {
     for (at, (number, name)) in passed.into_iter().enumerate() {
         assert_eq!(number, 3 + at as i32);
         assert_eq!(name, named.get(at).copied().unwrap_or_default());
+    }
+}
+
+/// A field as the kernel writes it (`mangle_path` of Linux `fs/seq_file.c`): some bytes as three octal digits.
+fn mangled(field: &[u8]) -> Vec<u8> {
+    let escaped = |byte: &u8| match byte {
+        b' ' | b'\t' | b'\n' | b'\\' | b'#' => format!("\\{byte:03o}").into_bytes(),
+        _ => vec![*byte],
+    };
+    field.iter().flat_map(escaped).collect()
+}
+
+/// The mount table: any bytes, and lines as the kernel writes them, with fields that anybody chose. Those come back as they were.
+pub(crate) fn mountinfo(data: &[u8]) {
+    let is_fuse = |kind: &[u8]| kind == b"fuse" || kind.starts_with(b"fuse.");
+    let any = mount::parse_all(data);
+    assert!(any.len() <= data.split(|byte| *byte == b'\n').count());
+    assert!(any.iter().all(|mount| mount.user.is_none() || is_fuse(mount.kind.as_bytes())), "{any:?}");
+
+    let mut bytes = Bytes(data);
+    let (mut table, mut expected) = (Vec::new(), Vec::new());
+    while !bytes.is_empty() && expected.len() < 20 {
+        let (id, minor, user) = (u64::from(bytes.word()), bytes.half(), bytes.word());
+        let mut text = || bytes.short().iter().filter(|byte| **byte != 0).copied().collect::<Vec<u8>>();
+        let (at, source, subtype) = ([b"/", &text()[..]].concat(), text(), text());
+        let kind = match *bytes.pick(&["fuse", "tmpfs", "fusectl", "fuse."]) {
+            "fuse." => [b"fuse.", &subtype[..]].concat(),
+            kind => kind.as_bytes().to_vec(),
+        };
+        let optional = *bytes.pick(&["", "shared:7 ", "master:1 propagate_from:2 ", "unbindable "]);
+        table.extend_from_slice(format!("{id} 1 0:{minor} / ").as_bytes());
+        table.extend_from_slice(&mangled(&at));
+        table.extend_from_slice(format!(" rw,nosuid {optional}- ").as_bytes());
+        table.extend_from_slice(&[mangled(&kind), b" ".to_vec(), mangled(&source)].concat());
+        table.extend_from_slice(format!(" ro,user_id={user},group_id=0,allow_other\n").as_bytes());
+        expected.push((id, at, kind, source, format!("0:{minor}"), user));
+    }
+    let found = mount::parse_all(&table);
+    assert_eq!(found.len(), expected.len(), "{}", table.escape_ascii());
+    let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
+    for (found, (id, at, kind, source, device, user)) in found.iter().zip(expected) {
+        assert_eq!((found.id, found.at.as_os_str().as_bytes()), (id, &at[..]));
+        assert_eq!((&found.kind, &found.source, &found.device), (&text(&kind), &text(&source), &device));
+        assert_eq!(found.user, is_fuse(&kind).then_some(user));
     }
 }

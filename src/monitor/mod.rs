@@ -33,7 +33,7 @@ mod mounting;
 mod opening;
 mod poll;
 mod probe;
-mod refusing;
+pub mod refusing;
 mod registrar;
 mod runtime;
 mod settings;

@@ -3,6 +3,9 @@
 //!
 //! That server holds the device as long as one of its threads waits in the kernel for a directory that a reader has locked
 //! (`fuse_reverse_inval_entry`), and that reader waits for an answer. What was taken is in the ledger, and the rest in the queue.
+//!
+//! Invariant: whatever a hostile server wrote into the ledger, the kernel is told errors and nothing else. Of a request its id counts,
+//! and whether its kind has an answer. The fuzz target `ledger` checks that.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -20,7 +23,7 @@ const STEP: Duration = Duration::from_millis(10);
 ///
 /// # Errors
 /// Those of mapping the ledger and of reading the device.
-pub(super) fn refuse(
+pub fn refuse(
     device: OwnedFd,
     ledger: Option<OwnedFd>,
     until: Instant,

@@ -29,7 +29,7 @@ pub use place::place;
 pub use point::Point;
 pub(super) use processes::command;
 pub use processes::{named, users};
-pub use table::{Mount, mounts};
+pub use table::{Mount, mounts, parse_all};
 
 /// The file system type in the mount table.
 pub const TYPE: &str = "fuse.nix-store-fs";

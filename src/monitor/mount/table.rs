@@ -57,7 +57,13 @@ pub(super) fn of(process: &Path) -> Result<Vec<Mount>, MountError> {
         io::ErrorKind::NotFound => MountError::NoProc,
         _ => MountError::Table(error),
     })?;
-    Ok(table.split(|b| *b == b'\n').filter_map(parse).collect())
+    Ok(parse_all(&table))
+}
+
+/// The mounts of a table. A line that is none is left out.
+#[must_use]
+pub fn parse_all(table: &[u8]) -> Vec<Mount> {
+    table.split(|b| *b == b'\n').filter_map(parse).collect()
 }
 
 fn parse(line: &[u8]) -> Option<Mount> {
