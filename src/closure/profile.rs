@@ -28,7 +28,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::closure::dependency::{Dependency, Seen};
-use crate::closure::trust::{Part, Reason, Trust};
+use crate::closure::trust::{Part, Reason, Rights, Trust};
 use crate::store::Store;
 use crate::values::{InvalidStorePath, StorePath};
 
@@ -82,7 +82,10 @@ pub enum ProfileError {
     #[error("'{}' passes through more than {LINKS_MAX} symbolic links; mend the circle", .0.display())]
     TooManyLinks(PathBuf),
     /// Somebody else could decide where the path leads.
-    #[error("roots are not resolved through '{}': {why}", entry.display())]
+    #[error(
+        "roots are not resolved through '{}': {why} and could choose what is served; {}, or give the store path itself",
+        entry.display(), why.remedy()
+    )]
     Untrusted {
         /// The link, the directory or the file.
         entry: PathBuf,
@@ -246,11 +249,14 @@ impl<'a> Walk<'a> {
     /// Judges what was examined, and records it. What is in the store does not change.
     fn judge(&mut self, one: Dependency, part: Part) -> Result<(), ProfileError> {
         let found = one.found().map(|found| (one.path().to_owned(), found));
+        let dir = self.dir_of(one.path());
         if self.goal == Goal::StorePath || !one.path().starts_with(self.dirs.real) {
             self.depends_on.push(one);
         }
         let Some((entry, found)) = found else { return Ok(()) };
-        let Err(why) = self.trust.judge(&entry, found.identity, found.rights, part) else { return Ok(()) };
+        let Err(why) = self.trust.judge(&entry, found.identity, found.rights, dir, part) else {
+            return Ok(());
+        };
         let refused = ProfileError::Untrusted { entry, why };
         if self.trust.is_enforced() {
             return Err(refused);
@@ -259,6 +265,15 @@ impl<'a> Walk<'a> {
             tracing::warn!(path = %self.typed.display(), "a view of this would be refused: {refused}");
         }
         Ok(())
+    }
+
+    /// The rights of the directory that `path` is in. None for a store directory: Nix alone puts things there, though builders
+    /// of their group may write it. Nor for what was reached by a descriptor.
+    fn dir_of(&self, path: &Path) -> Option<Rights> {
+        let dir = path.parent().filter(|dir| *dir != self.dirs.logical)?;
+        let examined =
+            self.depends_on.iter().rfind(|one| one.path() == dir && *one.seen() == Seen::Directory);
+        examined.and_then(Dependency::found).map(|found| found.rights)
     }
 
     fn contents_of(&mut self, file: &Path) -> Result<io::Result<String>, ProfileError> {

@@ -217,6 +217,42 @@ fn nobody_else_decides() {
     assert!(read("file").is_ok());
 }
 
+/// What others may move to where it is does not decide. In the directory of a store it does: builders may write that.
+#[test]
+fn nobody_else_moves_what_decides() {
+    use std::os::unix::fs::PermissionsExt;
+    let chroot = Chroot::new();
+    let logical = chroot.path("logical");
+    let dirs = StoreDirs { logical: &logical, real: &chroot.real };
+    for dir in ["logical", "public", "public/dir"] {
+        std::fs::create_dir(chroot.path(dir)).unwrap();
+    }
+    chroot.link("public/link", "../nix/var/nix/profiles/per-container/web/system");
+    chroot.link("public/dir/link", "../link");
+    chroot.link("public/dir/direct", "../../nix/var/nix/profiles/per-container/web/system");
+    chroot.link("to-stored", chroot.real.join("roots").to_str().unwrap());
+    for dir in ["logical", "public", "nix/store"] {
+        std::fs::write(chroot.path(dir).join("roots"), "some").unwrap();
+        std::fs::set_permissions(chroot.path(dir), std::fs::Permissions::from_mode(0o1777)).unwrap();
+    }
+    let moved = |result: Result<_, ProfileError>| match result {
+        Err(ProfileError::Untrusted { entry, why: Reason::Movable { dir, .. } }) => Some((entry, dir)),
+        Ok(()) => None,
+        Err(error) => panic!("{error}"),
+    };
+    let usual = StoreDirs { logical: Path::new("/nix/store"), real: &chroot.real };
+    let followed = |typed: &str| moved(follow(&chroot.path(typed), usual, &trust()).result.map(|_| ()));
+    let read = |typed: &str| moved(read_file(&chroot.path(typed), dirs, &trust()).result.map(|_| ()));
+    let public = |name: &str| Some((chroot.path("public").join(name), chroot.path("public")));
+    assert_eq!(followed("public/link"), public("link"));
+    assert_eq!(followed("public/dir/link"), public("link"));
+    assert_eq!(followed("public/dir/direct"), None);
+    assert_eq!(read("public/roots"), public("roots"));
+    for stored in ["logical/roots", "nix/store/roots", "to-stored"] {
+        assert_eq!(read(stored), None, "{stored}");
+    }
+}
+
 #[test]
 fn each_failure_has_its_own_name() {
     let chroot = Chroot::new();

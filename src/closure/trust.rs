@@ -5,9 +5,9 @@
 //!
 //! The rule: a link that is followed, a directory that is walked through and a file that is read belong to root, to the
 //! effective user, or to the owner of the store directory, who can change every byte in it anyway. Nobody else may
-//! write them. Of a directory that others may write, the entries are used only if it is sticky: there the entry of a
-//! trusted owner can be renamed or deleted by its owner and the directory's alone (inode(7), "sticky bit"). What somebody
-//! else makes there belongs to them, and is refused when it is found. The mode of a symbolic link means nothing
+//! write them. Of a directory that others may write, subdirectories alone are used, and only if it is sticky: there the
+//! entry of a trusted owner can be renamed or deleted by its owner and the directory's alone (inode(7), "sticky bit"). What
+//! somebody else makes there belongs to them, and is refused when it is found. The mode of a symbolic link means nothing
 //! (symlink(7)).
 //!
 //! Hard points:
@@ -19,8 +19,10 @@
 //! 3. In a container without private users, uid 0 is root of the host. What it can write is known to the caller alone,
 //!    who [names](Trust::with_untrusted) it: it is recognised by name, and by device and inode number under another name.
 //!    A bind mount of something below it elsewhere has neither, and is not recognised.
-//! 4. The owner of another directory can move a link of a trusted owner out of it into a sticky one (rename(2)). It is not
-//!    told from one that was made there: docs/security.md, "Not promised".
+//! 4. Whoever can write a sticky directory can bring an entry of a trusted owner into it that was made elsewhere: a link or
+//!    a file by rename(2) from a directory of their own, or by link(2) where `fs.protected_hardlinks` is 0. So they choose
+//!    which one is found. A directory changes its parent only if it can be written itself (`vfs_rename` in Linux
+//!    `fs/namei.c`: its `..` changes), and has no second name.
 //! 5. Those who bypass modes (CAP_DAC_OVERRIDE) and the maps of idmapped mounts are not known here.
 
 use std::path::{Path, PathBuf};
@@ -77,26 +79,46 @@ pub enum Part {
     Roots,
 }
 
-/// Why somebody else could decide what the roots mean.
+/// Why somebody else could decide what the roots mean, as the first half of a sentence about what they could do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Reason {
     /// The owner is a stranger.
-    #[error(
-        "uid {} owns it (mode {:04o}) and could choose what is served; give it to root (chown -h), or give the store path itself",
-        .0.owner, .0.permissions()
-    )]
+    #[error("uid {} owns it (mode {:04o})", .0.owner, .0.permissions())]
     Owner(Rights),
     /// Its mode lets strangers write.
     #[error(
-        "others than its owner can write it (uid {}, gid {}, mode {:04o}{}) and could choose what is served; take that \
-         right away ({}), or give the store path itself",
-        .0.owner, .0.group, .0.permissions(), if .0.acl { ", with an access control list" } else { "" },
-        if .0.acl { "chmod go-w, setfacl -b" } else { "chmod go-w" }
+        "others than its owner can write it (uid {}, gid {}, mode {:04o}{})",
+        .0.owner, .0.group, .0.permissions(), if .0.acl { ", with an access control list" } else { "" }
     )]
     Writable(Rights),
+    /// Strangers may have brought it to where it is.
+    #[error(
+        "others can write '{}', which it is in (mode {:04o}), can move there what somebody else has made,",
+        .dir.display(), .rights.permissions()
+    )]
+    Movable {
+        /// The directory that it is in.
+        dir: PathBuf,
+        /// Of that directory.
+        rights: Rights,
+    },
     /// The caller named it, or a directory above it.
-    #[error("it is in '{}', which --untrusted names; give the store path itself, or a link elsewhere", .0.display())]
+    #[error("it is in '{}', which --untrusted names: others can write that", .0.display())]
     Named(PathBuf),
+}
+
+impl Reason {
+    /// What to do about it.
+    #[must_use]
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::Owner(_) => "give it to root (chown -h)",
+            Self::Writable(Rights { acl: true, .. }) => "take that right away (chmod go-w, setfacl -b)",
+            Self::Writable(_) => "take that right away (chmod go-w)",
+            Self::Movable { .. } => "move it to a directory that nobody else can write",
+            Self::Named(_) => "move it elsewhere",
+        }
+    }
 }
 
 /// What must not decide.
@@ -167,11 +189,18 @@ impl Trust {
         self.enforced
     }
 
-    /// Judges what is at `path`.
+    /// Judges what is at `path`, in a directory with the rights `dir`; without, nobody chooses what is in it.
     ///
     /// # Errors
     /// Why it must not decide what the roots mean.
-    pub fn judge(&self, path: &Path, identity: Identity, rights: Rights, part: Part) -> Result<(), Reason> {
+    pub fn judge(
+        &self,
+        path: &Path,
+        identity: Identity,
+        rights: Rights,
+        dir: Option<Rights>,
+        part: Part,
+    ) -> Result<(), Reason> {
         if let Some(one) = self.untrusted.iter().find(|one| one.contains(path, identity)) {
             return Err(Reason::Named(one.named.clone()));
         }
@@ -183,13 +212,15 @@ impl Trust {
         if !self.owners.contains(&rights.owner) {
             return Err(Reason::Owner(rights));
         }
-        let harmless = match kind {
-            FileType::Symlink => true,
-            FileType::Directory => rights.mode & STICKY != 0,
-            _ => false,
-        };
-        if !harmless && rights.others_write(self.group) {
+        let others_write = kind != FileType::Symlink && rights.others_write(self.group);
+        if others_write && !(kind == FileType::Directory && rights.mode & STICKY != 0) {
             return Err(Reason::Writable(rights));
+        }
+        // Hard point 4.
+        let stays = kind == FileType::Directory && !others_write;
+        if let Some(above) = dir.filter(|above| !stays && above.others_write(self.group)) {
+            let dir = path.parent().unwrap_or(path).to_owned();
+            return Err(Reason::Movable { dir, rights: above });
         }
         Ok(())
     }
@@ -227,7 +258,11 @@ mod tests {
 
     /// User 0 and 1000 with group 100.
     fn judge(rights: Rights, part: Part) -> Result<(), Reason> {
-        Trust::new([0, 1000], 100).judge(Path::new("/a/b"), IDENTITY, rights, part)
+        judge_in(None, rights, part)
+    }
+
+    fn judge_in(dir: Option<Rights>, rights: Rights, part: Part) -> Result<(), Reason> {
+        Trust::new([0, 1000], 100).judge(Path::new("/a/b"), IDENTITY, rights, dir, part)
     }
 
     #[test]
@@ -276,6 +311,37 @@ mod tests {
         assert_eq!(judge(rights(7, 7, FILE | 0o666), Part::Way), Ok(()));
     }
 
+    /// Whoever can write a sticky directory can move there what is none of theirs, but for a directory.
+    #[test]
+    fn what_a_stranger_can_move_does_not_decide() {
+        let dir = |owner, group, mode| rights(owner, group, DIR | mode);
+        let everybodys = [dir(0, 0, 0o1777), dir(0, 0, 0o1757), dir(0, 7, 0o1775), dir(1000, 0, 0o1777)];
+        let own = [dir(0, 0, 0o755), dir(0, 0, 0o1755), dir(0, 100, 0o1775), dir(1000, 100, 0o775)];
+        let movable = [
+            rights(0, 0, LINK | 0o777),
+            rights(1000, 7, LINK | 0o777),
+            rights(0, 0, FILE | 0o644),
+            rights(1000, 100, FILE | 0o664),
+            dir(0, 0, 0o1777),
+            dir(0, 30000, 0o1775),
+        ];
+        let stay = [dir(0, 0, 0o755), dir(0, 0, 0o1755), dir(1000, 100, 0o775), dir(1000, 100, 0o1775)];
+        for above in everybodys {
+            for one in movable {
+                let refused = Reason::Movable { dir: "/a".into(), rights: above };
+                assert_eq!(judge_in(Some(above), one, Part::Roots), Err(refused), "{one:?} in {above:?}");
+            }
+            for one in stay {
+                assert_eq!(judge_in(Some(above), one, Part::Roots), Ok(()), "{one:?} in {above:?}");
+            }
+        }
+        for above in own {
+            for one in movable.into_iter().chain(stay) {
+                assert_eq!(judge_in(Some(above), one, Part::Roots), Ok(()), "{one:?} in {above:?}");
+            }
+        }
+    }
+
     #[test]
     fn what_is_named_is_refused_under_any_name() {
         let dir = tempfile::tempdir().unwrap();
@@ -287,7 +353,8 @@ mod tests {
         let (absent, dangling) = (dir.path().join("absent"), dir.path().join("dangling"));
         std::os::unix::fs::symlink("nowhere", &dangling).unwrap();
         let trust = Trust::new([0], 0).with_untrusted(&[link.clone(), absent.clone(), dangling.clone()]);
-        let by = |path: &Path, identity| trust.judge(path, identity, rights(0, 0, DIR | 0o755), Part::Way);
+        let by =
+            |path: &Path, identity| trust.judge(path, identity, rights(0, 0, DIR | 0o755), None, Part::Way);
         let named = |dir: &Path| Err(Reason::Named(dir.to_owned()));
         assert_eq!(by(Path::new("/elsewhere"), same), named(&link));
         assert_eq!(by(&real.canonicalize().unwrap().join("below"), IDENTITY), named(&link));
@@ -307,14 +374,18 @@ mod tests {
         }
     }
 
+    fn may_write(rights: Rights, stranger: u32, groups: &[u32]) -> bool {
+        let shift = if groups.contains(&rights.group) { 3 } else { 0 };
+        stranger == rights.owner || rights.mode >> shift & 0o2 != 0
+    }
+
     /// Whether `stranger`, a member of `groups`, can make an entry of somebody trusted in a directory another one, or
     /// change a file, or put another in the place of what is there: the rules of path_resolution(7) and inode(7).
     fn can_change(rights: Rights, stranger: u32, groups: &[u32]) -> bool {
         if stranger == rights.owner {
             return true;
         }
-        let shift = if groups.contains(&rights.group) { 3 } else { 0 };
-        let may_write = rights.mode >> shift & 0o2 != 0;
+        let may_write = may_write(rights, stranger, groups);
         match rights.mode & 0o170_000 {
             LINK => false,
             DIR => may_write && rights.mode & 0o1000 == 0,
@@ -322,20 +393,44 @@ mod tests {
         }
     }
 
+    /// Whether `stranger` can move something like this from a directory of their own into one with the rights `dir`.
+    fn can_bring(rights: Rights, dir: Rights, stranger: u32, groups: &[u32]) -> bool {
+        let leaves = rights.mode & 0o170_000 != DIR || may_write(rights, stranger, groups);
+        leaves && may_write(dir, stranger, groups)
+    }
+
+    /// Owner, group and permissions.
+    fn any_rights() -> impl Strategy<Value = (u32, u32, u32)> {
+        (0u32..5, 0u32..4, 0u32..0o10000)
+    }
+
     proptest! {
-        /// Exactly what some stranger can change is refused.
+        /// What some stranger can change or choose is refused, and nothing else. Where one writes the directory and only another
+        /// one what is in it, that is refused as well: they may be the same person.
         #[test]
-        fn a_stranger_decides_nothing(owner in 0u32..5, group in 0u32..4, kind in prop::sample::select(vec![LINK, DIR, FILE]), permissions in 0u32..0o10000) {
-            let rights = rights(owner, group, kind | permissions);
+        fn a_stranger_decides_nothing(
+            (owner, group, permissions) in any_rights(),
+            kind in prop::sample::select(vec![LINK, DIR, FILE]),
+            above in proptest::option::of(any_rights()),
+        ) {
+            let one = rights(owner, group, kind | permissions);
+            // Who owns the directory above is judged by itself.
+            let above = above.map(|(owner, group, permissions)| rights(owner % 2, group, DIR | permissions));
             // Users 0 and 1 are trusted, and the members of group 1 with them.
             let trust = Trust::new([0, 1], 1);
-            let strangers = 2..6u32;
-            let everybody_in = [[0, 2, 3].as_slice(), &[]];
-            let changed = strangers.into_iter().any(|stranger| {
-                everybody_in.iter().any(|groups| can_change(rights, stranger, groups))
-            });
-            let judged = trust.judge(Path::new("/a"), IDENTITY, rights, Part::Roots);
-            prop_assert_eq!(judged.is_err(), changed, "{:?}", rights);
+            let strangers = || (2..6u32).flat_map(|stranger| [(stranger, [0, 2, 3].as_slice()), (stranger, &[])]);
+            let changed = strangers().any(|(stranger, groups)| can_change(one, stranger, groups));
+            let brought = |above| strangers().any(|(stranger, groups)| can_bring(one, above, stranger, groups));
+            let together = |above| {
+                let any = |rights| strangers().any(|(stranger, groups)| may_write(rights, stranger, groups));
+                any(above) && (kind != DIR || any(one))
+            };
+            let judged = trust.judge(Path::new("/a/b"), IDENTITY, one, above, Part::Roots);
+            if changed || above.is_some_and(brought) {
+                prop_assert!(judged.is_err(), "{:?} in {:?}", one, above);
+            } else if !above.is_some_and(together) {
+                prop_assert!(judged.is_ok(), "{:?} in {:?}", one, above);
+            }
         }
     }
 }

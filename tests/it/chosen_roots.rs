@@ -119,8 +119,69 @@ fn a_start_refuses_what_a_stranger_could_change() {
     }
 }
 
-/// What root alone can change is followed: also root's link where others may put links of their own, and what its own group
-/// may write.
+/// Moves something as a stranger, who owns the directory that it is in. Returns whether the kernel lets them.
+fn stranger_moves(from: &Path, to: &Path) -> bool {
+    let mut command = Command::new("setpriv");
+    let moved = command.args(as_user(STRANGER)).args(["mv", "-nT"]).args([from, to]).output().unwrap();
+    assert_eq!(moved.status.success(), !from.exists() && !from.is_symlink(), "{moved:?}");
+    moved.status.success()
+}
+
+/// A stranger owns a directory in which root has made something, and moves it to where a root is looked for. What they can
+/// move is refused by name; what they cannot is followed where others may put things, too.
+#[test]
+fn what_a_stranger_has_moved_is_no_root() {
+    need!(Root, Fuse, Nix);
+    let profiles = Profiles::new();
+    let outside = &profiles.fixture.outside;
+    let (theirs, public) = (profiles.at("theirs"), profiles.at("public"));
+    for dir in [&theirs, &public, &theirs.join("open"), &theirs.join("closed")] {
+        fs::create_dir(dir).unwrap();
+    }
+    for link in ["link", "open/system", "closed/system"] {
+        symlink(&outside.path, theirs.join(link)).unwrap();
+    }
+    fs::write(theirs.join("roots"), format!("{}\n", outside.path)).unwrap();
+    for dir in ["public", "theirs/open"] {
+        profiles.mode(dir, 0o1777);
+    }
+    chown(&theirs, Some(STRANGER), Some(STRANGER)).unwrap();
+    let awaited = public.join("awaited");
+    let roots = format!("{}\n?{}\n", profiles.fixture.system.path, awaited.display());
+    fs::write(profiles.at("roots"), roots).unwrap();
+    let mut service = profiles.service().with([Path::new("--roots-file"), &profiles.at("roots")]);
+    service.start_ready();
+
+    for name in ["link", "open"] {
+        assert!(stranger_moves(&theirs.join(name), &awaited), "{name}");
+        let reload = service.reload();
+        assert!(!service.path().join(&outside.base).exists(), "a stranger has chosen a root: {name}");
+        assert_eq!(reload.status.code(), Some(8), "{name}: {reload:?}");
+        let expected = format!("'{}': others can write '{}'", awaited.display(), public.display());
+        assert!(reload.stderr.contains(&expected), "{name}: {reload:?}");
+        assert!(reload.stderr.contains("mode 1777"), "{name}: {reload:?}");
+        fs::rename(&awaited, profiles.at(&format!("{name}.away"))).unwrap();
+    }
+    assert!(stranger_moves(&theirs.join("roots"), &awaited));
+    let said = refused(profiles.fixture.program().arg("--roots-file").arg(&awaited), 3).stderr;
+    assert!(
+        said.contains(&format!("'{}': others can write '{}'", awaited.display(), public.display())),
+        "{said}"
+    );
+    fs::remove_file(&awaited).unwrap();
+
+    assert!(
+        !stranger_moves(&theirs.join("closed"), &awaited),
+        "the kernel lets a stranger move root's directory"
+    );
+    fs::rename(theirs.join("closed"), &awaited).unwrap();
+    service.reload_well();
+    assert!(service.path().join(&outside.base).exists());
+    service.stop();
+}
+
+/// What root alone can change is followed: also root's directory where others may put things of their own, and what its own
+/// group may write.
 #[test]
 fn a_start_follows_what_root_alone_can_change() {
     need!(Root, Fuse, Nix);
@@ -153,7 +214,10 @@ fn a_reload_refuses_what_a_stranger_has_put_there() {
     assert!(reload.stderr.contains(&format!("'{}'", awaited.display())), "{reload:?}");
     assert!(!service.path().join(&outside.base).exists());
     assert!(service.path().join(&profiles.fixture.system.base).exists());
+    // Root's own is refused as well while others could have moved it there.
     lchown(&awaited, Some(0), Some(0)).unwrap();
+    assert_eq!(service.reload().status.code(), Some(8));
+    profiles.mode("shared", 0o755);
     service.reload_well();
     assert!(service.path().join(&outside.base).exists());
     service.stop();

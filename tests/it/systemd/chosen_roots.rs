@@ -129,6 +129,8 @@ fn a_link_that_a_container_makes_as_root_is_no_root_where_it_is_named() {
     need_systemd!();
     let writable = Writable::new();
     let system = writable.closure.system("own");
+    // Root writes it all the same.
+    fs::set_permissions(writable.shared(), fs::Permissions::from_mode(0o755)).unwrap();
     let view = writable.mount(writable.program(&system));
     let machine = writable.boot(&system, None);
     let unnamed = writable.program(&system).arg("--dump-closure").run();
