@@ -69,7 +69,7 @@ pub struct Found {
 }
 
 impl Found {
-    fn new(path: &Path, stat: &Stat) -> Self {
+    pub(super) fn new(path: &Path, stat: &Stat) -> Self {
         let group_writes =
             stat.st_mode & GROUP_WRITE != 0 && !FileType::from_raw_mode(stat.st_mode).is_symlink();
         let rights = Rights {

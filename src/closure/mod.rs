@@ -1,11 +1,12 @@
 //! From a path that a person types to a closure: [`profile`] follows links and returns what that depended on
-//! ([`dependency`]) where nobody else decides ([`trust`]), [`resolve`] asks the store and holds what it answers, [`roots`] are the links that hold it beyond
-//! this process, [`dump`] prints it.
+//! ([`dependency`]) where nobody else decides ([`trust`]), [`resolve`] asks the store and holds what it answers, [`roots`]
+//! are the links that hold it beyond this process, in a [`directory`] that nobody else chooses, [`dump`] prints it.
 //!
 //! [`Closure`] itself is a plain value: roots, everything they refer to, and what that weighs. Its members are sorted and
 //! unique, and every root is a member.
 
 pub mod dependency;
+mod directory;
 pub mod dump;
 pub mod profile;
 pub mod resolve;

@@ -423,7 +423,8 @@ impl<'a> Walk<'a> {
     }
 }
 
-fn parts(path: &Path) -> impl Iterator<Item = OsString> + '_ {
+/// The names in a path, and `..`.
+pub(super) fn parts(path: &Path) -> impl Iterator<Item = OsString> + '_ {
     path.components().filter_map(|part| match part {
         Component::Normal(_) | Component::ParentDir => Some(part.as_os_str().to_owned()),
         _ => None,

@@ -8,7 +8,7 @@ const SYSTEM_PATH: &str = "00000000000000000000000000000000-nixos-system-web";
 const OTHER_PATH: &str = "11111111111111111111111111111111-other";
 
 fn trust() -> Trust {
-    Trust::of_process(Path::new("/nix/store"))
+    Trust::of_process(Some(Path::new("/nix/store")))
 }
 
 /// A chroot store in a directory of its own.

@@ -113,8 +113,9 @@ pub fn parse(text: &str) -> Vec<Line> {
 }
 
 /// Whom to trust with `roots`, as things are now.
-fn trust(roots: &Roots, dirs: StoreDirs<'_>) -> Trust {
-    Trust::of_process(dirs.real).with_untrusted(&roots.untrusted)
+#[must_use]
+pub fn trust(roots: &Roots, dirs: StoreDirs<'_>) -> Trust {
+    Trust::of_process(Some(dirs.real)).with_untrusted(&roots.untrusted)
 }
 
 /// Follows `roots` to store paths; asks no store.
@@ -288,6 +289,15 @@ mod tests {
             (StoreError::Version { built: "2.26", loaded: "2.27".into() }.into(), false),
             (NotAClosure(root()).into(), true),
             (RootsError::NotADirectory("/roots".into()).into(), true),
+            (
+                RootsError::Untrusted {
+                    dir: "/roots".into(),
+                    entry: "/".into(),
+                    why: Reason::Named("/".into()),
+                }
+                .into(),
+                true,
+            ),
             (RootsError::Make(StoreError::Invalid { store: "local".into(), path: root() }).into(), true),
             (RootsError::Closed.into(), false),
         ];

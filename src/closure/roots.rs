@@ -8,6 +8,8 @@
 //! - One thread owns the [`RootLinks`] of a view, so nothing is made while links are being removed. Another thread may
 //!   remove links only through the [`Ledger`], which forbids further links first.
 //! - A link is in the ledger before the call that creates it.
+//! - Links are made and removed only in a directory that nobody else could choose ([`directory`]): it is opened
+//!   again each time before one is made, and one is removed through the descriptor that was opened last.
 //!
 //! Hard points:
 //! 1. Links that an earlier process left may hold what is still served, and nobody can tell. They stay until a
@@ -16,13 +18,22 @@
 //!    registered with Nix. So every link that must exist is made once by this process, which replaces it.
 //! 3. A thread that makes links can hang in a call of Nix. [`Ledger`] lets another thread forbid new links and remove
 //!    those that exist, without waiting for it. The call that hangs may still create its own link afterwards.
+//! 4. Nix makes and registers a link by its path. Who is trusted may have moved the directory a moment before. The collector
+//!    reads the link by that path later, and removes no link but its own.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{CStr, OsStr};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::directory::{self, NotOpened};
+use super::trust::{Reason, Trust};
 
 use crate::store::StoreError;
 use crate::values::StorePath;
@@ -42,6 +53,19 @@ pub enum RootsError {
         #[source]
         source: io::Error,
     },
+    /// Somebody else could put another directory in its place.
+    #[error(
+        "garbage collector roots are not kept in '{}' because of '{}': {why} and could have links made or removed \
+         elsewhere; {}, or choose another directory with --gc-root", dir.display(), entry.display(), why.remedy()
+    )]
+    Untrusted {
+        /// The directory.
+        dir: PathBuf,
+        /// Itself, or a link or directory on the way to it.
+        entry: PathBuf,
+        /// Who, and what to do.
+        why: Reason,
+    },
     /// A link cannot be made.
     #[error("cannot create a garbage collector root")]
     Make(#[source] StoreError),
@@ -55,7 +79,7 @@ impl RootsError {
     #[must_use]
     pub fn may_pass(&self) -> bool {
         match self {
-            Self::NotADirectory(_) | Self::List { .. } => true,
+            Self::NotADirectory(_) | Self::List { .. } | Self::Untrusted { .. } => true,
             Self::Make(error) => error.may_pass(),
             Self::Closed => false,
         }
@@ -178,6 +202,8 @@ struct Book {
     links: BTreeMap<PathBuf, bool>,
     /// The one of them that is being made.
     making: Option<PathBuf>,
+    /// Where they are. None: it was never opened.
+    dir: Option<Arc<OwnedFd>>,
     closed: bool,
 }
 
@@ -198,41 +224,49 @@ impl Ledger {
     fn close(&self, goes: impl Fn(bool) -> bool) -> Option<PathBuf> {
         let mut book = self.0.lock();
         book.closed = true;
-        book.links.retain(|link, stays| !goes(*stays) || remove(link).is_err());
-        let Book { links, making, .. } = &*book;
+        let Book { links, making, dir, .. } = &mut *book;
+        links.retain(|link, stays| !goes(*stays) || remove(dir.as_deref(), link).is_err());
         making.clone().filter(|link| links.get(link).is_none_or(|stays| goes(*stays)))
     }
 
-    /// To be called before a link is made.
-    fn enter(&self, link: &Path, stays: bool) -> Result<(), RootsError> {
+    /// To be called before a link is made in `dir`.
+    fn enter(&self, link: &Path, stays: bool, dir: Option<Arc<OwnedFd>>) -> Result<(), RootsError> {
         let mut book = self.0.lock();
         if book.closed {
             return Err(RootsError::Closed);
         }
         book.links.insert(link.to_owned(), stays);
         book.making = Some(link.to_owned());
+        book.dir = dir;
         Ok(())
     }
 
-    /// These links exist, and none is being made.
-    fn set(&self, links: impl IntoIterator<Item = (PathBuf, bool)>) {
+    /// These links exist in `dir`, and none is being made.
+    fn set(&self, links: impl IntoIterator<Item = (PathBuf, bool)>, dir: Option<Arc<OwnedFd>>) {
         let mut book = self.0.lock();
         book.links = links.into_iter().collect();
         book.making = None;
+        book.dir = dir;
     }
 }
 
-/// Removes a link, if it is there; a failure is logged.
-fn remove(link: &Path) -> io::Result<()> {
+/// Removes a link from `dir`, if it is there; a failure is logged.
+fn remove(dir: Option<&OwnedFd>, link: &Path) -> Result<(), Errno> {
+    let (Some(dir), Some(name)) = (dir, link.file_name()) else { return Ok(()) };
     // Something else may have taken the place of the link; it is not ours.
-    let removed = if link.is_symlink() { std::fs::remove_file(link) } else { Ok(()) };
+    let removed = if is_link(dir, name) { rustix::fs::unlinkat(dir, name, AtFlags::empty()) } else { Ok(()) };
     match removed {
         // The owner of the links and a thread that closes the ledger may both remove one.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(Errno::NOENT) => Ok(()),
         removed => removed.inspect_err(|error| {
             tracing::warn!(%error, link = %link.display(), "cannot remove a garbage collector root; remove it by hand");
         }),
     }
+}
+
+fn is_link(dir: &OwnedFd, name: &OsStr) -> bool {
+    let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW);
+    stat.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Symlink)
 }
 
 /// The links of one view in a directory of the user's, `NAME--STOREPATH`.
@@ -242,13 +276,19 @@ pub struct RootLinks {
     prefix: String,
     targets: Targets,
     ledger: Ledger,
+    /// Who may decide which directory it is.
+    trust: Trust,
+    /// The directory, when it was looked at last.
+    open: Option<Arc<OwnedFd>>,
 }
 
 impl RootLinks {
     /// Links in `dir` for the view called `name`, of which `served` are served already. Looks at nothing yet.
     #[must_use]
-    pub fn new(dir: &Path, name: &str, served: BTreeSet<StorePath>) -> Self {
+    pub fn new(dir: &Path, name: &str, served: BTreeSet<StorePath>, trust: Trust) -> Self {
         Self {
+            trust,
+            open: None,
             dir: dir.to_owned(),
             prefix: format!("{name}--"),
             targets: Targets::new(served),
@@ -262,25 +302,47 @@ impl RootLinks {
         self.ledger.clone()
     }
 
+    /// Who may decide from now on which directory it is.
+    pub fn set_trust(&mut self, trust: Trust) {
+        self.trust = trust;
+    }
+
+    /// Opens the directory, and with `make` makes it; without, it may be absent.
+    ///
+    /// # Errors
+    /// [`RootsError::NotADirectory`], [`RootsError::Untrusted`], [`RootsError::List`]; then the one that was opened before
+    /// stays that from which links are removed.
+    fn open(&mut self, make: bool) -> Result<(), RootsError> {
+        let dir = || self.dir.clone();
+        self.open = match directory::open(&self.dir, &self.trust, make) {
+            Ok(open) => Some(Arc::new(open)),
+            Err(NotOpened::Absent) if !make => None,
+            Err(NotOpened::Absent) => {
+                return Err(RootsError::List { path: dir(), source: io::ErrorKind::NotFound.into() });
+            }
+            Err(NotOpened::NotADirectory(path)) => return Err(RootsError::NotADirectory(path)),
+            Err(NotOpened::Untrusted { entry, why }) => {
+                return Err(RootsError::Untrusted { dir: dir(), entry, why });
+            }
+            Err(NotOpened::Io(source)) => return Err(RootsError::List { path: dir(), source }),
+        };
+        Ok(())
+    }
+
     /// Looks which links exist.
     ///
     /// # Errors
-    /// [`RootsError::NotADirectory`], [`RootsError::List`]; an absent directory is an empty one.
+    /// [`RootsError::NotADirectory`], [`RootsError::Untrusted`], [`RootsError::List`]; an absent directory is an empty one.
     pub fn examine(&mut self) -> Result<(), RootsError> {
-        let list = |source| RootsError::List { path: self.dir.clone(), source };
+        self.open(false)?;
+        let list = |error: Errno| RootsError::List { path: self.dir.clone(), source: error.into() };
         let mut found = BTreeSet::new();
-        match std::fs::read_dir(&self.dir) {
-            Ok(entries) => {
-                for entry in entries {
-                    found.extend(self.root(&entry.map_err(list)?));
-                }
+        if let Some(dir) = &self.open {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let readable = rustix::fs::openat(dir, c".", flags, Mode::empty()).map_err(list)?;
+            for entry in rustix::fs::Dir::new(readable).map_err(list)? {
+                found.extend(self.root(dir, entry.map_err(list)?.file_name()));
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
-                let file = self.dir.ancestors().find(|path| path.exists() && !path.is_dir());
-                return Err(RootsError::NotADirectory(file.unwrap_or(&self.dir).to_owned()));
-            }
-            Err(error) => return Err(list(error)),
         }
         self.targets.found(found);
         self.publish();
@@ -308,18 +370,23 @@ impl RootLinks {
     /// Makes every link that must exist with `make`, which returns false for a root that the store does not have.
     ///
     /// # Errors
-    /// [`RootsError::Make`], [`RootsError::Closed`]; links made before stay.
+    /// [`RootsError::Make`], [`RootsError::Closed`], those of a directory that cannot be used; links made before stay.
     pub fn complete(
         &mut self,
         mut make: impl FnMut(&StorePath, &Path) -> Result<bool, StoreError>,
     ) -> Result<(), RootsError> {
-        for root in self.targets.missing() {
+        let missing = self.targets.missing();
+        if !missing.is_empty() {
+            // Nix would make what is absent by its path.
+            self.open(true)?;
+        }
+        for root in missing {
             let link = self.link(&root);
-            self.ledger.enter(&link, self.targets.stays(&root))?;
+            self.ledger.enter(&link, self.targets.stays(&root), self.open.clone())?;
             let made = make(&root, &link);
             if matches!(made, Ok(true)) {
                 self.targets.made(root);
-            } else if link.is_symlink() {
+            } else if self.is_link(&link) {
                 // It may have been made and then not registered: then it must be removed again.
                 self.targets.seen(root);
             }
@@ -355,7 +422,7 @@ impl RootLinks {
 
     fn clear(&mut self) {
         for root in self.targets.outdated() {
-            if remove(&self.link(&root)).is_ok() {
+            if remove(self.open.as_deref(), &self.link(&root)).is_ok() {
                 self.targets.removed(&root);
             }
         }
@@ -366,15 +433,21 @@ impl RootLinks {
         self.dir.join(format!("{}{root}", self.prefix))
     }
 
+    fn is_link(&self, link: &Path) -> bool {
+        let place = self.open.as_deref().zip(link.file_name());
+        place.is_some_and(|(dir, name)| is_link(dir, name))
+    }
+
     /// What an entry of the directory holds, if it is a link of this view.
-    fn root(&self, entry: &std::fs::DirEntry) -> Option<StorePath> {
-        let name = entry.file_name();
-        let root = StorePath::new(name.to_str()?.strip_prefix(&self.prefix)?).ok()?;
-        entry.file_type().is_ok_and(|kind| kind.is_symlink()).then_some(root)
+    fn root(&self, dir: &OwnedFd, name: &CStr) -> Option<StorePath> {
+        let text = name.to_str().ok()?;
+        let root = StorePath::new(text.strip_prefix(&self.prefix)?).ok()?;
+        is_link(dir, text.as_ref()).then_some(root)
     }
 
     fn publish(&self) {
-        self.ledger.set(self.targets.links.iter().map(|root| (self.link(root), self.targets.stays(root))));
+        let links = self.targets.links.iter().map(|root| (self.link(root), self.targets.stays(root)));
+        self.ledger.set(links, self.open.clone());
     }
 }
 

@@ -166,7 +166,7 @@ fn names(dir: &Path) -> BTreeSet<String> {
 #[test]
 fn a_failure_takes_back_its_own_links_alone() {
     let dir = tempfile::tempdir().unwrap();
-    let mut links = RootLinks::new(dir.path(), "web", BTreeSet::new());
+    let mut links = RootLinks::new(dir.path(), "web", BTreeSet::new(), Trust::of_process(None));
     symlink("/nowhere", links.link(&root(7))).unwrap();
     std::fs::write(links.link(&root(3)), "in the way").unwrap();
     links.examine().unwrap();
@@ -184,7 +184,7 @@ fn a_failure_takes_back_its_own_links_alone() {
 #[test]
 fn only_links_of_the_view_are_removed() {
     let dir = tempfile::tempdir().unwrap();
-    let mut links = RootLinks::new(dir.path(), "web", BTreeSet::new());
+    let mut links = RootLinks::new(dir.path(), "web", BTreeSet::new(), Trust::of_process(None));
     let others = ["web--note".to_owned(), format!("other--{}", root(1))];
     for name in others.iter().chain([&format!("web--{}", root(1))]) {
         symlink("/nowhere", dir.path().join(name)).unwrap();
@@ -199,7 +199,7 @@ fn links_of(numbers: &[usize]) -> BTreeSet<String> {
 
 /// Links of an earlier process (1, 2), of what was served (2, 3), and of what is about to be served (1, 4).
 fn links_of_each_kind(dir: &Path) -> RootLinks {
-    let mut links = RootLinks::new(dir, "web", roots(&[2, 3]));
+    let mut links = RootLinks::new(dir, "web", roots(&[2, 3]), Trust::of_process(None));
     for number in [1, 2] {
         symlink("/nowhere", links.link(&root(number))).unwrap();
     }
@@ -281,7 +281,7 @@ fn a_call_in_progress_is_known_by_its_link() {
 fn no_link_survives_a_ledger_that_is_closed_at_any_moment() {
     for round in 0..50 {
         let dir = tempfile::tempdir().unwrap();
-        let mut links = RootLinks::new(dir.path(), "web", BTreeSet::new());
+        let mut links = RootLinks::new(dir.path(), "web", BTreeSet::new(), Trust::of_process(None));
         links.examine().unwrap();
         let ledger = links.ledger();
         let owner = std::thread::spawn(move || {
@@ -320,7 +320,7 @@ fn a_place_for_links_is_a_directory_or_absent() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");
     std::fs::write(&file, "").unwrap();
-    let examine = |path: &Path| RootLinks::new(path, "web", roots(&[1])).examine();
+    let examine = |path: &Path| RootLinks::new(path, "web", roots(&[1]), Trust::of_process(None)).examine();
     assert!(matches!(examine(&file), Err(RootsError::NotADirectory(path)) if path == file));
     assert!(matches!(examine(&file.join("below")), Err(RootsError::NotADirectory(_))));
     examine(&dir.path().join("absent")).unwrap();

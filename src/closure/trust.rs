@@ -155,11 +155,11 @@ pub struct Trust {
 }
 
 impl Trust {
-    /// That of this process, for the store whose directory is `store`.
+    /// That of this process, for the store whose directory is `store`, if that is known.
     #[must_use]
-    pub fn of_process(store: &Path) -> Self {
+    pub fn of_process(store: Option<&Path>) -> Self {
         let user = rustix::process::geteuid().as_raw();
-        let store = rustix::fs::stat(store).ok().map(|stat| stat.st_uid);
+        let store = store.and_then(|store| rustix::fs::stat(store).ok()).map(|stat| stat.st_uid);
         let unmapped = in_user_namespace().then(overflow_uid);
         Self::new([0, user].into_iter().chain(store).chain(unmapped), rustix::process::getegid().as_raw())
     }

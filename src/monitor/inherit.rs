@@ -22,6 +22,7 @@ use super::supervisor::Content;
 use super::systemd;
 use super::watch;
 use crate::closure::roots::RootLinks;
+use crate::closure::trust::Trust;
 use crate::fuse::ledger;
 use crate::protocol::handshake::Promised;
 use crate::startup::Stored;
@@ -66,12 +67,15 @@ pub(super) fn begin(settings: Settings, signals: SignalFd, stored: Stored) -> Re
             (Some(*inherited), link_dirs)
         }
     };
+    // The store's owner joins them when it is open.
+    let trust = Trust::of_process(None).with_untrusted(&settings.roots.untrusted);
     let former = link_dirs.iter().filter(|dir| settings.gc_root.as_ref() != Some(*dir));
-    let former = former.map(|dir| RootLinks::new(dir, &settings.name, BTreeSet::new())).collect();
+    let former =
+        former.map(|dir| RootLinks::new(dir, &settings.name, BTreeSet::new(), trust.clone())).collect();
     let of_earlier = inherited.as_ref().map(|inherited| &inherited.state);
     let roots = of_earlier.map(|state| state.roots.clone()).unwrap_or_default();
     let held = of_earlier.map_or_else(View::default, |state| state.view.clone());
-    let links = settings.gc_root.as_ref().map(|dir| RootLinks::new(dir, &settings.name, roots));
+    let links = settings.gc_root.as_ref().map(|dir| RootLinks::new(dir, &settings.name, roots, trust));
     let (arming, watch) = settings.watch.then(watch::start).flatten().unzip();
     let task = Task {
         uri: settings.store.clone(),

@@ -245,6 +245,10 @@ impl Worker {
             }
             Ok(valid)
         };
+        let trust = resolve::trust(&task.roots, dirs);
+        for links in task.links.iter_mut().chain(&mut task.former) {
+            links.set_trust(trust.clone());
+        }
         if let Some(links) = &mut task.links {
             links.examine()?;
             links.complete(make)?;

@@ -1,7 +1,7 @@
 //! `--gc-root`: at every moment, what is served is held by links, and when the view has ended no link is left.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -102,6 +102,86 @@ fn a_relative_directory_is_relative_to_the_working_directory() {
     view.signal(Signal::TERM);
     assert_eq!(view.end().code(), Some(0), "{}", view.stderr());
     assert_eq!(tree::list(&at.path().join("some/roots")).unwrap(), [] as [PathBuf; 0]);
+}
+
+/// An ordinary user of the host.
+const STRANGER: u32 = 4242;
+
+/// A directory in which others could put another one in the place of that for the links is refused by its name: root makes
+/// no link where they would like one.
+#[test]
+fn a_start_makes_no_links_where_a_stranger_would_have_them() {
+    need!(Root, Fuse, Nix);
+    let garbage = Garbage::new(1);
+    let dir = crate::util::scratch();
+    let at = |name: &str| dir.path().join(name);
+    for name in ["theirs", "private", "public"] {
+        fs::create_dir(at(name)).unwrap();
+    }
+    symlink("../private", at("theirs/roots")).unwrap();
+    symlink("../private", at("public/roots")).unwrap();
+    for name in ["theirs", "theirs/roots"] {
+        std::os::unix::fs::lchown(at(name), Some(STRANGER), Some(STRANGER)).unwrap();
+    }
+    fs::set_permissions(at("public"), fs::Permissions::from_mode(0o1777)).unwrap();
+    let program = |roots: &Path| {
+        Program::on(&garbage.store).arg("--system").arg(&garbage.link).arg("--gc-root").arg(roots)
+    };
+    let refuses = |program: Program, entry: &str| {
+        let finished = refused(program, 9);
+        assert_eq!(
+            tree::list(&at("private")).unwrap(),
+            [] as [PathBuf; 0],
+            "a stranger has chosen the place"
+        );
+        let expected = format!("'{}'", at(entry).display());
+        assert!(finished.stderr.contains(&expected), "{finished:?}");
+        assert!(finished.stderr.contains("choose another directory with --gc-root"), "{finished:?}");
+    };
+    refuses(program(&at("theirs/roots")), "theirs");
+    refuses(program(&at("theirs/absent")), "theirs");
+    assert!(!at("theirs/absent").exists());
+    // Who moved it there cannot be told.
+    refuses(program(&at("public/roots")), "public/roots");
+    refuses(program(&at("private/roots")).arg("--untrusted").arg(at("private")), "private");
+
+    let view = program(&at("public/own")).mount();
+    assert_eq!(tree::list(&at("public/own")).unwrap().len(), 1);
+    drop(view);
+}
+
+/// Who is given the directory above that of the links later makes nobody remove links elsewhere, or make them there.
+#[test]
+fn links_are_removed_where_they_were_made() {
+    need!(Root, Fuse, Nix);
+    let garbage = Garbage::new(2);
+    let dir = crate::util::scratch();
+    let at = |name: &str| dir.path().join(name);
+    fs::create_dir(at("theirs")).unwrap();
+    fs::create_dir(at("private")).unwrap();
+    let mut service = Service::new(&garbage.store).with([
+        Path::new("--system"),
+        &garbage.link,
+        Path::new("--gc-root"),
+        &at("theirs/roots"),
+    ]);
+    service.start_ready();
+    let made = tree::list(&at("theirs/roots")).unwrap();
+    assert_eq!(made.len(), 1);
+    symlink(&garbage.systems[0].0.path, at("private").join(&made[0])).unwrap();
+    chown(at("theirs"), Some(STRANGER), Some(STRANGER)).unwrap();
+    fs::rename(at("theirs/roots"), at("theirs/moved")).unwrap();
+    symlink("../private", at("theirs/roots")).unwrap();
+
+    garbage.select(1);
+    let reload = service.reload();
+    assert_eq!(tree::list(&at("private")).unwrap(), made, "a stranger has chosen the place");
+    assert_eq!(reload.status.code(), Some(8), "{reload:?}");
+    assert!(reload.stderr.contains(&format!("'{}'", at("theirs").display())), "{reload:?}");
+    garbage.assert_served(&service, 0);
+    service.stop();
+    assert_eq!(tree::list(&at("private")).unwrap(), made, "a link of somebody else's was removed");
+    assert_eq!(tree::list(&at("theirs/moved")).unwrap(), [] as [PathBuf; 0]);
 }
 
 /// The second of two roots cannot be held: the first is not held either, and nothing is mounted.
