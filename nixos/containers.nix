@@ -212,7 +212,7 @@ in
                     # meanwhile, or have been made by this very script.
                     beforeExec = ''
                       ${systemctl} reload "nix-store-fs@$INSTANCE.service"
-                      ${directories.make}'';
+                      ${directories.make pkgs.e2fsprogs}'';
                   } text;
             };
           }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use super::container::{assert_ends_clean, assert_private};
 use super::machine::Machine;
@@ -143,6 +144,63 @@ fn a_link_that_a_container_makes_as_root_is_no_root_where_it_is_named() {
     let expected = format!("'{0}': it is in '{0}', which --untrusted names", writable.shared().display());
     assert!(said.contains(&expected), "{said}");
     drop(machine);
+    drop(view);
+}
+
+/// Takes from what is in a directory what keeps it from being removed, also if the test fails before that.
+struct Removable(PathBuf);
+
+impl Drop for Removable {
+    fn drop(&mut self) {
+        // Of links and sockets it says that it cannot.
+        let _ = Command::new("chattr").args(["-R", "-f", "-i", "-a"]).arg(&self.0).status();
+    }
+}
+
+/// Sets the flags of files and directories as ioctl_iflags(2) does: immutable, append only. The container has no chattr.
+const FLAGS: &str = r#"
+    sub flag { my ($value, @paths) = @_; for (@paths) { open(my $file, "<", $_) or die "$_: $!"; my $flags = pack("l!", $value);
+        ioctl($file, 0x40086602, $flags) or die "$_: $!"; } }
+    flag(0x10, "/nix/var/nix/profiles/deep/er/file", "/nix/var/nix/profiles/deep/er", "/nix/var/nix/profiles", "/nix/var/nix/gcroots");
+    flag(0x20, "/nix/var/nix/profiles/deep");
+"#;
+
+/// A container makes what is its own immutable, which root of the host without private users can, and mounts something there. It
+/// starts again all the same, with directories that are new, and nothing is left.
+#[test]
+fn what_a_container_leaves_keeps_it_from_no_start() {
+    need_systemd!();
+    let closure = Closure::new();
+    let system = closure.system("own");
+    let name = unique_name();
+    let scratch = crate::util::scratch();
+    let root = scratch.path().join("root");
+    closure.root_directory(&root);
+    closure.profile(&name, &system);
+    let view = Program::on(&closure.store)
+        .args(["--root", &system.path, "--root", &closure.init.path, "--name", &name])
+        .mount_at(Path::new("/run/nix-store-fs").join(&name));
+    let own = closure.store.root().join("nix/var/nix-store-fs");
+    let _removable = Removable(own.clone());
+
+    for time in ["first", "second", "third"] {
+        let scratch = scratch.path().join(time);
+        let mut machine = Kind::default().boot(&closure, &name, &root, &scratch);
+        assert_private(&machine, &closure, &[&system, &closure.init, &closure.usr]);
+        assert_eq!(
+            machine.run("ls -A /nix/var/nix/profiles /nix/var/nix/gcroots"),
+            "/nix/var/nix/gcroots:\n\n/nix/var/nix/profiles:\nsystem\n"
+        );
+        assert_eq!(tree::list(&own).unwrap(), [PathBuf::from(&name)], "{}", machine.console());
+        machine.run(
+            "mkdir -p /nix/var/nix/profiles/deep/er /nix/var/nix/gcroots/mount
+             touch /nix/var/nix/profiles/deep/er/file
+             mount -t tmpfs none /nix/var/nix/gcroots/mount",
+        );
+        machine.run(&format!("perl -e '{FLAGS}'"));
+        machine.refuse("rm -rf /nix/var/nix/profiles/deep");
+        assert_eq!(machine.power_off().code(), Some(0), "{}", machine.console());
+    }
     drop(view);
 }
 

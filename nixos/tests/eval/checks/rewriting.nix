@@ -78,7 +78,7 @@ in
       [
         (unsafeDiscardStringContext "${pkgs.systemd}/bin/systemctl reload \"nix-store-fs@$INSTANCE.service\"")
       ]
-      ++ linesOf directories.make
+      ++ linesOf (directories.make pkgs.e2fsprogs)
       ++ [ "  --bind-ro=/run/nix-store-fs/web:/nix/store${options} \\" ]
       ++ map (
         what: "  --bind=\"/nix/var/nix-store-fs/$INSTANCE/${what}:/nix/var/nix/${what}${options}\" \\"
@@ -103,7 +103,7 @@ in
         lines = linesOf rewritten;
         at = filter (index: has "systemctl reload" (elemAt lines index)) (lib.imap0 (index: _: index) lines);
       in
-      lib.hasPrefix "#" (elemAt lines (head at + 2 + length (linesOf directories.make)))
+      lib.hasPrefix "#" (elemAt lines (head at + 2 + length (linesOf (directories.make pkgs.e2fsprogs))))
     )
     true
   )

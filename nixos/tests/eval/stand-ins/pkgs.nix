@@ -34,6 +34,7 @@ in
   linkFarm = name: entries: package name { entries = map (entry: "${entry.name}=${entry.path}") entries; };
 
   nix-store-fs = package "nix-store-fs-0.1.0" { };
+  e2fsprogs = package "e2fsprogs-1" { };
   iproute2 = package "iproute2-6" { };
   shadow = package "shadow-4" { } // {
     su = package "shadow-4-su" { };
