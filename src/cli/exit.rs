@@ -117,8 +117,8 @@ fn state(error: &StateError) -> Exit {
 }
 
 fn resolve(error: &ResolveError) -> Exit {
-    match error {
-        ResolveError::Profile(_) | ResolveError::File { .. } => Exit::Path,
+    match error.cause() {
+        ResolveError::Profile(_) | ResolveError::File { .. } | ResolveError::Line { .. } => Exit::Path,
         ResolveError::Store(StoreError::Invalid { .. }) => Exit::Invalid,
         ResolveError::Store(_) | ResolveError::NotAClosure(_) => Exit::Store,
         ResolveError::Roots(_) => Exit::Roots,

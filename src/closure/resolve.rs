@@ -5,7 +5,7 @@
 //! keeps what a root refers to: so nothing of a resolved closure can vanish while the [`Store`] is open.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::closure::dependency::Dependency;
 use crate::closure::profile::{self, ProfileError, StoreDirs};
@@ -45,6 +45,17 @@ pub enum ResolveError {
     /// The store did not answer.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A line of a file of roots has no closure.
+    #[error("line {number} of the roots file '{}'", file.display())]
+    Line {
+        /// The file.
+        file: PathBuf,
+        /// The line, counted from 1.
+        number: usize,
+        /// Why not.
+        #[source]
+        why: Box<ResolveError>,
+    },
     /// The file of roots cannot be read.
     #[error("cannot read the roots file '{}'", path.display())]
     File {
@@ -63,6 +74,15 @@ pub enum ResolveError {
 }
 
 impl ResolveError {
+    /// The error itself, whichever line of a file it is about.
+    #[must_use]
+    pub fn cause(&self) -> &Self {
+        match self {
+            Self::Line { why, .. } => why.cause(),
+            error => error,
+        }
+    }
+
     /// Whether another resolution may succeed although no file or link that the roots depend on has changed. A watch
     /// does not report that: it has to be tried.
     #[must_use]
@@ -77,15 +97,43 @@ impl ResolveError {
             ),
             Self::NotAClosure(_) => true,
             Self::Roots(error) => error.may_pass(),
+            Self::Line { why, .. } => why.may_pass(),
         }
     }
+}
+
+/// The line of a file of roots that a root is from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    file: PathBuf,
+    number: usize,
+}
+
+impl Origin {
+    /// The same error, with where what it is about was found, if that was in a file.
+    fn name(origin: Option<&Self>, error: impl Into<ResolveError>) -> ResolveError {
+        let error = error.into();
+        match origin.cloned() {
+            Some(Self { file, number }) => ResolveError::Line { file, number, why: Box::new(error) },
+            None => error,
+        }
+    }
+}
+
+/// A root that was followed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Root {
+    /// Where it led.
+    pub path: StorePath,
+    /// Where it was found. None: the user gave it.
+    pub origin: Option<Origin>,
 }
 
 /// Roots that were followed.
 #[derive(Debug)]
 pub struct Followed {
     /// The store paths that they lead to.
-    pub result: Result<Vec<StorePath>, ResolveError>,
+    pub result: Result<Vec<Root>, ResolveError>,
     /// Everything whose change may change that: whatever was at the paths that were examined.
     pub depends_on: Vec<Dependency>,
 }
@@ -97,17 +145,20 @@ pub struct Line {
     pub path: PathBuf,
     /// Whether the path may not exist yet.
     pub awaited: bool,
+    /// Its number, counted from 1.
+    pub number: usize,
 }
 
 /// One root a line; `#` begins a comment, a leading `?` marks a root that is waited for.
 #[must_use]
 pub fn parse(text: &str) -> Vec<Line> {
-    text.lines()
-        .map(|line| line.split('#').next().unwrap_or_default().trim())
-        .filter(|line| !line.is_empty())
-        .map(|line| match line.strip_prefix('?') {
-            Some(path) => Line { path: path.trim_start().into(), awaited: true },
-            None => Line { path: line.into(), awaited: false },
+    (1..)
+        .zip(text.lines())
+        .map(|(number, line)| (number, line.split('#').next().unwrap_or_default().trim()))
+        .filter(|(_, line)| !line.is_empty())
+        .map(|(number, line)| match line.strip_prefix('?') {
+            Some(path) => Line { path: path.trim_start().into(), awaited: true, number },
+            None => Line { path: line.into(), awaited: false, number },
         })
         .collect()
 }
@@ -135,27 +186,33 @@ fn follow_all(
     dirs: StoreDirs<'_>,
     trust: &Trust,
     depends_on: &mut Vec<Dependency>,
-) -> Result<Vec<StorePath>, ResolveError> {
-    let mut lines: Vec<Line> = roots.system.iter().chain(&roots.paths).cloned().map(certain).collect();
+) -> Result<Vec<Root>, ResolveError> {
+    let given = roots.system.iter().chain(&roots.paths);
+    let mut all: Vec<(&Path, bool, Option<Origin>)> =
+        given.map(|path| (path.as_path(), false, None)).collect();
+    let lines: Vec<Line>;
     if let Some(path) = &roots.file {
         let read = profile::read_file(path, dirs, trust);
         depends_on.extend(read.depends_on);
         let text = read.result?.map_err(|source| ResolveError::File { path: path.clone(), source })?;
-        lines.extend(parse(&text));
+        lines = parse(&text);
+        let origin = |number| Some(Origin { file: path.clone(), number });
+        all.extend(lines.iter().map(|line| (line.path.as_path(), line.awaited, origin(line.number))));
     }
-    if let Some(path) = roots.file.as_ref().filter(|_| lines.is_empty()) {
+    if let Some(path) = roots.file.as_ref().filter(|_| all.is_empty()) {
         tracing::warn!(file = %path.display(), "the roots file names no root: nothing is served until it does and the view is reloaded");
     }
-    let mut found = Vec::with_capacity(lines.len());
-    for line in lines {
-        let followed = profile::follow(&line.path, dirs, trust);
+    let mut found = Vec::with_capacity(all.len());
+    for (path, awaited, origin) in all {
+        let followed = profile::follow(path, dirs, trust);
         depends_on.extend(followed.depends_on);
         match followed.result {
-            Ok(path) => found.push(path),
-            Err(error) if line.awaited && error.is_absence() => {
-                tracing::warn!(root = %line.path.display(), "not there yet, and left out until the next reload: {error}");
+            Ok(path) => found.push(Root { path, origin }),
+            Err(error) if awaited && error.is_absence() => {
+                let line = origin.map(|origin| origin.number);
+                tracing::warn!(root = %path.display(), line, "not there yet, and left out until the next reload: {error}");
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(Origin::name(origin.as_ref(), error)),
         }
     }
     Ok(found)
@@ -165,13 +222,20 @@ fn follow_all(
 ///
 /// # Errors
 /// [`ResolveError`]; roots already held stay held, which harms nobody.
-pub fn closure(store: &Store, found: Vec<StorePath>) -> Result<Closure, ResolveError> {
+pub fn closure(store: &Store, found: Vec<Root>) -> Result<Closure, ResolveError> {
     store.forget();
     for root in &found {
-        store.add_temp_root(root)?;
+        store.add_temp_root(&root.path).map_err(|error| Origin::name(root.origin.as_ref(), error))?;
     }
-    let infos = store.closure(&found)?;
-    Ok(Closure::new(found, infos)?)
+    let (roots, origins): (Vec<_>, Vec<_>) = found.into_iter().map(|root| (root.path, root.origin)).unzip();
+    let infos = store.closure(&roots).map_err(|error| {
+        let refused = match &error {
+            StoreError::Invalid { path, .. } => roots.iter().position(|root| root == path),
+            _ => None,
+        };
+        Origin::name(refused.and_then(|at| origins.get(at)?.as_ref()), error)
+    })?;
+    Ok(Closure::new(roots, infos)?)
 }
 
 /// Both steps, for one who neither watches nor serves: where somebody else decides what the roots mean, a warning says that
@@ -182,10 +246,6 @@ pub fn closure(store: &Store, found: Vec<StorePath>) -> Result<Closure, ResolveE
 pub fn resolve(store: &Store, roots: &Roots) -> Result<Closure, ResolveError> {
     let dirs = StoreDirs::of(store);
     closure(store, follow_trusting(roots, dirs, &trust(roots, dirs).warning_only()).result?)
-}
-
-fn certain(path: PathBuf) -> Line {
-    Line { path, awaited: false }
 }
 
 /// Holds what an earlier process served and this one continues to serve. What is no longer valid is left out.
@@ -203,8 +263,6 @@ pub fn hold(store: &Store, view: &View) -> Result<(), StoreError> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
     use crate::closure::dependency::Seen;
     use crate::closure::trust::Reason;
@@ -212,11 +270,11 @@ mod tests {
     #[test]
     fn a_file_of_roots_has_comments_and_awaited_lines() {
         let text = "# all of it\n/nix/store/a  # one\n\n?/profiles/system\n ? /run/opengl-driver\n";
-        let line = |path: &str, awaited| Line { path: path.into(), awaited };
+        let line = |path: &str, awaited, number| Line { path: path.into(), awaited, number };
         let expected = vec![
-            line("/nix/store/a", false),
-            line("/profiles/system", true),
-            line("/run/opengl-driver", true),
+            line("/nix/store/a", false, 2),
+            line("/profiles/system", true, 4),
+            line("/run/opengl-driver", true, 5),
         ];
         assert_eq!(parse(text), expected);
         assert_eq!(parse(""), vec![]);
@@ -260,6 +318,7 @@ mod tests {
         let file = |kind| ResolveError::File { path: "/roots".into(), source: io(kind) };
         let profile = |error: ProfileError| ResolveError::Profile(error);
         let daemon = || StoreError::Daemon { uri: "daemon".into(), cause: String::new() };
+        let in_line = |why| ResolveError::Line { file: "/roots".into(), number: 3, why: Box::new(why) };
         let bad = || StoreError::UnknownUri { uri: "ssh://".into() };
         let cases = [
             (profile(ProfileError::Absent("/a".into())), false),
@@ -274,6 +333,8 @@ mod tests {
                 true,
             ),
             (file(io::ErrorKind::NotFound), false),
+            (in_line(profile(ProfileError::Absent("/a".into()))), false),
+            (in_line(daemon().into()), true),
             (file(io::ErrorKind::InvalidData), false),
             (file(io::ErrorKind::PermissionDenied), true),
             (daemon().into(), true),

@@ -269,6 +269,37 @@ fn store_is_on_a_read_only_mount() {
     assert_eq!(finished.stdout.lines().count(), fixture.members().len());
 }
 
+/// What is wrong with a line of a roots file is said with its number, whether a link or the store refuses it.
+#[test]
+fn a_line_of_a_roots_file_is_named_with_its_number() {
+    need!(Fuse, Nix);
+    let fixture = Fixture::new();
+    let at = scratch();
+    let file = at.path().join("roots");
+    let absent = at.path().join("absent");
+    let good = &fixture.system.path;
+    let unknown = NixStore::name("unknown");
+    let program = || fixture.program().arg("--roots-file").arg(&file);
+    let cases = [
+        (format!("# all\n{good}\n\n  {}  # it\n", absent.display()), 4, 3, absent.display().to_string()),
+        (format!("{good}\n{0}\n{0}\n", unknown.path), 2, 4, unknown.base.clone()),
+        (format!("\n{good}\n{}/\n", at.path().display()), 3, 3, at.path().display().to_string()),
+    ];
+    for (text, line, code, path) in cases {
+        fs::write(&file, text).unwrap();
+        let said = refused(program(), code).stderr;
+        assert!(said.contains(&format!("line {line} of the roots file '{}': ", file.display())), "{said}");
+        assert!(said.contains(&path), "{said}");
+    }
+    fs::write(&file, format!("{good}\n?{}\n", absent.display())).unwrap();
+    let dump = program().arg("--dump-closure").run();
+    assert_eq!(dump.status.code(), Some(0), "{dump:?}");
+    assert!(dump.stderr.contains("line=2") && dump.stderr.contains("not there yet"), "{dump:?}");
+    // What an option names is in no file.
+    let said = refused(Program::on(&fixture.store).arg("--root").arg(&absent), 3).stderr;
+    assert!(!said.contains("roots file"), "{said}");
+}
+
 /// A roots file in which everything is a comment serves nothing, which is said.
 #[test]
 fn roots_file_names_no_root() {
