@@ -32,7 +32,7 @@ use super::links::Links;
 use super::members::{MembersOnDisk, Seen};
 use super::root::{self, DOT, DOTS, EPOCHS, Position};
 use crate::sys;
-use crate::view::backing::{Backing, BackingError, DirEntry, Identity, Place, Read, Stat, Target};
+use crate::view::backing::{At, Backing, BackingError, DirEntry, Identity, Place, Read, Stat, Target};
 use crate::view::journal::{Journal, Record};
 use crate::view::trie::{Entered, Kept, NodeId, NodeRecord, PathTrie, ROOT, is_name};
 
@@ -99,7 +99,7 @@ pub struct Node {
 /// One entry of a listing.
 #[derive(Debug)]
 pub struct Entry<'a> {
-    /// What it names.
+    /// What it names; the directory itself if it is not known what.
     pub node: Node,
     /// Its name.
     pub name: &'a [u8],
@@ -118,6 +118,8 @@ pub enum Told {
     Now,
     /// Nothing: the name is shown no more, but for a listing that began earlier.
     Nothing,
+    /// Nothing, not even of which kind it is. A look-up says why.
+    Unknown,
 }
 
 impl Told {
@@ -442,8 +444,11 @@ impl ServedView {
         let mut records = Vec::new();
         let replaced = self.on_disk.replaced();
         let answer = self.backing.list(id, &path, offset, |entry| {
-            let stat = entry.stat.map(|stat| self.steady(replaced, stat));
-            self.list_entry(id, parent, DirEntry { stat, ..entry }, &mut records, &mut each)
+            let at = match entry.at {
+                At::Object(stat) => At::Object(self.steady(replaced, stat)),
+                at => at,
+            };
+            self.list_entry(id, parent, DirEntry { at, ..entry }, &mut records, &mut each)
         });
         self.record(&records);
         match answer {
@@ -464,11 +469,17 @@ impl ServedView {
         records: &mut Vec<Record>,
         each: &mut impl FnMut(Entry<'_>) -> bool,
     ) -> bool {
-        let DirEntry { name, next, stat } = entry;
-        let Some(stat) = stat else {
-            // `.` and `..`: their attributes are not looked at, only kind and inode number.
-            let id = if name == b"." { id } else { parent };
-            return each(Entry { node: Node { id, stat: DOT }, name, next, told: Told::Lasting });
+        let DirEntry { name, next, at } = entry;
+        let stat = match at {
+            At::Object(stat) => stat,
+            // Only kind and inode number are looked at.
+            At::Dot => {
+                let id = if name == b"." { id } else { parent };
+                return each(Entry { node: Node { id, stat: DOT }, name, next, told: Told::Lasting });
+            }
+            At::Mount => {
+                return each(Entry { node: Node { id, stat: DOT }, name, next, told: Told::Unknown });
+            }
         };
         let Some(entered) = self.enter(id, name, stat) else { return false };
         let node = Node { id: entered.id, stat };

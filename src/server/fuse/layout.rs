@@ -8,6 +8,11 @@ use crate::server::root_names::ENDLESS;
 use crate::view::backing::{Kind, Stat};
 use crate::view::{Entry, FsError, Node, Told};
 
+/// Inode number of an entry whose node is not known, as libfuse has it: C libraries leave out an entry with 0.
+const UNKNOWN_INO: u64 = 0xffff_ffff;
+/// DT_UNKNOWN of readdir(3): whoever wants to know looks the name up.
+const UNKNOWN_KIND: u32 = 0;
+
 /// How long the kernel may cache an answer, in seconds: store paths never change, unless something is wrong with one.
 pub(super) fn lifetime(lasting: bool) -> u64 {
     if lasting { ENDLESS } else { 0 }
@@ -97,13 +102,17 @@ pub(super) fn add(buffer: &mut Vec<u8>, room: usize, entry: &Entry<'_>, endless:
     if buffer.len() + filled > room {
         return false;
     }
-    let dirent = Dirent { ino: node.id.0, offset: *next, name_len, kind: mode(node.stat.kind) >> 12 };
+    let (ino, kind) = match told {
+        Told::Unknown => (UNKNOWN_INO, UNKNOWN_KIND),
+        Told::Lasting | Told::Now | Told::Nothing => (node.id.0, mode(node.stat.kind) >> 12),
+    };
+    let dirent = Dirent { ino, offset: *next, name_len, kind };
     let end = buffer.len() + filled;
     let entry = match told {
         Told::Lasting => known(*node, true, endless),
         Told::Now => known(*node, false, endless),
         // Without a node the kernel takes the name and nothing else (`fuse_direntplus_link`).
-        Told::Nothing => EntryOut::new_zeroed(),
+        Told::Nothing | Told::Unknown => EntryOut::new_zeroed(),
     };
     buffer.extend_from_slice(DirentPlus { entry, dirent }.as_bytes());
     buffer.extend_from_slice(name);
@@ -159,5 +168,11 @@ mod tests {
         assert_eq!(buffer[128..144], [9_u64.to_ne_bytes(), 1_u64.to_ne_bytes()].concat());
         assert_eq!(buffer[144..152], [8_u32.to_ne_bytes(), 4_u32.to_ne_bytes()].concat());
         assert_eq!(buffer[152..160], *b"eight888");
+
+        buffer.clear();
+        assert!(add(&mut buffer, 400, &Entry { told: Told::Unknown, ..told(b"mounted8", 3) }, ENDLESS));
+        assert_eq!(buffer[..128], [0; 128], "no node");
+        assert_eq!(buffer[128..144], [UNKNOWN_INO.to_ne_bytes(), 3_u64.to_ne_bytes()].concat());
+        assert_eq!(buffer[144..152], [8_u32.to_ne_bytes(), 0_u32.to_ne_bytes()].concat());
     }
 }

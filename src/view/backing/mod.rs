@@ -176,8 +176,19 @@ pub struct DirEntry<'a> {
     pub name: &'a [u8],
     /// The position after this entry.
     pub next: u64,
-    /// Its attributes; none for `.` and `..`.
-    pub stat: Option<Stat>,
+    /// What is there.
+    pub at: At,
+}
+
+/// What is at a name of a listing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum At {
+    /// The directory itself or the one above, whose attributes are not looked at.
+    Dot,
+    /// An object with these attributes.
+    Object(Stat),
+    /// Something that the host has mounted there: the name is the store's, what is there is not.
+    Mount,
 }
 
 /// Where a symbolic link leads.
@@ -290,7 +301,7 @@ impl Backing {
 
     /// Lists the directory `id` at `path` from the position `from` (0: the beginning), each entry with its
     /// attributes, until `each` returns false. Returns whether the listing can be believed: nobody is writing or removing
-    /// the directory.
+    /// the directory, and nothing is mounted in it.
     ///
     /// # Errors
     /// [`BackingError`], if `each` was called for no entry: otherwise the next request starts after the last one and gets
@@ -328,10 +339,14 @@ impl Backing {
         let dots = DOTS.into_iter().map(|dot| (dot, true)).skip(from);
         let names = (first..).map_while(|at| Some((names.get(at)?, false)));
         for (at, (name, dot)) in (from..).zip(dots.chain(names)) {
-            let stat = match dot {
-                true => None,
+            let at_name = match dot {
+                true => At::Dot,
                 false => match self.within(id, path, |dir| self.stat_in(dir, path, name)) {
-                    Ok(stat) => Some(stat),
+                    Ok(stat) => At::Object(stat),
+                    Err(BackingError::Host(Errno::XDEV)) => {
+                        complete = false;
+                        At::Mount
+                    }
                     Err(BackingError::Absent { settled }) => {
                         complete &= settled;
                         continue;
@@ -340,7 +355,7 @@ impl Backing {
                     Err(error) => return Err(error),
                 },
             };
-            if !each(DirEntry { name, next: at as u64 + 1, stat }) {
+            if !each(DirEntry { name, next: at as u64 + 1, at: at_name }) {
                 break;
             }
             told += 1;

@@ -56,6 +56,36 @@ fn what_is_mounted_below_a_member_is_not_served() {
     }
 }
 
+/// What is mounted on one entry costs nobody the others: the directory lists all of its names, of that one no more than the name.
+#[test]
+fn a_listing_has_the_names_of_what_is_mounted_in_it() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let secrets = scratch();
+    fs::write(secrets.path().join("leaf"), SECRET).unwrap();
+    let physical = fixture.store.physical().join(&fixture.data.base);
+    for io in ["cached", "passthrough"] {
+        let file = bind(&secrets.path().join("leaf"), &physical.join("text"));
+        let dir = bind(secrets.path(), &physical.join("deep/er/still"));
+        let view = fixture.program().args(["--io", io]).mount();
+        let data = view.path().join(&fixture.data.base);
+        // Twice, since the kernel may cache the first one.
+        for (below, covered) in [("", "text"), ("deep/er", "still"), ("", "text"), ("deep/er", "still")] {
+            let expected = tree::list(&physical.join(below)).unwrap();
+            assert_eq!(tree::list(&data.join(below)).unwrap(), expected, "{below} with {io}");
+            for entry in fs::read_dir(data.join(below)).unwrap().map(Result::unwrap) {
+                // `file_type` asks for what the listing does not tell.
+                let answers = [entry.metadata().map(drop), entry.file_type().map(drop)];
+                let refused =
+                    answers.map(|answer| answer.err().and_then(|error| Errno::from_io_error(&error)));
+                let expected = (entry.file_name() == covered).then_some(Errno::IO);
+                assert_eq!(refused, [expected; 2], "{:?} with {io}", entry.path());
+            }
+        }
+        drop((file, dir));
+    }
+}
+
 /// A store may consist of several file systems: members that are mount points are served, what is mounted in them is not.
 #[test]
 fn members_that_are_mount_points_are_served() {
