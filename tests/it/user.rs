@@ -1,10 +1,15 @@
 //! An ordinary user mounts through fusermount3: for themselves alone, which the program says.
 
+use std::fs;
+use std::os::unix::fs::chown;
+use std::path::{Path, PathBuf};
+
 use rustix::process::Signal;
 
 use crate::util::fixture::Fixture;
 use crate::util::program::unique_name;
 use crate::util::store::NixStore;
+use crate::util::tree;
 use crate::util::user::{NOBODY, User};
 
 #[test]
@@ -45,6 +50,30 @@ fn an_ordinary_user_mounts() {
         view.stderr()
     );
     assert_eq!(user.left_behind(), [] as [std::path::PathBuf; 0]);
+}
+
+/// What they own themselves is theirs to keep links of the collector in; what somebody else could replace is not.
+#[test]
+fn an_ordinary_user_keeps_roots_in_a_directory_of_their_own() {
+    need!(Root, Fuse, Nix, Fusermount);
+    let fixture = Fixture::in_store(NixStore::owned_by(NOBODY));
+    let user = User::new();
+    let (own, others) = (user.runtime().join("own/roots"), user.runtime().join("others"));
+    fs::create_dir(&others).unwrap();
+    chown(&others, Some(65533), Some(65533)).unwrap();
+    let program = |name: &str, roots: &Path| {
+        let program = fixture.program().arg("--gc-root").arg(roots).args(["--name", name]);
+        user.with_device(program, "0666", "/usr/bin:/bin")
+    };
+    let said = program(&unique_name(), &others).run();
+    assert_eq!(said.status.code(), Some(9), "{said:?}");
+    assert!(said.stderr.contains("uid 65533 owns it"), "{said:?}");
+    let name = unique_name();
+    let mut view = program(&name, &own).mount_at(user.runtime().join("nix-store-fs").join(&name));
+    assert!(!tree::list(&own).unwrap().is_empty());
+    view.signal(Signal::TERM);
+    assert_eq!(view.end().code(), Some(0), "{}", view.stderr());
+    assert_eq!(tree::list(&own).unwrap(), [] as [PathBuf; 0]);
 }
 
 /// Passing reads through takes a right that an ordinary user has not got: it is said, and the files are the same.
