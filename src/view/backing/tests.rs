@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Mode, Timespec, Timestamps};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps};
 
+use super::objects::is_settled_by;
 use super::*;
 
 /// Gives everything in `dir` the time of a store object.
