@@ -44,8 +44,8 @@ pub enum RootsError {
     /// The place for the links is no directory.
     #[error("'{}' is not a directory: give --gc-root a directory for the links, which may be absent", .0.display())]
     NotADirectory(PathBuf),
-    /// The directory cannot be listed.
-    #[error("cannot list the directory of garbage collector roots '{}'; check its permissions or choose another one with --gc-root", path.display())]
+    /// The directory cannot be opened, made or listed.
+    #[error("cannot use the directory of garbage collector roots '{}'; check its permissions or choose another one with --gc-root", path.display())]
     List {
         /// The directory.
         path: PathBuf,

@@ -324,4 +324,9 @@ fn a_place_for_links_is_a_directory_or_absent() {
     assert!(matches!(examine(&file), Err(RootsError::NotADirectory(path)) if path == file));
     assert!(matches!(examine(&file.join("below")), Err(RootsError::NotADirectory(_))));
     examine(&dir.path().join("absent")).unwrap();
+    // Nobody makes a directory there.
+    let mut nowhere = RootLinks::new(Path::new("/proc/absent"), "web", roots(&[1]), Trust::of_process(None));
+    nowhere.examine().unwrap();
+    let error = nowhere.complete(by_link).unwrap_err();
+    assert!(matches!(&error, RootsError::List { path, .. } if path == Path::new("/proc/absent")), "{error}");
 }
