@@ -233,6 +233,7 @@ impl Runtime {
             threads: self.settings.threads,
             journal: journalled.map(StateDir::journal),
             resume,
+            whole: self.is_whole(),
             crashed: self.crashed,
             invalidate: content.unsettled.iter().cloned().collect(),
             end_with: systemd::is_there().then(std::process::id),
@@ -245,10 +246,17 @@ impl Runtime {
         tracing::debug!(pid = server.id(), "started a server");
         self.state.iter().for_each(|state| state.name_server(server.id()));
         self.server = Some(server);
-        if resume && !self.ledger.as_ref().is_some_and(ledger::is_whole) {
+        if resume && !self.is_whole() {
             self.knock();
         }
         Ok(())
+    }
+
+    /// Whether all that earlier servers had taken is in the ledger. A hostile server may write the opposite: once is enough.
+    fn is_whole(&self) -> bool {
+        let whole = self.whole.get() || self.ledger.as_ref().is_some_and(ledger::is_whole);
+        self.whole.set(whole);
+        whole
     }
 
     /// Readers of what earlier servers had taken may be the only ones there are, and wait until a request is read.

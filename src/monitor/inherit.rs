@@ -1,5 +1,6 @@
 //! How a monitor begins: what it opens, and what earlier monitors of the same name left to it.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -101,6 +102,7 @@ pub(super) fn begin(settings: Settings, signals: SignalFd, stored: Stored) -> Re
         mounted: None,
         device: None,
         ledger: None,
+        whole: Cell::default(),
         agreement: None,
         store_path: PathBuf::new(),
         store: None,

@@ -1,6 +1,7 @@
 //! What a monitor holds: descriptors, processes and threads. [`events`](super::events), [`actions`](super::actions) and
 //! [`ending`](super::ending) work on it.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -40,6 +41,8 @@ pub(super) struct Runtime {
     pub(super) device: Option<OwnedFd>,
     /// What servers have taken and not answered ([`crate::fuse::ledger`]).
     pub(super) ledger: Option<OwnedFd>,
+    /// Whether it was seen to hold all of it.
+    pub(super) whole: Cell<bool>,
     pub(super) agreement: Option<Agreement>,
     /// The physical store directory.
     pub(super) store_path: PathBuf,

@@ -82,6 +82,8 @@ pub struct Start {
     pub journal: Option<PathBuf>,
     /// Whether an earlier server may have taken requests.
     pub resume: bool,
+    /// Whether all that earlier servers had taken is in the ledger. The ledger says so as well, but is theirs to write.
+    pub whole: bool,
     /// Whether the last server ended by a fault of its own, and not because somebody killed it.
     pub crashed: bool,
     /// Names that the kernel may have cached otherwise than they are.

@@ -275,7 +275,7 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: &Arc<OwnedFd>) -> 
         (false, false) => before,
     };
     let serving = Report::Serving { epoch: start.epoch, restored, renewed };
-    let earlier = match (start.resume, ledger.is_whole()) {
+    let earlier = match (start.resume, start.whole) {
         (false, _) => Earlier::Nobody,
         (true, true) => Earlier::Known { crashed: start.crashed },
         (true, false) => Earlier::Unknown { crashed: start.crashed },
