@@ -101,7 +101,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "DIR")]
     pub(super) gc_root: Option<PathBuf>,
 
-    /// Whether a server gives up every right that it does not need
+    /// Whether monitor and servers give up every right that they do not need
     #[arg(long, value_name = "HOW", value_enum, default_value_t)]
     pub(super) sandbox: Sandbox,
 

@@ -96,7 +96,7 @@ fn monitor(error: &MonitorError) -> Exit {
         MonitorError::State(error) => state(error),
         MonitorError::Store { .. } => Exit::Store,
         MonitorError::Leftovers(_) => Exit::Leftovers,
-        MonitorError::Unsupported(_) => Exit::Fuse,
+        MonitorError::Unsupported(_) | MonitorError::Sandbox(_) => Exit::Fuse,
         MonitorError::Damaged(_) | MonitorError::Lost(_) | MonitorError::Aborted => Exit::Ended,
         MonitorError::Program { .. } | MonitorError::Server(_) | MonitorError::System { .. } => Exit::Failure,
     }

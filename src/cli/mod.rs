@@ -34,8 +34,8 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 pub fn main() -> ! {
     panics::begin();
     let inherited = startup::begin();
+    // A monitor gives up its rights before it has a thread.
     log::begin();
-    log::start();
     let args = Args::try_parse().unwrap_or_else(|error| end(explain(&error), LAST_WORDS));
     let settings = args.log();
     log::set_up(settings);
@@ -79,6 +79,7 @@ fn explain(error: &clap::Error) -> Exit {
 fn run(config: Config, stored: Stored) -> Result<Exit, Failure> {
     if !matches!(config.action, Action::Mount(_)) {
         startup::do_not_take_signals();
+        log::start();
     }
     match config.action {
         Action::Version => {

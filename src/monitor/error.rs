@@ -7,6 +7,7 @@ use super::mount::MountError;
 use super::state::StateError;
 use crate::closure::resolve::ResolveError;
 use crate::protocol::handshake::HandshakeError;
+use crate::sandbox::Missing;
 
 /// Why a view could not be served, or can be no longer.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +24,9 @@ pub enum MonitorError {
     /// The state directory cannot be used.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The monitor cannot give up its rights.
+    #[error(transparent)]
+    Sandbox(#[from] Missing),
     /// The store directory cannot be opened.
     #[error("cannot open the store directory '{}'", path.display())]
     Store {

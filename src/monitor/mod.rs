@@ -4,6 +4,7 @@
 //! events, [`actions`] performs what it returns, [`ending`] ends. See docs/design.md.
 //!
 //! Invariants:
+//! - Rights are given up before there is another thread ([`sandbox::Monitor`]), and before anything is opened.
 //! - Nothing is mounted before the roots have led to a closure.
 //! - The loop's thread waits for its descriptors and for nothing else. What can take long has a thread or a process of
 //!   its own: the Nix store ([`store_thread`]), mounting ([`mounting`]), asking the view ([`probe`]), looking at other
@@ -50,6 +51,7 @@ use nix::sys::signal::SigSet;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::startup::{self, Stored};
+use crate::{log, sandbox};
 use actions::Performed;
 use error::system;
 use inherit::Begin;
@@ -65,6 +67,8 @@ pub use settings::Settings;
 /// # Errors
 /// [`MonitorError`]; what was mounted here is unmounted again, what was taken over is left to a successor.
 pub fn run(settings: Settings, stored: Stored) -> Result<Ending, MonitorError> {
+    sandbox::Monitor.confine(settings.sandbox)?;
+    log::start();
     let signals = signals()?;
     let Begin { mut runtime, inherited } = inherit::begin(settings, signals, stored)?;
     let policy = Policy {

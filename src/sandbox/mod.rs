@@ -16,14 +16,18 @@
 mod calls;
 mod capabilities;
 mod files;
+mod monitor;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
+use rustix::thread::CapabilitySet;
 use serde::{Deserialize, Serialize};
 
+pub use capabilities::{KEPT, Kept};
 pub use files::confines_files;
+pub use monitor::Monitor;
 
 /// Bytes of the longest file that a server writes, where there is room: one of the two of its journal, of 15 million names.
 const LONGEST_FILE: u64 = 1 << 30;
@@ -38,7 +42,7 @@ const LOCKED: u64 = 2 << 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Sandbox {
-    /// A server that cannot give up its rights does not start
+    /// What cannot give up its rights does not start
     Require,
     /// What cannot be given up is said in the log
     #[default]
@@ -49,11 +53,28 @@ pub enum Sandbox {
 
 /// A part of it that cannot be had.
 #[derive(Debug, thiserror::Error)]
-#[error("this system does not let a server give up its rights: {part}; --sandbox best serves all the same")]
+#[error("this system does not let {role} give up its rights: {part}; --sandbox best serves all the same")]
 pub struct Missing {
+    role: Role,
     part: Part,
     #[source]
     source: io::Error,
+}
+
+/// Who gives up its rights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Server,
+    Monitor,
+}
+
+impl std::fmt::Display for Role {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Server => "the server",
+            Self::Monitor => "the monitor",
+        })
+    }
 }
 
 /// What can be given up.
@@ -97,23 +118,34 @@ impl Server<'_> {
         limit(longest_file(self.journal.first().map(AsFd::as_fd)));
         // Read once, on older kernels from a file.
         let _ = rustix::param::page_size();
-        let parts: [(Part, &dyn Fn() -> io::Result<()>); 5] = [
-            (Part::Capabilities, &capabilities::never_again),
-            (Part::NewPrivileges, &no_new_privileges),
-            (Part::Files, &|| files::confine(self)),
-            (Part::Capabilities, &capabilities::drop_all),
-            (Part::Calls, &calls::confine),
-        ];
-        for (part, give_up) in parts {
-            if let Err(source) = give_up() {
-                if wanted == Sandbox::Require {
-                    return Err(Missing { part, source });
-                }
-                tracing::warn!(error = %source, "the server keeps rights that it does not need: {part}");
-            }
-        }
-        Ok(())
+        give_up(
+            Role::Server,
+            wanted,
+            &[
+                (Part::Capabilities, &capabilities::never_again),
+                (Part::NewPrivileges, &no_new_privileges),
+                (Part::Files, &|| files::confine(self)),
+                (Part::Capabilities, &|| capabilities::keep(CapabilitySet::empty())),
+                (Part::Calls, &calls::confine),
+            ],
+        )
     }
+}
+
+/// A part, and how it is given up.
+type Step<'a> = (Part, &'a dyn Fn() -> io::Result<()>);
+
+/// Gives up part by part, in this order.
+fn give_up(role: Role, wanted: Sandbox, steps: &[Step<'_>]) -> Result<(), Missing> {
+    for (part, step) in steps {
+        if let Err(source) = step() {
+            if wanted == Sandbox::Require {
+                return Err(Missing { role, part: *part, source });
+            }
+            tracing::warn!(error = %source, "{role} keeps rights that it does not need: {part}");
+        }
+    }
+    Ok(())
 }
 
 fn no_new_privileges() -> io::Result<()> {

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use nix_store_fs::sandbox::KEPT;
 use rustix::fs::OFlags;
 use rustix::process::Pid;
 
@@ -77,6 +78,39 @@ fn a_program_without_its_server_says_so() {
     );
 }
 
+/// What `/proc` says of each thread of a process.
+fn threads(process: Pid) -> Vec<Thread> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", process.as_raw_nonzero())).unwrap();
+    // One may have done its work and ended.
+    let read = |task: &Path| {
+        Some((fs::read_to_string(task.join("comm")).ok()?, fs::read_to_string(task.join("status")).ok()?))
+    };
+    tasks
+        .filter_map(|task| read(&task.unwrap().path()))
+        .map(|(name, status)| Thread { name: name.trim_end().to_owned(), status })
+        .collect()
+}
+
+struct Thread {
+    name: String,
+    status: String,
+}
+
+impl Thread {
+    fn has(&self, key: &str) -> &str {
+        let line = self.status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+        line.unwrap_or_default().trim()
+    }
+
+    /// Its effective and its permitted capabilities, which are the same; none that it or a program could get.
+    fn capabilities(&self) -> u64 {
+        let set = |key| u64::from_str_radix(self.has(key), 16).unwrap();
+        assert_eq!(set("CapEff"), set("CapPrm"), "{}: {}", self.name, self.status);
+        assert_eq!((set("CapInh"), set("CapAmb")), (0, 0), "{}: {}", self.name, self.status);
+        set("CapPrm")
+    }
+}
+
 /// What a server could use against the host is given up: it shows in `/proc`, and it cannot be had again.
 #[test]
 fn a_server_has_no_right_that_it_does_not_need() {
@@ -87,24 +121,17 @@ fn a_server_has_no_right_that_it_does_not_need() {
         let mut service = Service::new(&fixture.store).with(arguments);
         service.start_ready();
         let server = service.server();
-        let tasks = fs::read_dir(format!("/proc/{}/task", server.as_raw_nonzero())).unwrap();
-        let tasks: Vec<_> = tasks.map(|task| task.unwrap().file_name().into_string().unwrap()).collect();
-        assert!(tasks.len() > 4, "{tasks:?}");
-        for task in tasks {
-            // One may have done its work and ended.
-            let Ok(status) =
-                fs::read_to_string(format!("/proc/{}/task/{task}/status", server.as_raw_nonzero()))
-            else {
-                continue;
-            };
-            let has = |key: &str| {
-                let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default();
-                line.trim_start_matches(':').trim().to_owned()
-            };
-            for empty in ["CapEff", "CapPrm", "CapInh", "CapBnd", "CapAmb"] {
-                assert_eq!(has(empty), format!("{:016x}", 0), "{io}: {status}");
-            }
-            assert_eq!((has("NoNewPrivs"), has("Seccomp")), ("1".into(), "2".into()), "{io}: {status}");
+        let threads = threads(server);
+        assert!(threads.len() > 4, "{}", threads.len());
+        for thread in &threads {
+            assert_eq!(thread.capabilities(), 0, "{io}: {}", thread.status);
+            assert_eq!(thread.has("CapBnd"), format!("{:016x}", 0), "{io}: {}", thread.status);
+            assert_eq!(
+                (thread.has("NoNewPrivs"), thread.has("Seccomp")),
+                ("1", "2"),
+                "{io}: {}",
+                thread.status
+            );
         }
         assert!(of(server, "limits").contains("Max core file size        0                    0"));
         let program = service.path().join(&fixture.data.base).join("program");
@@ -113,6 +140,38 @@ fn a_server_has_no_right_that_it_does_not_need() {
         assert_eq!(Command::new(&program).output().unwrap().stdout, b"ran\n", "{io}");
         service.stop();
     }
+}
+
+/// Nobody speaks to the monitor's library but its store, and nobody reaches its parsers but by the server and the control socket. What
+/// it does not need for its own work is given up all the same, by every thread.
+#[test]
+fn a_monitor_keeps_what_mounting_and_nix_need() {
+    need!(Root, Fuse, Nix, Landlock);
+    let fixture = Fixture::new();
+    let arguments = ["--system", &fixture.system.path, "--sandbox", "require", "--report", "--watch"];
+    let mut service = Service::new(&fixture.store).with(arguments);
+    service.start_ready();
+    let listed = KEPT.iter().fold(0, |all, kept| all | kept.bit.bits());
+    let threads = threads(service.monitor());
+    for name in ["log", "store", "notify", "missed", "asked"] {
+        assert!(threads.iter().any(|thread| thread.name == name), "the test shows nothing of {name}");
+    }
+    for thread in &threads {
+        assert_eq!(thread.capabilities() & !listed, 0, "{}: {}", thread.name, thread.status);
+        assert_eq!(thread.has("CapBnd"), format!("{:016x}", 0), "{}: {}", thread.name, thread.status);
+    }
+    service.stop();
+}
+
+/// One list: what the unit gives and what the monitor keeps of that. Naming who uses a view is worth no right that
+/// a service has all its life, and takes one of root's that is there anyway.
+#[test]
+fn the_unit_gives_what_the_monitor_keeps() {
+    let unit = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("nixos/unit.nix")).unwrap();
+    let list = unit.split_once("CapabilityBoundingSet = [").unwrap().1.split_once("];").unwrap().0;
+    let given: BTreeSet<_> = list.split('"').filter(|word| word.starts_with("CAP_")).collect();
+    let kept: BTreeSet<_> = KEPT.iter().map(|kept| kept.name).collect();
+    assert_eq!(kept.symmetric_difference(&given).copied().collect::<Vec<_>>(), ["CAP_SYS_PTRACE"]);
 }
 
 /// A server that a fault of its own ends, as a filter that is too narrow does, is not started for ever.

@@ -1,0 +1,50 @@
+//! What a monitor keeps.
+//!
+//! Hard points:
+//! 1. An ordinary user mounts and unmounts by `fusermount3`, which gets its rights by being executed. So no_new_privs, the bounding
+//!    set and the filter of system calls are for root; whoever is not has no capability either.
+//! 2. Servers begin without a capability, as nothing that is executed gets one, and give the rest up themselves.
+
+use std::io;
+
+use rustix::process::{Resource, Rlimit};
+
+use super::{LOCKED, Missing, Part, Role, Sandbox, capabilities, give_up};
+
+/// A monitor.
+#[derive(Debug, Clone, Copy)]
+pub struct Monitor;
+
+impl Monitor {
+    /// Gives up what neither mounting nor Nix needs. Called while there is one thread.
+    ///
+    /// # Errors
+    /// [`Missing`], where `wanted` is [`Sandbox::Require`].
+    pub fn confine(self, wanted: Sandbox) -> Result<(), Missing> {
+        if wanted == Sandbox::None {
+            return Ok(());
+        }
+        let root = rustix::process::geteuid().is_root();
+        let for_root = |part: &dyn Fn() -> io::Result<()>| if root { part() } else { Ok(()) };
+        let_servers_lock();
+        give_up(
+            Role::Monitor,
+            wanted,
+            &[
+                (Part::Capabilities, &|| for_root(&capabilities::never_again)),
+                (Part::Capabilities, &|| capabilities::keep(capabilities::of_a_monitor())),
+            ],
+        )
+    }
+}
+
+/// Servers set the limit of what they keep in memory, and have no right to raise it.
+fn let_servers_lock() {
+    let limit = rustix::process::getrlimit(Resource::Memlock);
+    if limit.maximum.is_some_and(|most| most < LOCKED) {
+        let raised = Rlimit { current: Some(LOCKED), maximum: Some(LOCKED) };
+        if let Err(error) = rustix::process::setrlimit(Resource::Memlock, raised) {
+            tracing::debug!(%error, "the limit of locked memory stays as it is");
+        }
+    }
+}
