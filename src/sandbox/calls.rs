@@ -1,4 +1,4 @@
-//! System calls: seccomp(2).
+//! System calls of a server: seccomp(2).
 //!
 //! What a server calls after it has been told what to serve, found by tests that end it at any other call.
 
@@ -140,15 +140,11 @@ const DEADLY: &[i64] = &[
 /// `PR_GET_AUXV` of `linux/prctl.h` (Linux 6.4): what the C library would give.
 const PR_GET_AUXV: libc::c_int = 0x4155_5856;
 
-type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+/// Calls, each with alternatives for its arguments; none: whatever they are.
+pub(super) type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
 /// Leaves this thread, and those that it makes, the calls of the table.
 pub(super) fn confine() -> io::Result<()> {
-    let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(io::Error::other)?;
-    let filter = |rules: Rules, otherwise, matching| -> io::Result<BpfProgram> {
-        let filter = SeccompFilter::new(rules, otherwise, matching, arch).map_err(io::Error::other)?;
-        BpfProgram::try_from(filter).map_err(io::Error::other)
-    };
     let absent = || SeccompAction::Errno(rustix::io::Errno::NOSYS.raw_os_error().unsigned_abs());
     let any = |calls: &[i64]| -> Rules { calls.iter().map(|call| (*call, Vec::new())).collect() };
     let unknown = if cfg!(debug_assertions) { SeccompAction::KillProcess } else { absent() };
@@ -166,6 +162,17 @@ pub(super) fn confine() -> io::Result<()> {
         seccompiler::apply_filter(program).map_err(io::Error::other)?;
     }
     Ok(())
+}
+
+/// A filter that does `matching` with the calls of `rules`, and `otherwise` with any other.
+pub(super) fn filter(
+    rules: Rules,
+    otherwise: SeccompAction,
+    matching: SeccompAction,
+) -> io::Result<BpfProgram> {
+    let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(io::Error::other)?;
+    let filter = SeccompFilter::new(rules, otherwise, matching, arch).map_err(io::Error::other)?;
+    BpfProgram::try_from(filter).map_err(io::Error::other)
 }
 
 /// What is allowed with certain arguments only.

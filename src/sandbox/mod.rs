@@ -17,6 +17,7 @@ mod calls;
 mod capabilities;
 mod files;
 mod monitor;
+mod monitor_calls;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -90,7 +91,7 @@ impl std::fmt::Display for Part {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Capabilities => "capabilities",
-            Self::NewPrivileges => "no_new_privs, and not to be traced",
+            Self::NewPrivileges => "no_new_privs",
             Self::Files => "files (Landlock, Linux 5.13)",
             Self::Calls => "system calls (seccomp)",
         })

@@ -9,7 +9,7 @@ use std::io;
 
 use rustix::process::{Resource, Rlimit};
 
-use super::{LOCKED, Missing, Part, Role, Sandbox, capabilities, give_up};
+use super::{LOCKED, Missing, Part, Role, Sandbox, capabilities, give_up, monitor_calls};
 
 /// A monitor.
 #[derive(Debug, Clone, Copy)]
@@ -33,6 +33,8 @@ impl Monitor {
             &[
                 (Part::Capabilities, &|| for_root(&capabilities::never_again)),
                 (Part::Capabilities, &|| capabilities::keep(capabilities::of_a_monitor())),
+                (Part::NewPrivileges, &|| for_root(&|| Ok(rustix::thread::set_no_new_privs(true)?))),
+                (Part::Calls, &|| for_root(&monitor_calls::confine)),
             ],
         )
     }

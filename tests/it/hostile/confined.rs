@@ -1,19 +1,23 @@
-//! What a process can do that has given up its rights as a server does, and then tries everything else.
+//! What a process can do that has given up its rights as a server or a monitor does, and then tries everything else.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::net::UdpSocket;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
+use nix::sched::CloneFlags;
 use nix::sys::signal::SigSet;
-use nix_store_fs::sandbox::{Sandbox, Server};
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use nix_store_fs::sandbox::{Monitor, Sandbox, Server};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, makedev};
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal};
+use rustix::mount::{MountPropagationFlags, OpenTreeFlags, UnmountFlags};
+use rustix::net::AddressFamily;
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal};
+use rustix::time::ClockId;
 
 use crate::util::mounts::Own;
 use crate::util::scratch;
@@ -55,8 +59,67 @@ fn openat2(at: impl AsFd, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
     rustix::fs::openat2(at, path, flags | OFlags::CLOEXEC, mode, ResolveFlags::empty())
 }
 
-/// A deed, by its name.
+/// A deed of somebody, by its name.
 fn attempt(deed: &str, place: &Path) -> io::Result<()> {
+    match deed.split_once(": ") {
+        Some(("monitor", deed)) => {
+            Monitor.confine(Sandbox::Require).map_err(io::Error::other)?;
+            of_a_monitor(deed, place)
+        }
+        _ => of_a_server(deed, place),
+    }
+}
+
+/// A deed of a monitor's.
+fn of_a_monitor(deed: &str, place: &Path) -> io::Result<()> {
+    let own = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty());
+    match deed {
+        "make a thread" => std::thread::spawn(|| ()).join().unwrap(),
+        "execute a program" => assert!(Command::new("/bin/true").status()?.success()),
+        "connect to a socket" => drop(UnixStream::connect(place.join("socket"))?),
+        "mount" => {
+            nix::sched::unshare(CloneFlags::CLONE_NEWNS)?;
+            let flags = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+            rustix::mount::mount_change("/", flags)?;
+            rustix::mount::mount("none", place, "tmpfs", rustix::mount::MountFlags::empty(), None)?;
+            rustix::mount::unmount(place, UnmountFlags::empty())?;
+        }
+        "make a namespace of users" => nix::sched::unshare(CloneFlags::CLONE_NEWUSER)?,
+        "make a namespace of networks" => nix::sched::unshare(CloneFlags::CLONE_NEWNET)?,
+        "make a pipe" => rustix::fs::mknodat(CWD, place.join("pipe"), FileType::Fifo, Mode::RUSR, 0)?,
+        "make a device" => {
+            rustix::fs::mknodat(
+                CWD,
+                place.join("null"),
+                FileType::CharacterDevice,
+                Mode::RUSR,
+                makedev(1, 3),
+            )?;
+        }
+        "name the machine" => rustix::system::sethostname(b"eve")?,
+        // It cannot be set at all.
+        "set a clock" => rustix::time::clock_settime(ClockId::Monotonic, rustix::time::Timespec::default())?,
+        "receive packets" => {
+            drop(rustix::net::socket(AddressFamily::PACKET, rustix::net::SocketType::RAW, None)?);
+        }
+        "load a module" => rustix::system::finit_module(own?, c"", 0)?,
+        "take a descriptor" => {
+            let error = io::stderr().as_fd().as_raw_fd();
+            drop(rustix::process::pidfd_getfd(own?, error, PidfdGetfdFlags::empty())?);
+        }
+        "clone a mount" => drop(rustix::mount::open_tree(CWD, place, OpenTreeFlags::OPEN_TREE_CLONE)?),
+        "load a module with its capability" => {
+            let all = rustix::thread::CapabilitySet::SYS_MODULE;
+            let sets = rustix::thread::CapabilitySets { effective: all, permitted: all, inheritable: all };
+            rustix::thread::set_capabilities(None, sets)?;
+        }
+        _ => panic!("{deed}"),
+    }
+    Ok(())
+}
+
+/// A deed of a server's.
+fn of_a_server(deed: &str, place: &Path) -> io::Result<()> {
     let (store, journal) = (directory(&place.join("store")), directory(&place.join("journal")));
     let open = File::open(place.join("store/file"))?;
     let parent = rustix::process::getppid();
@@ -104,7 +167,7 @@ fn attempt(deed: &str, place: &Path) -> io::Result<()> {
         "end its parent" => rustix::process::kill_process(parent.unwrap(), Signal::CONT)?,
         "look whether a process exists" => rustix::process::test_kill_process(Pid::INIT)?,
         "leave its mount namespace" => {
-            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
+            nix::sched::unshare(CloneFlags::CLONE_NEWNS)?;
         }
         "get its capabilities back" => {
             let all = rustix::thread::CapabilitySet::SYS_ADMIN;
@@ -183,17 +246,8 @@ fn the_process() {
 #[test]
 fn a_confined_process_does_its_work_and_nothing_else() {
     need!(Root, Landlock);
-    let dir = scratch();
-    let place = dir.path();
-    for made in ["store", "journal"] {
-        fs::create_dir(place.join(made)).unwrap();
-    }
-    for file in ["store/file", "journal/kept", "journal/nodes", "journal/nodes.2", "secret"] {
-        fs::write(place.join(file), "x").unwrap();
-    }
-    let _listener = std::os::unix::net::UnixListener::bind(place.join("socket")).unwrap();
     let denied = || Outcome::Error(Errno::ACCESS.raw_os_error());
-    let table = [
+    try_all(&[
         ("read the store", Outcome::Done),
         ("list the store", Outcome::Done),
         ("write a journal", Outcome::Done),
@@ -221,9 +275,46 @@ fn a_confined_process_does_its_work_and_nothing_else() {
         ("leave its mount namespace", Outcome::Killed),
         ("get its capabilities back", Outcome::Killed),
         ("mount", Outcome::Killed),
-    ];
+    ]);
+}
+
+/// A monitor mounts, executes its servers and asks Nix: what neither takes it cannot do.
+#[test]
+fn a_confined_monitor_does_its_work_and_not_everything_else() {
+    need!(Root);
+    let refused = || Outcome::Error(Errno::PERM.raw_os_error());
+    try_all(&[
+        ("monitor: make a thread", Outcome::Done),
+        ("monitor: execute a program", Outcome::Done),
+        ("monitor: connect to a socket", Outcome::Done),
+        ("monitor: mount", Outcome::Done),
+        ("monitor: make a pipe", Outcome::Done),
+        ("monitor: make a namespace of users", refused()),
+        ("monitor: make a namespace of networks", refused()),
+        ("monitor: make a device", refused()),
+        ("monitor: name the machine", refused()),
+        ("monitor: set a clock", refused()),
+        ("monitor: load a module with its capability", refused()),
+        ("monitor: receive packets", Outcome::Error(Errno::AFNOSUPPORT.raw_os_error())),
+        ("monitor: load a module", Outcome::Killed),
+        ("monitor: take a descriptor", Outcome::Killed),
+        ("monitor: clone a mount", Outcome::Killed),
+    ]);
+}
+
+/// Lets a process of its own try each deed, in a place where there is something to lose.
+fn try_all(table: &[(&str, Outcome)]) {
+    let dir = scratch();
+    let place = dir.path();
+    for made in ["store", "journal"] {
+        fs::create_dir(place.join(made)).unwrap();
+    }
+    for file in ["store/file", "journal/kept", "journal/nodes", "journal/nodes.2", "secret"] {
+        fs::write(place.join(file), "x").unwrap();
+    }
+    let _listener = std::os::unix::net::UnixListener::bind(place.join("socket")).unwrap();
     for (deed, expected) in table {
-        assert_eq!(commit(deed, place), expected, "{deed}");
+        assert_eq!(&commit(deed, place), expected, "{deed}");
     }
     assert_eq!(fs::read(place.join("secret")).unwrap(), b"x");
 }

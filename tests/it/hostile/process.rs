@@ -159,6 +159,8 @@ fn a_monitor_keeps_what_mounting_and_nix_need() {
     for thread in &threads {
         assert_eq!(thread.capabilities() & !listed, 0, "{}: {}", thread.name, thread.status);
         assert_eq!(thread.has("CapBnd"), format!("{:016x}", 0), "{}: {}", thread.name, thread.status);
+        let calls = (thread.has("NoNewPrivs"), thread.has("Seccomp"));
+        assert_eq!(calls, ("1", "2"), "{}: {}", thread.name, thread.status);
     }
     service.stop();
 }
