@@ -329,6 +329,21 @@ impl RootLinks {
         Ok(())
     }
 
+    /// The directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Makes the directory, if it is absent.
+    ///
+    /// # Errors
+    /// Those of [`Self::examine`].
+    pub fn prepare(&mut self) -> Result<(), RootsError> {
+        self.examine()?;
+        self.open(true)
+    }
+
     /// Looks which links exist.
     ///
     /// # Errors

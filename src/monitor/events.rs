@@ -132,8 +132,8 @@ impl Runtime {
         let answer = match answer {
             Ok(answer) => answer,
             Err(error) => {
-                let may_pass = error.may_pass();
-                return events.push(unresolved(error.into(), may_pass));
+                let may_pass = matches!(&error, MonitorError::Resolve(error) if error.may_pass());
+                return events.push(unresolved(error, may_pass));
             }
         };
         if self.store.is_none() || self.store_path != answer.store {

@@ -85,6 +85,7 @@ pub(super) fn begin(settings: Settings, signals: SignalFd, stored: Stored) -> Re
         links,
         former,
         watch: arming,
+        sandbox: settings.sandbox,
     };
     let store_thread = StoreThread::start(task).map_err(system("start a thread"))?;
     // Loading the program takes longer than resolving. If it cannot be started, that is found out when it is needed.

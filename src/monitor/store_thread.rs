@@ -8,6 +8,8 @@
 //! - What a resolution depended on is watched before it is answered, whether it succeeded or not. If the store cannot be
 //!   opened, nothing is followed and the watches stay as they are.
 //! - A resolution is answered when it is held: by temporary roots, and by links if links were asked for.
+//! - Once the store is open it changes nothing but Nix's state and the links ([`sandbox::StoreThread`]). Before it needs more: a mount
+//!   namespace, and to make a read-only store writable in it.
 //! - Links are made and removed by this thread alone, unless it does not answer at the end.
 //! - The end waits for this thread for a limited time: it may hang in a call of Nix. Then the ending thread forbids
 //!   further links and removes the existing ones itself ([`StoreThread::end`]).
@@ -25,6 +27,7 @@ use crate::closure::Closure;
 use crate::closure::profile::StoreDirs;
 use crate::closure::resolve::{self, ResolveError, Roots};
 use crate::closure::roots::{Ledger, RootLinks};
+use crate::sandbox::{self, Sandbox};
 use crate::server::stops::{self, Stop};
 use crate::store::Store;
 use crate::values::{StorePath, View};
@@ -84,13 +87,15 @@ pub(super) struct Task {
     pub(super) former: Vec<RootLinks>,
     /// Watches what the roots depend on.
     pub(super) watch: Option<Arming>,
+    /// Whether the thread gives up its rights.
+    pub(super) sandbox: Sandbox,
 }
 
 /// The store thread, as the monitor has it.
 #[derive(Debug)]
 pub(super) struct StoreThread {
     questions: Sender<Question>,
-    answers: Receiver<Result<Answer, ResolveError>>,
+    answers: Receiver<Result<Answer, MonitorError>>,
     ready: Arc<OwnedFd>,
     /// Of [`Task::links`].
     links: Option<Ledger>,
@@ -110,7 +115,7 @@ impl StoreThread {
         let (answer, answers) = channel();
         let links = task.links.as_ref().map(RootLinks::ledger);
         let former = task.former.iter().map(RootLinks::ledger).collect();
-        let worker = Worker { task, store: None, inherited: false, number: 0 };
+        let worker = Worker { task, store: None, confined: false, inherited: false, number: 0 };
         thread::Builder::new()
             .name("store".to_owned())
             .spawn(move || worker.work(&asked, &answer, &signal))?;
@@ -160,7 +165,7 @@ impl StoreThread {
     }
 
     /// The answer, if there is one.
-    pub(super) fn answer(&self) -> Option<Result<Answer, ResolveError>> {
+    pub(super) fn answer(&self) -> Option<Result<Answer, MonitorError>> {
         let answer = self.answers.try_recv().ok();
         if answer.is_some() {
             poll::lower(&self.ready);
@@ -174,6 +179,8 @@ impl StoreThread {
 struct Worker {
     task: Task,
     store: Option<Store>,
+    /// Whether the thread has given up its rights.
+    confined: bool,
     /// Whether what an earlier process served has temporary roots.
     inherited: bool,
     /// Of the last resolution.
@@ -184,7 +191,7 @@ impl Worker {
     fn work(
         mut self,
         asked: &Receiver<Question>,
-        answer: &Sender<Result<Answer, ResolveError>>,
+        answer: &Sender<Result<Answer, MonitorError>>,
         signal: &OwnedFd,
     ) {
         // So that whoever cannot wait for this thread knows what is there. It is tried again with each question.
@@ -220,12 +227,25 @@ impl Worker {
         }
     }
 
-    fn resolve(&mut self) -> Result<Answer, ResolveError> {
-        let Self { task, store: kept, inherited, number } = self;
+    fn resolve(&mut self) -> Result<Answer, MonitorError> {
+        let Self { task, store: kept, confined, inherited, number } = self;
         let store = match kept {
             Some(store) => store,
-            None => kept.insert(Store::open_given(task.uri.as_deref())?),
+            None => kept.insert(Store::open_given(task.uri.as_deref()).map_err(ResolveError::from)?),
         };
+        if !*confined {
+            confine(task, store)?;
+            *confined = true;
+        }
+        Ok(Self::ask(task, store, inherited, number)?)
+    }
+
+    fn ask(
+        task: &mut Task,
+        store: &Store,
+        inherited: &mut bool,
+        number: &mut u64,
+    ) -> Result<Answer, ResolveError> {
         store.forget();
         // First, so that it is watched even if what comes next fails.
         let dirs = StoreDirs::of(store);
@@ -245,10 +265,6 @@ impl Worker {
             }
             Ok(valid)
         };
-        let trust = resolve::trust(&task.roots, dirs);
-        for links in task.links.iter_mut().chain(&mut task.former) {
-            links.set_trust(trust.clone());
-        }
         if let Some(links) = &mut task.links {
             links.examine()?;
             links.complete(make)?;
@@ -261,4 +277,16 @@ impl Worker {
         let store = store.real_dir().to_owned();
         Ok(Answer { number: *number, closure, opened: opening::open(&store), store })
     }
+}
+
+/// Gives up what this thread needed to open `store`.
+fn confine(task: &mut Task, store: &Store) -> Result<(), MonitorError> {
+    let Task { roots, links, former, sandbox, .. } = task;
+    let trust = resolve::trust(roots, StoreDirs::of(store));
+    links.iter_mut().chain(&mut *former).for_each(|links| links.set_trust(trust.clone()));
+    // What is not there cannot be allowed.
+    links.iter_mut().try_for_each(RootLinks::prepare).map_err(ResolveError::from)?;
+    let links: Vec<_> = links.iter().chain(&*former).map(|links| links.dir().to_owned()).collect();
+    sandbox::StoreThread { written: &store.written_dirs(), links: &links }.confine(*sandbox)?;
+    Ok(())
 }

@@ -91,3 +91,8 @@ pub(super) fn keep(wanted: CapabilitySet) -> io::Result<()> {
 pub(super) fn of_a_monitor() -> CapabilitySet {
     KEPT.iter().fold(CapabilitySet::empty(), |all, kept| all | kept.bit)
 }
+
+/// What the thread needs that asks Nix, once its store is open.
+pub(super) fn of_a_store_thread() -> CapabilitySet {
+    of_a_monitor() - (CapabilitySet::SYS_ADMIN | CapabilitySet::SYS_PTRACE)
+}

@@ -2,11 +2,14 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr,
     RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 use super::Server;
 
@@ -52,16 +55,51 @@ pub(super) fn confine(server: Server<'_>) -> io::Result<()> {
     }
     match rules.restrict_self().map_err(refused)?.ruleset {
         RulesetStatus::FullyEnforced | RulesetStatus::PartiallyEnforced => Ok(()),
-        RulesetStatus::NotEnforced => Err(rustix::io::Errno::OPNOTSUPP.into()),
+        RulesetStatus::NotEnforced => Err(Errno::OPNOTSUPP.into()),
     }
 }
 
-/// Directories by which tests stop a server, in builds for tests.
-fn of_tests() -> Vec<std::path::PathBuf> {
+/// Lets this thread change nothing but what is below `written`, and links directly or below in `links`; and execute nothing. It
+/// may still read whatever it could.
+pub(super) fn confine_changes(written: &[PathBuf], links: &[PathBuf]) -> io::Result<()> {
+    let refused = |error: RulesetError| io::Error::other(error);
+    let change = AccessFs::WriteFile
+        | AccessFs::Truncate
+        | AccessFs::MakeReg
+        | AccessFs::MakeDir
+        | AccessFs::MakeSym
+        | AccessFs::RemoveFile
+        | AccessFs::RemoveDir
+        | AccessFs::Refer;
+    let link = AccessFs::MakeSym | AccessFs::RemoveFile;
+    let handled = AccessFs::from_write(KNOWN) | AccessFs::Execute;
+    let mut rules = Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(handled)
+        .and_then(Ruleset::create)
+        .map_err(refused)?;
+    let mut allow = |below: &Path, access: BitFlags<AccessFs>| -> io::Result<()> {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let dir = match rustix::fs::open(below, flags, Mode::empty()) {
+            Ok(dir) => dir,
+            // What is not there is not written to.
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        (&mut rules).add_rule(PathBeneath::new(dir, access)).map(drop).map_err(refused)
+    };
+    written.iter().try_for_each(|dir| allow(dir, change))?;
+    links.iter().try_for_each(|dir| allow(dir, link))?;
+    of_tests().iter().try_for_each(|dir| allow(dir, handled))?;
+    rules.restrict_self().map(drop).map_err(refused)
+}
+
+/// Directories by which tests stop a process, in builds for tests.
+fn of_tests() -> Vec<PathBuf> {
     let all = cfg!(debug_assertions).then(std::env::vars).into_iter().flatten();
     let paths = all.filter(|(name, _)| name.starts_with("NSF_")).filter_map(|(_, value)| {
         let path = value.split_once(':').map_or(value.as_str(), |(_, path)| path).to_owned();
-        path.starts_with('/').then(|| std::path::PathBuf::from(path))
+        path.starts_with('/').then(|| PathBuf::from(path))
     });
     paths
         .filter_map(|path| if path.is_dir() { Some(path) } else { path.parent().map(ToOwned::to_owned) })

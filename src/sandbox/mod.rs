@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 
 pub use capabilities::{KEPT, Kept};
 pub use files::confines_files;
-pub use monitor::Monitor;
+pub use monitor::{Monitor, StoreThread};
 
 /// Bytes of the longest file that a server writes, where there is room: one of the two of its journal, of 15 million names.
 const LONGEST_FILE: u64 = 1 << 30;
@@ -67,6 +67,7 @@ pub struct Missing {
 enum Role {
     Server,
     Monitor,
+    StoreThread,
 }
 
 impl std::fmt::Display for Role {
@@ -74,6 +75,7 @@ impl std::fmt::Display for Role {
         f.write_str(match self {
             Self::Server => "the server",
             Self::Monitor => "the monitor",
+            Self::StoreThread => "the thread that asks Nix",
         })
     }
 }

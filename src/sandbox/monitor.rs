@@ -6,10 +6,12 @@
 //! 2. Servers begin without a capability, as nothing that is executed gets one, and give the rest up themselves.
 
 use std::io;
+use std::path::PathBuf;
 
+use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit};
 
-use super::{LOCKED, Missing, Part, Role, Sandbox, capabilities, give_up, monitor_calls};
+use super::{LOCKED, Missing, Part, Role, Sandbox, capabilities, files, give_up, monitor_calls};
 
 /// A monitor.
 #[derive(Debug, Clone, Copy)]
@@ -34,7 +36,44 @@ impl Monitor {
                 (Part::Capabilities, &|| for_root(&capabilities::never_again)),
                 (Part::Capabilities, &|| capabilities::keep(capabilities::of_a_monitor())),
                 (Part::NewPrivileges, &|| for_root(&|| Ok(rustix::thread::set_no_new_privs(true)?))),
+                // It is for its threads: see [`StoreThread`].
+                (Part::Files, &|| {
+                    if files::confines_files() { Ok(()) } else { Err(Errno::OPNOTSUPP.into()) }
+                }),
                 (Part::Calls, &|| for_root(&monitor_calls::confine)),
+            ],
+        )
+    }
+}
+
+/// The thread that asks Nix, once its store is open: to open one may take mounting.
+#[derive(Debug, Clone, Copy)]
+pub struct StoreThread<'a> {
+    /// Directories in which Nix writes.
+    pub written: &'a [PathBuf],
+    /// Directories in which it makes and removes links.
+    pub links: &'a [PathBuf],
+}
+
+impl StoreThread<'_> {
+    /// Gives up what only the opening takes, and to change files anywhere else. That the kernel cannot confine files was said by
+    /// [`Monitor::confine`].
+    ///
+    /// # Errors
+    /// [`Missing`], where `wanted` is [`Sandbox::Require`].
+    pub fn confine(self, wanted: Sandbox) -> Result<(), Missing> {
+        if wanted == Sandbox::None {
+            return Ok(());
+        }
+        let files = || {
+            if files::confines_files() { files::confine_changes(self.written, self.links) } else { Ok(()) }
+        };
+        give_up(
+            Role::StoreThread,
+            wanted,
+            &[
+                (Part::Files, &files),
+                (Part::Capabilities, &|| capabilities::keep(capabilities::of_a_store_thread())),
             ],
         )
     }

@@ -70,6 +70,8 @@ pub struct Store {
     uri: String,
     dir: PathBuf,
     real_dir: PathBuf,
+    /// None: it is asked through a daemon.
+    state_dir: Option<PathBuf>,
 }
 
 impl fmt::Debug for Store {
@@ -121,10 +123,11 @@ impl Store {
         initialise()?;
         let state = parsed.state_dir(&default_state_dir()?);
         let open = |cause: Failure| StoreError::Open { uri: uri.to_owned(), cause: cause.text };
-        let handle = match daemon_address(&parsed.kind, &state) {
+        let daemon = daemon_address(&parsed.kind, &state);
+        let handle = match &daemon {
             Some(base) => {
                 let daemon = |cause: Failure| StoreError::Daemon { uri: uri.to_owned(), cause: cause.text };
-                let handle = open_handle(&base, &parsed).map_err(open)?;
+                let handle = open_handle(base, &parsed).map_err(open)?;
                 // Otherwise the first question would find out, and its error would be about something else.
                 handle.connect().map_err(|e| daemon(e.into()))?;
                 handle
@@ -147,7 +150,8 @@ impl Store {
         let dir = path_from(handle.logical_dir().map_err(unsupported)?);
         let real_dir = path_from(handle.physical_dir().map_err(unsupported)?);
         let uri = if uri.is_empty() { AUTO } else { uri }.to_owned();
-        Ok(Self { handle, uri, dir, real_dir })
+        let state_dir = daemon.is_none().then_some(state);
+        Ok(Self { handle, uri, dir, real_dir, state_dir })
     }
 
     /// The directory that store paths begin with, wherever their files are.
@@ -160,6 +164,15 @@ impl Store {
     #[must_use]
     pub fn real_dir(&self) -> &Path {
         &self.real_dir
+    }
+
+    /// Directories in which Nix's library writes once the store is open: nowhere, where a daemon does it. Not in the store: it is
+    /// only asked.
+    #[must_use]
+    pub fn written_dirs(&self) -> Vec<PathBuf> {
+        // Each may be a link to another place, or to another disk.
+        const WITHIN: [&str; 5] = ["", "db", "temproots", "gcroots", "gcroots/auto"];
+        self.state_dir.iter().flat_map(|state| WITHIN.map(|below| state.join(below))).collect()
     }
 
     /// Whether the store holds `path`, complete with all that it refers to.

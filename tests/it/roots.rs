@@ -204,6 +204,28 @@ fn a_start_that_cannot_hold_its_roots_leaves_nothing_behind() {
     held.assert_links(&[0, 1]);
 }
 
+/// Nix follows whatever link it finds in its state. Where that leads out of what it had when the store was opened, nothing is changed.
+#[test]
+fn nix_is_not_led_out_of_its_state() {
+    need!(Root, Fuse, Nix, Landlock);
+    let mut held = Held::new(2);
+    held.service.start_ready();
+    held.garbage.select(1);
+    let outside = crate::util::scratch();
+    let registered = held.garbage.store.root().join("nix/var/nix/gcroots/auto");
+    let aside = registered.with_extension("aside");
+    fs::rename(&registered, &aside).unwrap();
+    symlink(outside.path(), &registered).unwrap();
+    let why = held.reload_fails();
+    assert!(why.contains("Permission denied"), "{why}");
+    assert_eq!(tree::list(outside.path()).unwrap(), [] as [PathBuf; 0]);
+    fs::remove_file(&registered).unwrap();
+    fs::rename(&aside, &registered).unwrap();
+    held.service.reload_well();
+    held.garbage.assert_served(&held.service, 1);
+    held.service.stop();
+}
+
 /// Links that an earlier process left are not those of a start that fails: whatever they hold, it stays.
 #[test]
 fn a_start_that_fails_leaves_the_links_of_others_alone() {

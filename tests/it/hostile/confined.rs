@@ -11,7 +11,7 @@ use std::process::{Command, ExitStatus};
 
 use nix::sched::CloneFlags;
 use nix::sys::signal::SigSet;
-use nix_store_fs::sandbox::{Monitor, Sandbox, Server};
+use nix_store_fs::sandbox::{Monitor, Sandbox, Server, StoreThread};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, makedev};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, OpenTreeFlags, UnmountFlags};
@@ -66,8 +66,53 @@ fn attempt(deed: &str, place: &Path) -> io::Result<()> {
             Monitor.confine(Sandbox::Require).map_err(io::Error::other)?;
             of_a_monitor(deed, place)
         }
+        Some(("store", deed)) => {
+            let (written, links) = ([place.join("journal")], [place.join("links")]);
+            let thread = StoreThread { written: &written, links: &links };
+            thread.confine(Sandbox::Require).map_err(io::Error::other)?;
+            of_the_store_thread(deed, place)
+        }
         _ => of_a_server(deed, place),
     }
+}
+
+/// A deed of the thread that asks Nix: `journal` is in the place of Nix's state.
+fn of_the_store_thread(deed: &str, place: &Path) -> io::Result<()> {
+    match deed {
+        "read" => drop(fs::read(place.join("secret"))?),
+        "make a database" => {
+            fs::create_dir(place.join("journal/db"))?;
+            fs::write(place.join("journal/db/new"), "x")?;
+            fs::rename(place.join("journal/db/new"), place.join("journal/db/sqlite"))?;
+            fs::remove_dir_all(place.join("journal/db"))?;
+        }
+        "make and remove a link" => {
+            std::os::unix::fs::symlink("/", place.join("links/.new"))?;
+            fs::rename(place.join("links/.new"), place.join("links/root"))?;
+            fs::remove_file(place.join("links/root"))?;
+        }
+        "connect to a socket" => drop(UnixStream::connect(place.join("socket"))?),
+        "make a thread" => std::thread::spawn(|| ()).join().unwrap(),
+        "make a file beside the links" => fs::write(place.join("links/file"), "x")?,
+        "write to the store" => drop(File::options().write(true).open(place.join("store/file"))?),
+        "write a secret" => fs::write(place.join("secret"), "y")?,
+        "remove a secret" => fs::remove_file(place.join("secret"))?,
+        "make a directory" => fs::create_dir(place.join("made"))?,
+        "make a link elsewhere" => std::os::unix::fs::symlink("/", place.join("store/link"))?,
+        "move a file out of the state" => fs::rename(place.join("journal/kept"), place.join("kept"))?,
+        "write by a link" => {
+            std::os::unix::fs::symlink(place.join("secret"), place.join("journal/link"))?;
+            fs::write(place.join("journal/link"), "y")?;
+        }
+        "set the pattern of core files" => {
+            drop(File::options().write(true).open("/proc/sys/kernel/core_pattern")?);
+        }
+        "execute a program" => drop(Command::new("/bin/true").status()?),
+        "mount" => rustix::mount::mount("none", place, "tmpfs", rustix::mount::MountFlags::empty(), None)?,
+        "leave its mount namespace" => nix::sched::unshare(CloneFlags::CLONE_NEWNS)?,
+        _ => panic!("{deed}"),
+    }
+    Ok(())
 }
 
 /// A deed of a monitor's.
@@ -302,11 +347,38 @@ fn a_confined_monitor_does_its_work_and_not_everything_else() {
     ]);
 }
 
+/// What Nix is led to do by a store, a setting or a message reaches its own state, and the links that it is there to make.
+#[test]
+fn the_confined_thread_of_nix_changes_its_state_and_links_alone() {
+    need!(Root, Landlock);
+    let denied = || Outcome::Error(Errno::ACCESS.raw_os_error());
+    let refused = || Outcome::Error(Errno::PERM.raw_os_error());
+    try_all(&[
+        ("store: read", Outcome::Done),
+        ("store: make a database", Outcome::Done),
+        ("store: make and remove a link", Outcome::Done),
+        ("store: connect to a socket", Outcome::Done),
+        ("store: make a thread", Outcome::Done),
+        ("store: make a file beside the links", denied()),
+        ("store: write to the store", denied()),
+        ("store: write a secret", denied()),
+        ("store: remove a secret", denied()),
+        ("store: make a directory", denied()),
+        ("store: make a link elsewhere", denied()),
+        ("store: move a file out of the state", denied()),
+        ("store: write by a link", denied()),
+        ("store: set the pattern of core files", denied()),
+        ("store: execute a program", denied()),
+        ("store: mount", refused()),
+        ("store: leave its mount namespace", refused()),
+    ]);
+}
+
 /// Lets a process of its own try each deed, in a place where there is something to lose.
 fn try_all(table: &[(&str, Outcome)]) {
     let dir = scratch();
     let place = dir.path();
-    for made in ["store", "journal"] {
+    for made in ["store", "journal", "links"] {
         fs::create_dir(place.join(made)).unwrap();
     }
     for file in ["store/file", "journal/kept", "journal/nodes", "journal/nodes.2", "secret"] {

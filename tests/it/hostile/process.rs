@@ -8,6 +8,7 @@ use std::process::Command;
 use nix_store_fs::sandbox::KEPT;
 use rustix::fs::OFlags;
 use rustix::process::Pid;
+use rustix::thread::CapabilitySet;
 
 use crate::util::descriptors::access;
 use crate::util::fixture::Fixture;
@@ -159,6 +160,11 @@ fn a_monitor_keeps_what_mounting_and_nix_need() {
     for thread in &threads {
         assert_eq!(thread.capabilities() & !listed, 0, "{}: {}", thread.name, thread.status);
         assert_eq!(thread.has("CapBnd"), format!("{:016x}", 0), "{}: {}", thread.name, thread.status);
+        if thread.name == "store" {
+            // The store is open.
+            let opening = CapabilitySet::SYS_ADMIN | CapabilitySet::SYS_PTRACE;
+            assert_eq!(thread.capabilities() & opening.bits(), 0, "{}", thread.status);
+        }
         let calls = (thread.has("NoNewPrivs"), thread.has("Seccomp"));
         assert_eq!(calls, ("1", "2"), "{}: {}", thread.name, thread.status);
     }
