@@ -90,7 +90,8 @@ pub(super) fn begin(settings: Settings, signals: SignalFd, stored: Stored) -> Re
     let store_thread = StoreThread::start(task).map_err(system("start a thread"))?;
     // Loading the program takes longer than resolving. If it cannot be started, that is found out when it is needed.
     let spare = Server::spawn(&program).ok();
-    let inquiry = settings.report.then(Inquiry::start).transpose().map_err(system("start a thread"))?;
+    let start = || Inquiry::start(settings.sandbox);
+    let inquiry = settings.report.then(start).transpose().map_err(system("start a thread"))?;
     let clients = Clients::listen(state.as_ref().map(StateDir::control).as_deref());
     let mut runtime = Runtime {
         signals,

@@ -7,6 +7,7 @@
 //! - What is done before an answer, or soon after it, is the same for every name outside the closure. Whether the host has the
 //!   name is asked of the disk after a random delay ([`DELAY_MAX`]), at idle priority: it shows neither in the time of the
 //!   answer nor in that of the next ones.
+//! - Its threads can only look: [`Looker`].
 //! - Memory and log are bounded, whatever is asked for: [`QUEUE`], [`PATHS_MAX`], [`LINES_MAX`].
 //!
 //! Hard points:
@@ -33,6 +34,7 @@ use rustix::fs::AtFlags;
 
 use super::mount::command;
 use crate::protocol::missed::{self, Question};
+use crate::sandbox::{Looker, Missing, Sandbox};
 use crate::sys;
 use crate::values::{StorePath, View};
 
@@ -74,6 +76,17 @@ pub(super) struct Inquiry {
     subject: Arc<Mutex<Subject>>,
     queue: SyncSender<Asked>,
     dropped: Arc<AtomicU64>,
+    /// Whether its threads give up their rights.
+    sandbox: Sandbox,
+}
+
+/// Whether a thread must not begin.
+fn is_refused(confined: Result<(), Missing>) -> bool {
+    let error = confined.err();
+    if let Some(error) = &error {
+        tracing::error!(error = error as &dyn std::error::Error, "nothing is reported of what is asked for");
+    }
+    error.is_some()
 }
 
 /// A question, and when the disk is to be asked.
@@ -89,11 +102,14 @@ impl Inquiry {
     ///
     /// # Errors
     /// When a thread cannot be made.
-    pub(super) fn start() -> io::Result<Self> {
+    pub(super) fn start(sandbox: Sandbox) -> io::Result<Self> {
         let (queue, questions) = mpsc::sync_channel(QUEUE);
-        let inquiry = Self { subject: Arc::default(), queue, dropped: Arc::default() };
+        let inquiry = Self { subject: Arc::default(), queue, dropped: Arc::default(), sandbox };
         let (subject, dropped) = (inquiry.subject.clone(), inquiry.dropped.clone());
         let work = move || {
+            if is_refused(Looker::Store.confine(sandbox)) {
+                return;
+            }
             if let Err(error) = sys::run_when_idle() {
                 tracing::debug!(%error, "what was asked for in vain is looked into at full priority");
             }
@@ -113,8 +129,11 @@ impl Inquiry {
     /// # Errors
     /// When a thread cannot be made.
     pub(super) fn listen(&self, socket: OwnedFd) -> io::Result<()> {
-        let (queue, dropped) = (self.queue.clone(), self.dropped.clone());
+        let (queue, dropped, sandbox) = (self.queue.clone(), self.dropped.clone(), self.sandbox);
         let work = move || {
+            if is_refused(Looker::Processes.confine(sandbox)) {
+                return;
+            }
             while let Ok(Some(Question { path, thread, dropped: before })) = missed::receive(&socket) {
                 dropped.fetch_add(before.into(), Ordering::Relaxed);
                 let asked = Asked { path, asker: Asker::of(thread), at: Instant::now() + delay() };

@@ -96,3 +96,13 @@ pub(super) fn of_a_monitor() -> CapabilitySet {
 pub(super) fn of_a_store_thread() -> CapabilitySet {
     of_a_monitor() - (CapabilitySet::SYS_ADMIN | CapabilitySet::SYS_PTRACE)
 }
+
+/// What a thread needs that looks into the store, whatever the modes.
+pub(super) fn to_look_into_the_store() -> CapabilitySet {
+    CapabilitySet::DAC_READ_SEARCH
+}
+
+/// What a thread needs that looks at processes: `/proc` may be mounted with hidepid= (proc(5)).
+pub(super) fn to_look_at_processes() -> CapabilitySet {
+    CapabilitySet::SYS_PTRACE
+}

@@ -94,6 +94,21 @@ pub(super) fn confine_changes(written: &[PathBuf], links: &[PathBuf]) -> io::Res
     rules.restrict_self().map(drop).map_err(refused)
 }
 
+/// Lets this thread open nothing but files to read below `read`.
+pub(super) fn confine_to_reading(read: &[&str]) -> io::Result<()> {
+    let refused = |error: RulesetError| io::Error::other(error);
+    let mut rules = Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(KNOWN))
+        .and_then(Ruleset::create)
+        .map_err(refused)?;
+    for dir in read {
+        let dir = rustix::fs::open(*dir, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        (&mut rules).add_rule(PathBeneath::new(dir, AccessFs::ReadFile)).map_err(refused)?;
+    }
+    rules.restrict_self().map(drop).map_err(refused)
+}
+
 /// Directories by which tests stop a process, in builds for tests.
 fn of_tests() -> Vec<PathBuf> {
     let all = cfg!(debug_assertions).then(std::env::vars).into_iter().flatten();

@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 
 pub use capabilities::{KEPT, Kept};
 pub use files::confines_files;
-pub use monitor::{Monitor, StoreThread};
+pub use monitor::{Looker, Monitor, StoreThread};
 
 /// Bytes of the longest file that a server writes, where there is room: one of the two of its journal, of 15 million names.
 const LONGEST_FILE: u64 = 1 << 30;
@@ -68,6 +68,7 @@ enum Role {
     Server,
     Monitor,
     StoreThread,
+    Looker,
 }
 
 impl std::fmt::Display for Role {
@@ -76,6 +77,7 @@ impl std::fmt::Display for Role {
             Self::Server => "the server",
             Self::Monitor => "the monitor",
             Self::StoreThread => "the thread that asks Nix",
+            Self::Looker => "a thread that only looks",
         })
     }
 }

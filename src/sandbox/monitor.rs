@@ -56,8 +56,7 @@ pub struct StoreThread<'a> {
 }
 
 impl StoreThread<'_> {
-    /// Gives up what only the opening takes, and to change files anywhere else. That the kernel cannot confine files was said by
-    /// [`Monitor::confine`].
+    /// Gives up what only the opening takes, and to change files anywhere else.
     ///
     /// # Errors
     /// [`Missing`], where `wanted` is [`Sandbox::Require`].
@@ -65,9 +64,7 @@ impl StoreThread<'_> {
         if wanted == Sandbox::None {
             return Ok(());
         }
-        let files = || {
-            if files::confines_files() { files::confine_changes(self.written, self.links) } else { Ok(()) }
-        };
+        let files = || if_known(&|| files::confine_changes(self.written, self.links));
         give_up(
             Role::StoreThread,
             wanted,
@@ -77,6 +74,44 @@ impl StoreThread<'_> {
             ],
         )
     }
+}
+
+/// A thread that changes nothing, and finds out something about what others have sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Looker {
+    /// Whether the store has a name, below a directory that is open.
+    Store,
+    /// What a process is called.
+    Processes,
+}
+
+impl Looker {
+    /// Gives up everything else.
+    ///
+    /// # Errors
+    /// [`Missing`], where `wanted` is [`Sandbox::Require`].
+    pub fn confine(self, wanted: Sandbox) -> Result<(), Missing> {
+        if wanted == Sandbox::None {
+            return Ok(());
+        }
+        let (read, kept): (&[&str], _) = match self {
+            Self::Store => (&[], capabilities::to_look_into_the_store()),
+            Self::Processes => (&["/proc"], capabilities::to_look_at_processes()),
+        };
+        give_up(
+            Role::Looker,
+            wanted,
+            &[
+                (Part::Files, &|| if_known(&|| files::confine_to_reading(read))),
+                (Part::Capabilities, &|| capabilities::keep(kept)),
+            ],
+        )
+    }
+}
+
+/// That the kernel cannot confine files was said by [`Monitor::confine`].
+fn if_known(confine: &dyn Fn() -> io::Result<()>) -> io::Result<()> {
+    if files::confines_files() { confine() } else { Ok(()) }
 }
 
 /// Servers set the limit of what they keep in memory, and have no right to raise it.

@@ -11,8 +11,8 @@ use std::process::{Command, ExitStatus};
 
 use nix::sched::CloneFlags;
 use nix::sys::signal::SigSet;
-use nix_store_fs::sandbox::{Monitor, Sandbox, Server, StoreThread};
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, makedev};
+use nix_store_fs::sandbox::{Looker, Monitor, Sandbox, Server, StoreThread};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, makedev};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, OpenTreeFlags, UnmountFlags};
 use rustix::net::AddressFamily;
@@ -72,8 +72,32 @@ fn attempt(deed: &str, place: &Path) -> io::Result<()> {
             thread.confine(Sandbox::Require).map_err(io::Error::other)?;
             of_the_store_thread(deed, place)
         }
+        Some(("missed", deed)) => {
+            let store = directory(&place.join("store"));
+            Looker::Store.confine(Sandbox::Require).map_err(io::Error::other)?;
+            of_a_looker(deed, place, &store)
+        }
+        Some(("asked", deed)) => {
+            let store = directory(&place.join("store"));
+            Looker::Processes.confine(Sandbox::Require).map_err(io::Error::other)?;
+            of_a_looker(deed, place, &store)
+        }
         _ => of_a_server(deed, place),
     }
+}
+
+/// A deed of a thread that only looks.
+fn of_a_looker(deed: &str, place: &Path, store: &OwnedFd) -> io::Result<()> {
+    match deed {
+        "look for a name" => drop(rustix::fs::statat(store, "file", AtFlags::SYMLINK_NOFOLLOW)?),
+        "read the name of a process" => drop(fs::read("/proc/1/comm")?),
+        "write its own name" => fs::write("/proc/self/comm", "eve")?,
+        "read the store" => drop(openat2(store, "file", OFlags::RDONLY)?),
+        "write a secret" => fs::write(place.join("secret"), "y")?,
+        "mount" => rustix::mount::mount("none", place, "tmpfs", rustix::mount::MountFlags::empty(), None)?,
+        _ => panic!("{deed}"),
+    }
+    Ok(())
 }
 
 /// A deed of the thread that asks Nix: `journal` is in the place of Nix's state.
@@ -187,7 +211,7 @@ fn of_a_server(deed: &str, place: &Path) -> io::Result<()> {
             rustix::fs::mkdirat(&journal, "made", Mode::from_raw_mode(0o700))?;
         }
         "remove the journal" => {
-            rustix::fs::unlinkat(&journal, "nodes", rustix::fs::AtFlags::empty())?;
+            rustix::fs::unlinkat(&journal, "nodes", AtFlags::empty())?;
         }
         "exchange the files of the journal" => {
             let exchange = rustix::fs::RenameFlags::EXCHANGE;
@@ -371,6 +395,26 @@ fn the_confined_thread_of_nix_changes_its_state_and_links_alone() {
         ("store: execute a program", denied()),
         ("store: mount", refused()),
         ("store: leave its mount namespace", refused()),
+    ]);
+}
+
+/// The threads that find out who asked for what can only look.
+#[test]
+fn the_confined_threads_that_look_only_look() {
+    need!(Root, Landlock);
+    let denied = || Outcome::Error(Errno::ACCESS.raw_os_error());
+    let refused = || Outcome::Error(Errno::PERM.raw_os_error());
+    try_all(&[
+        ("missed: look for a name", Outcome::Done),
+        ("missed: read the name of a process", denied()),
+        ("missed: read the store", denied()),
+        ("missed: write a secret", denied()),
+        ("missed: mount", refused()),
+        ("asked: read the name of a process", Outcome::Done),
+        ("asked: write its own name", denied()),
+        ("asked: read the store", denied()),
+        ("asked: write a secret", denied()),
+        ("asked: mount", refused()),
     ]);
 }
 

@@ -152,6 +152,9 @@ fn a_monitor_keeps_what_mounting_and_nix_need() {
     let arguments = ["--system", &fixture.system.path, "--sandbox", "require", "--report", "--watch"];
     let mut service = Service::new(&fixture.store).with(arguments);
     service.start_ready();
+    // Both threads of the report have begun.
+    assert!(!service.path().join(&fixture.outside.base).exists());
+    service.wait_logged("a store path was asked for", 1);
     let listed = KEPT.iter().fold(0, |all, kept| all | kept.bit.bits());
     let threads = threads(service.monitor());
     for name in ["log", "store", "notify", "missed", "asked"] {
@@ -164,6 +167,13 @@ fn a_monitor_keeps_what_mounting_and_nix_need() {
             // The store is open.
             let opening = CapabilitySet::SYS_ADMIN | CapabilitySet::SYS_PTRACE;
             assert_eq!(thread.capabilities() & opening.bits(), 0, "{}", thread.status);
+        }
+        // Whether the store has a name, whatever its mode; who asked, whatever is hidden in /proc.
+        for (name, looks) in
+            [("missed", CapabilitySet::DAC_READ_SEARCH), ("asked", CapabilitySet::SYS_PTRACE)]
+        {
+            let more = thread.capabilities() & !looks.bits();
+            assert!(thread.name != name || more == 0, "{}", thread.status);
         }
         let calls = (thread.has("NoNewPrivs"), thread.has("Seccomp"));
         assert_eq!(calls, ("1", "2"), "{}: {}", thread.name, thread.status);
