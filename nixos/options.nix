@@ -52,8 +52,8 @@ in
           "best";
       defaultText = lib.literalMD "`require` where the kernel can, else `best`";
       description = ''
-        Whether a server gives up every right that it does not need: with `require` it does not start otherwise,
-        with `best` the log says what is missing, with `none` it keeps them. `require` fails where the
+        Whether monitor and servers give up every right that they do not need: with `require` a view does not start
+        otherwise, with `best` the log says what is missing, with `none` they keep them. `require` fails where the
         kernel is started without Landlock (`lsm=`).
       '';
     };

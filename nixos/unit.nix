@@ -168,7 +168,8 @@ in
     # Two processes, of some thirty threads together on a large machine.
     TasksMax = 256;
 
-    # Root, since mounting for all users needs it and so does the store's database. What of root's rights is left:
+    # Root, since mounting for all users needs it and so does the store's database. What of root's rights is left. The
+    # program keeps the same by itself, and CAP_SYS_PTRACE where it is there (docs/security.md): change both lists.
     CapabilityBoundingSet = [
       # mount and unmount, register files for passthrough, leave the host's mount namespace
       "CAP_SYS_ADMIN"

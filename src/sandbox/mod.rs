@@ -1,10 +1,11 @@
-//! What a process may still do once it parses what others send: one table for each role.
+//! What a process, or a thread of it, may still do once it parses what others send: one table for each role.
 //!
 //! Responsibility: gives up rights, part by part, and says which part the kernel or somebody who has confined this process before
 //! does not allow. See docs/design.md, "What a process may do".
 //!
 //! Invariants:
-//! - Called while there is one thread: capabilities and Landlock belong to a thread, and are inherited by those that it makes.
+//! - For a process it is called while there is one thread: capabilities and Landlock belong to a thread, and are inherited by those that
+//!   it makes. For a thread it is called by that thread.
 //! - What is given up cannot be had again, by no program that is executed either.
 //!
 //! Hard points:

@@ -1,7 +1,7 @@
 /* Runs a command for which one system call always fails.
  *
  * usage: refuse ERRNO CALL COMMAND [ARGUMENT]...
- * CALL is readlinkat, preadv2, openat2, fsopen, close_range, or mmap=BYTES for mappings of so many bytes
+ * CALL is readlinkat, preadv2, openat2, fsopen, close_range, landlock_create_ruleset, capset, or mmap=BYTES for mappings of so many bytes
  * (seccomp(2), SECCOMP_RET_ERRNO). */
 #include <linux/filter.h>
 #include <linux/seccomp.h>
@@ -31,6 +31,10 @@ int main(int argc, char **argv)
         number = SYS_fsopen;
     else if (!strcmp(argv[2], "close_range"))
         number = SYS_close_range;
+    else if (!strcmp(argv[2], "landlock_create_ruleset"))
+        number = SYS_landlock_create_ruleset;
+    else if (!strcmp(argv[2], "capset"))
+        number = SYS_capset;
     else
         return 2;
     struct sock_filter filter[] = {

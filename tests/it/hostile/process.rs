@@ -7,7 +7,8 @@ use std::process::Command;
 
 use nix_store_fs::sandbox::KEPT;
 use rustix::fs::OFlags;
-use rustix::process::Pid;
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal};
 use rustix::thread::CapabilitySet;
 
 use crate::util::descriptors::access;
@@ -179,6 +180,35 @@ fn a_monitor_keeps_what_mounting_and_nix_need() {
         assert_eq!(calls, ("1", "2"), "{}: {}", thread.name, thread.status);
     }
     service.stop();
+}
+
+/// What a monitor cannot give up it says in one line, or with `--sandbox require` by its end, before anything is mounted.
+#[test]
+fn what_a_monitor_cannot_give_up_it_says() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let dir = scratch();
+    let refuse = crate::util::compile("refuse.c", dir.path()).display().to_string();
+    let not_implemented = Errno::NOSYS.raw_os_error().to_string();
+    for (call, part) in
+        [("landlock_create_ruleset", "files (Landlock, Linux 5.13)"), ("capset", "capabilities")]
+    {
+        let program = |how| {
+            let program = fixture.program().inside([&*refuse, &*not_implemented, call]);
+            program.args(["--report", "--sandbox", how])
+        };
+        let finished = program("require").arg(dir.path().join("view")).run();
+        assert_eq!(finished.status.code(), Some(7), "{finished:?}");
+        let why = format!("does not let the monitor give up its rights: {part}");
+        assert!(finished.stderr.contains(&why), "{finished:?}");
+        assert!(!dir.path().join("view").exists());
+        let mut view = program("best").mount();
+        assert!(view.path().join(&fixture.data.base).exists());
+        view.signal(Signal::TERM);
+        assert_eq!(view.end().code(), Some(0), "{}", view.stderr());
+        let said = format!("the monitor keeps rights that it does not need: {part}");
+        assert_eq!(view.stderr().matches(&said).count(), 1, "{}", view.stderr());
+    }
 }
 
 /// One list: what the unit gives and what the monitor keeps of that. Naming who uses a view is worth no right that
