@@ -118,10 +118,10 @@ pub(crate) fn usage(process: Pid) -> Outcome<Usage> {
     })
 }
 
-/// The child of `parent` that runs the same program; `parent` itself when it has none.
+/// The child of `parent` that answers requests: it runs the server's program, which lies beside the monitor's.
 pub(crate) fn server_of(parent: Pid) -> Outcome<Pid> {
     let program = |pid: Pid| fs::read_link(format!("/proc/{}/exe", pid.as_raw_nonzero())).ok();
-    let wanted = program(parent);
+    let wanted = program(parent).map(|path| path.with_file_name("nix-store-fs-server"));
     for entry in fs::read_dir("/proc").doing(|| "listing /proc".into())? {
         let Ok(entry) = entry else { continue };
         let number = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
@@ -130,7 +130,7 @@ pub(crate) fn server_of(parent: Pid) -> Outcome<Pid> {
             return Ok(pid);
         }
     }
-    Ok(parent)
+    Err(Fault::new(format!("process {} has no server", parent.as_raw_nonzero())))
 }
 
 /// A process that has just ended has no parent to speak of.
