@@ -45,7 +45,7 @@ pub enum RootsError {
     #[error("'{}' is not a directory: give --gc-root a directory for the links, which may be absent", .0.display())]
     NotADirectory(PathBuf),
     /// The directory cannot be opened, made or listed.
-    #[error("cannot use the directory of garbage collector roots '{}'; check its permissions or choose another one with --gc-root", path.display())]
+    #[error("cannot use the directory of garbage collector roots '{}'; check its permissions, restart the view if somebody removed or moved the directory while it ran, or choose another one with --gc-root", path.display())]
     List {
         /// The directory.
         path: PathBuf,
@@ -67,7 +67,9 @@ pub enum RootsError {
         why: Reason,
     },
     /// A link cannot be made.
-    #[error("cannot create a garbage collector root")]
+    #[error(
+        "cannot create a garbage collector root; restart the view if somebody removed or moved the directory of --gc-root while it ran"
+    )]
     Make(#[source] StoreError),
     /// The view is ending.
     #[error("not creating garbage collector roots: the view is ending")]
@@ -425,6 +427,7 @@ impl RootLinks {
 
     /// Removes every link of this view: the collector may take what they held.
     pub fn release(&mut self) {
+        let (made_in, made) = (self.open.clone(), self.targets.links.clone());
         if let Err(error) = self.examine() {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
@@ -433,6 +436,10 @@ impl RootLinks {
         }
         self.targets.release();
         self.clear();
+        // Somebody has moved the directory: what was made is removed where it is now, and not in what took its place.
+        for root in made {
+            let _ = remove(made_in.as_deref(), &self.link(&root));
+        }
     }
 
     fn clear(&mut self) {

@@ -221,6 +221,30 @@ fn a_released_ledger_leaves_no_link_and_allows_no_other() {
     assert_eq!(names(dir.path()), links_of(&[]));
 }
 
+/// The links are in the directory that they were made in, wherever that is by now, and what others have put in its place stays.
+#[test]
+fn links_are_removed_from_a_directory_that_was_moved() {
+    for (put_there, ends_by_ledger) in [(false, false), (true, false), (false, true), (true, true)] {
+        let home = tempfile::tempdir().unwrap();
+        let (dir, moved) = (home.path().join("roots"), home.path().join("moved"));
+        std::fs::create_dir(&dir).unwrap();
+        let mut links = links_of_each_kind(&dir);
+        let ledger = links.ledger();
+        std::fs::rename(&dir, &moved).unwrap();
+        if put_there {
+            std::fs::create_dir(&dir).unwrap();
+            symlink("elsewhere", dir.join("other--link")).unwrap();
+        }
+        if ends_by_ledger {
+            assert_eq!(ledger.release(), None);
+        } else {
+            links.release();
+        }
+        assert_eq!(names(&moved), links_of(&[]), "put there: {put_there}, by the ledger: {ends_by_ledger}");
+        assert_eq!(dir.join("other--link").symlink_metadata().is_ok(), put_there);
+    }
+}
+
 #[test]
 fn an_abandoned_ledger_leaves_what_was_served_and_what_others_made() {
     let dir = tempfile::tempdir().unwrap();
