@@ -19,7 +19,7 @@ Exit codes:
   4   a store path is not valid: the store does not have it
   5   the store cannot be opened or asked
   6   the mount point or the state directory cannot be used, or the view's name is taken
-  7   FUSE cannot be used: /dev/fuse, fusermount3
+  7   something of the system cannot be used: /dev/fuse, fusermount3, what --io or --sandbox require
   8   the reload failed and nothing has changed
   9   a garbage collector root cannot be created in the directory of --gc-root
   10  what an earlier process left of the view (state, node journal) is damaged or of another version

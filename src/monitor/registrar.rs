@@ -4,7 +4,8 @@
 //! file again with the rights of the thread here, for whoever opens the view's file. So:
 //!
 //! Invariants:
-//! - A file is registered that is open for reading and nothing else, is a plain file, and is found below the store's own mount.
+//! - A file is registered that is open for reading and nothing else, is a plain file, and was opened on the mount that the store is on.
+//!   That it is below the store's directory is up to the rules of the server (Landlock, which every kernel has that registers files).
 //!   What is looked at first does not wake its file system: `F_GETFL`, then statx(2) with `AT_STATX_DONT_SYNC`.
 //! - A view has [`LIVE_MAX`] registrations at most, whatever its servers were: each holds an open file in the kernel.
 //! - A server that does not read its answers is not listened to for longer.
@@ -92,7 +93,8 @@ impl Connection {
     fn end(&self, number: u32) {
         match self.device.end_registration(number) {
             Ok(()) => self.ended(),
-            Err(error) => tracing::debug!(%error, number, "cannot end the registration of a file"),
+            // A server may say so without end, of numbers that were never given.
+            Err(error) => tracing::trace!(%error, number, "cannot end the registration of a file"),
         }
     }
 

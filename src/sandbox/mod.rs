@@ -55,7 +55,9 @@ pub enum Sandbox {
 
 /// A part of it that cannot be had.
 #[derive(Debug, thiserror::Error)]
-#[error("this system does not let {role} give up its rights: {part}; --sandbox best serves all the same")]
+#[error(
+    "this system does not let {role} give up its rights: {part}; run it on a kernel that has this and without a filter of system calls that refuses it, or give --sandbox best"
+)]
 pub struct Missing {
     role: Role,
     part: Part,
@@ -97,7 +99,7 @@ impl std::fmt::Display for Part {
         f.write_str(match self {
             Self::Capabilities => "capabilities",
             Self::NewPrivileges => "no_new_privs",
-            Self::Files => "files (Landlock, Linux 5.13)",
+            Self::Files => "access to files (Landlock of Linux 5.13)",
             Self::Calls => "system calls (seccomp)",
         })
     }

@@ -191,7 +191,7 @@ fn what_a_monitor_cannot_give_up_it_says() {
     let refuse = crate::util::compile("refuse.c", dir.path()).display().to_string();
     let not_implemented = Errno::NOSYS.raw_os_error().to_string();
     for (call, part) in
-        [("landlock_create_ruleset", "files (Landlock, Linux 5.13)"), ("capset", "capabilities")]
+        [("landlock_create_ruleset", "access to files (Landlock of Linux 5.13)"), ("capset", "capabilities")]
     {
         let program = |how| {
             let program = fixture.program().inside([&*refuse, &*not_implemented, call]);
