@@ -46,6 +46,9 @@ const LINE: usize = 64;
 /// answering anything.
 const ATTEMPTS: u64 = 3;
 
+/// Ids above are not believed: whoever counts on from there comes to no end of the numbers.
+const ID_MAX: u64 = 1 << 62;
+
 /// The first word: this program, and the version of this layout.
 const MARK: u64 = u64::from_ne_bytes(*b"nsf-led1");
 const MARK_AT: usize = 0;
@@ -54,6 +57,8 @@ const TOKEN_AT: usize = 8;
 const OWED_AT: usize = 16;
 /// Slots that were ever used, counted from the first: the others are not looked at, which would make a page of each.
 const USED_AT: usize = 32;
+/// The highest node id that the kernel may have been told of.
+const HIGHEST_AT: usize = 40;
 /// 1: every server of the mount has had this ledger, or what those before had taken is settled.
 const WHOLE_AT: usize = 24;
 
@@ -156,6 +161,22 @@ impl Ledger {
     pub fn set_whole(&self) {
         if let Some(whole) = self.words.get(WHOLE_AT) {
             whole.store(1, Ordering::Release);
+        }
+    }
+
+    /// The highest node id that an earlier server may have told the kernel of; 0: none, or it wrote none down.
+    #[must_use]
+    pub fn highest(&self) -> u64 {
+        // No server comes near it; a hostile one may have written anything.
+        self.words.get(HIGHEST_AT).map_or(0, |highest| highest.load(Ordering::Acquire)).min(ID_MAX)
+    }
+
+    /// The kernel may be told of `id`. To be called before it is.
+    pub fn names(&self, id: u64) {
+        if let Some(highest) = self.words.get(HIGHEST_AT)
+            && highest.load(Ordering::Relaxed) < id
+        {
+            highest.fetch_max(id, Ordering::AcqRel);
         }
     }
 

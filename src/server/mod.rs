@@ -221,7 +221,12 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: &Arc<OwnedFd>) -> 
     let mut members = Vec::new();
     let journal = home.map(|home| open_journal(home, &trie, registrations.as_deref(), &mut members));
     let journal = journal.transpose()?;
-    let has_losses = start.resume && journal.as_ref().is_some_and(|journal| journal.has_losses());
+    // A journal that somebody has shortened, or put an older one in the place of, does not know of its own losses.
+    let highest = NodeId(ledger.highest());
+    let is_shorter = highest >= trie.next();
+    trie.restore_next(NodeId(highest.0 + 1));
+    let has_losses =
+        start.resume && journal.as_ref().is_some_and(|journal| is_shorter || journal.has_losses());
     if has_losses {
         // The kernel may know nodes that nobody knows: it has to ask again for all names, and gets others.
         if registrations.is_some() {
@@ -231,7 +236,8 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: &Arc<OwnedFd>) -> 
     }
     let restored = trie.len();
     let (stale, stale_nodes) = mpsc::channel();
-    let view = ServedView::new(trie.clone(), backing, journal, registrations).invalidating(stale);
+    let view = ServedView::new(trie.clone(), backing, journal, registrations);
+    let view = view.noting(ledger.clone()).invalidating(stale);
     let view = Arc::new(view);
     members.into_iter().for_each(|(member, identity)| view.restore_member(member, identity));
     let fresh = trie.prepare(&start.view);

@@ -29,6 +29,7 @@ use super::Registrations;
 use super::links::Links;
 use super::members::{MembersOnDisk, Seen};
 use super::root;
+use crate::fuse::Ledger;
 use crate::sys;
 use crate::view::backing::{Backing, BackingError, Identity, Place, Read, Stat, Target};
 use crate::view::journal::{Journal, Record};
@@ -118,6 +119,8 @@ pub struct ServedView {
     links: Links,
     /// What each member was when it was last examined.
     on_disk: MembersOnDisk,
+    /// Where a successor looks up which ids were given, whatever has become of the journal.
+    ledger: Option<Ledger>,
     /// Who invalidates what the kernel has cached.
     stale: Option<Sender<Stale>>,
 }
@@ -140,8 +143,15 @@ impl ServedView {
             forgotten: AtomicU64::new(0),
             links: Links::default(),
             on_disk: MembersOnDisk::default(),
+            ledger: None,
             stale: None,
         }
+    }
+
+    /// Writes into `ledger` which ids are given.
+    #[must_use]
+    pub fn noting(self, ledger: Ledger) -> Self {
+        Self { ledger: Some(ledger), ..self }
     }
 
     /// Sends what is to be invalidated to `stale`.
@@ -419,6 +429,7 @@ impl ServedView {
         }
         for record in records {
             if let Record::Node(node) = record {
+                self.ledger.iter().for_each(|ledger| ledger.names(node.id.0));
                 self.trie.recorded(node.id);
             }
         }

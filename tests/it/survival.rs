@@ -15,6 +15,7 @@ use crate::util::mounts;
 use crate::util::program::{Program, unique_name};
 use crate::util::random::{Random, seed};
 use crate::util::service::{Service, Victim};
+use crate::util::store::NixStore;
 use crate::util::{DEADLINE, number, tree};
 
 /// How often in each of the two ways of reading, if nobody says otherwise.
@@ -168,6 +169,48 @@ fn a_torn_record_is_dropped() {
     }
     let real = tree::walk(&fixture.store.physical(), &fixture.data.base);
     tree::assert_same(&real, &tree::walk(service.path(), &fixture.data.base));
+    service.stop();
+}
+
+/// Whoever may write there has shortened the journal, damaged its end, or put an older one in its place. No id that the kernel knows is
+/// given again: what is lost is looked up again.
+#[test]
+fn a_journal_that_lost_its_end_gives_no_file_the_contents_of_another() {
+    need!(Root, Fuse, Nix);
+    let store = NixStore::new();
+    let many = store.add("many", &[], |path| {
+        fs::create_dir(path).unwrap();
+        (0..90).for_each(|number| fs::write(path.join(format!("f{number}")), format!("{number}\n")).unwrap());
+    });
+    let mut service = Service::new(&store).with(["--system", &many.path]);
+    service.start_ready();
+    let files = service.path().join(&many.base);
+    let journal = service.state().join("journal/nodes");
+    let read = |numbers: std::ops::Range<usize>| {
+        for number in numbers {
+            let contents = fs::read_to_string(files.join(format!("f{number}"))).unwrap();
+            assert_eq!(contents, format!("{number}\n"));
+        }
+    };
+    let mut older = Vec::new();
+    for (round, way) in ["cut", "damaged", "older"].into_iter().enumerate() {
+        let from = round * 30;
+        read(0..from + 10);
+        older = if older.is_empty() { fs::read(&journal).unwrap() } else { older };
+        read(0..from + 20);
+        service.kill(Victim::Both);
+        let mut bytes = fs::read(&journal).unwrap();
+        let len = bytes.len();
+        match way {
+            "cut" => bytes.truncate(len - 100),
+            "damaged" => bytes[len - 100..].fill(7),
+            _ => bytes.clone_from(&older),
+        }
+        fs::write(&journal, bytes).unwrap();
+        service.start_ready();
+        read(from + 20..from + 30);
+        read(0..from + 30);
+    }
     service.stop();
 }
 
