@@ -11,8 +11,8 @@
 //! 2. A file whose contents matter is compared by its length and times, because it may be a pipe, which can be read only
 //!    once. A change that keeps the length, within one tick of the file system's clock, looks the same; from Linux 6.13
 //!    a file that was examined gets another time at its next change.
-//! 3. Who can change what is there belongs to what was seen ([`trust`](super::trust)): owner, mode, and whether there is an
-//!    access control list. What a list says in detail shows in the mode, or was refused.
+//! 3. Who can change what is there belongs to what was seen ([`trust`](super::trust)): owner, mode, whether there is an
+//!    access control list, and who may have made these up ([`mounter`](super::mounter)). What a list says in detail shows in the mode, or was refused.
 
 use std::ffi::OsString;
 use std::io;
@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
+use super::mounter::Mounter;
 use super::trust::{GROUP_WRITE, Identity, Rights};
 
 /// What was at a path.
@@ -69,7 +70,8 @@ pub struct Found {
 }
 
 impl Found {
-    pub(super) fn new(path: &Path, stat: &Stat) -> Self {
+    /// What `file`, which is open and was at `path`, is, of which `stat` was returned.
+    pub(super) fn new(path: &Path, file: impl AsFd, stat: &Stat) -> Self {
         let group_writes =
             stat.st_mode & GROUP_WRITE != 0 && !FileType::from_raw_mode(stat.st_mode).is_symlink();
         let rights = Rights {
@@ -79,6 +81,7 @@ impl Found {
             // By name, since a descriptor that only means a path cannot be asked. Only whom the rule trusts could have put
             // something else there in between.
             acl: group_writes && has_acl(path),
+            mounter: Mounter::of(file),
         };
         Self { identity: Identity { device: stat.st_dev, inode: stat.st_ino }, rights }
     }
@@ -104,8 +107,8 @@ impl Dependency {
     /// # Errors
     /// Those of fstat(2).
     pub fn of_file(path: &Path, file: impl AsFd) -> io::Result<Self> {
-        let stat = rustix::fs::fstat(file)?;
-        let found = Some(Found::new(path, &stat));
+        let stat = rustix::fs::fstat(&file)?;
+        let found = Some(Found::new(path, file, &stat));
         Ok(Self { path: path.to_owned(), seen: Seen::file(&stat), found })
     }
 
@@ -159,7 +162,7 @@ fn examine(path: &Path, contents: bool) -> io::Result<(Seen, Found)> {
         FileType::Directory => Seen::Directory,
         _ => Seen::Other,
     };
-    Ok((seen, Found::new(path, &stat)))
+    Ok((seen, Found::new(path, file, &stat)))
 }
 
 /// Whether an access control list is behind the mode of a file. One that does not say counts as one that has.

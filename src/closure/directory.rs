@@ -73,7 +73,7 @@ pub(super) fn open(path: &Path, trust: &Trust, make: bool) -> Result<OwnedFd, No
     };
     let slash = Path::new("/");
     let top = rustix::fs::openat(CWD, slash, LEVEL, Mode::empty())?;
-    let found = Found::new(slash, &rustix::fs::fstat(&top)?);
+    let found = Found::new(slash, &top, &rustix::fs::fstat(&top)?);
     judge(slash, found, None)?;
     let top = Level { open: top, path: slash.to_owned(), rights: found.rights };
     let mut below: Vec<Level> = Vec::new();
@@ -122,7 +122,7 @@ fn entry(above: &Level, name: &OsStr, path: &Path, make: bool) -> Result<Entry, 
     };
     match opened {
         Ok(open) => {
-            let found = Found::new(path, &rustix::fs::fstat(&open)?);
+            let found = Found::new(path, &open, &rustix::fs::fstat(&open)?);
             Ok(Entry::Directory(open, found))
         }
         // A link, too: it is not followed (open(2)).
@@ -133,7 +133,8 @@ fn entry(above: &Level, name: &OsStr, path: &Path, make: bool) -> Result<Entry, 
                 return Err(NotOpened::NotADirectory(path.to_owned()));
             }
             let target = rustix::fs::readlinkat(&open, c"", Vec::new())?;
-            Ok(Entry::Link(OsString::from_vec(target.into_bytes()).into(), Found::new(path, &stat)))
+            let found = Found::new(path, &open, &stat);
+            Ok(Entry::Link(OsString::from_vec(target.into_bytes()).into(), found))
         }
         Err(error) => Err(error.into()),
     }

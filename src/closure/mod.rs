@@ -1,5 +1,5 @@
 //! From a path that a person types to a closure: [`profile`] follows links and returns what that depended on
-//! ([`dependency`]) where nobody else decides ([`trust`]), [`resolve`] asks the store and holds what it answers, [`roots`]
+//! ([`dependency`]) where nobody else decides ([`trust`]) or makes up who does ([`mounter`]), [`resolve`] asks the store and holds what it answers, [`roots`]
 //! are the links that hold it beyond this process, in a [`directory`] that nobody else chooses, [`dump`] prints it.
 //!
 //! [`Closure`] itself is a plain value: roots, everything they refer to, and what that weighs. Its members are sorted and
@@ -8,6 +8,7 @@
 pub mod dependency;
 mod directory;
 pub mod dump;
+pub mod mounter;
 pub mod profile;
 pub mod resolve;
 pub mod roots;

@@ -23,11 +23,15 @@
 //!    a file by rename(2) from a directory of their own, or by link(2) where `fs.protected_hardlinks` is 0. So they choose
 //!    which one is found. A directory changes its parent only if it can be written itself (`vfs_rename` in Linux
 //!    `fs/namei.c`: its `..` changes), and has no second name.
-//! 5. Those who bypass modes (CAP_DAC_OVERRIDE) and the maps of idmapped mounts are not known here.
+//! 5. Whoever mounted a FUSE file system makes up the owners and modes in it ([`mounter`](super::mounter)): it is judged as theirs
+//!    as well. Nobody whose number is that of the overflow user counts as root there: it is a number of where it was mounted.
+//! 6. Those who bypass modes (CAP_DAC_OVERRIDE) and the maps of idmapped mounts are not known here.
 
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FileType;
+
+use super::mounter::Mounter;
 
 const STICKY: u32 = 0o1000;
 /// The bit that lets the group write.
@@ -47,6 +51,8 @@ pub struct Rights {
     pub mode: u32,
     /// Whether an access control list is behind the group bits. Only known where they let the group write.
     pub acl: bool,
+    /// Who can make all of this up.
+    pub mounter: Mounter,
 }
 
 impl Rights {
@@ -85,6 +91,9 @@ pub enum Reason {
     /// The owner is a stranger.
     #[error("uid {} owns it (mode {:04o})", .0.owner, .0.permissions())]
     Owner(Rights),
+    /// The owner is what a stranger says.
+    #[error("{} has mounted the FUSE file system that it is on, can make up owners and modes there,", .0)]
+    Mounted(Mounter),
     /// Its mode lets strangers write.
     #[error(
         "others than its owner can write it (uid {}, gid {}, mode {:04o}{})",
@@ -113,6 +122,7 @@ impl Reason {
     pub fn remedy(&self) -> &'static str {
         match self {
             Self::Owner(_) => "give it to root (chown -h)",
+            Self::Mounted(_) => "move it to a file system that root has mounted",
             Self::Writable(Rights { acl: true, .. }) => "take that right away (chmod go-w, setfacl -b)",
             Self::Writable(_) => "take that right away (chmod go-w)",
             Self::Movable { .. } => "move it to a directory that nobody else can write",
@@ -149,6 +159,8 @@ impl Untrusted {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trust {
     owners: Vec<u32>,
+    /// The one of them that stands for whoever has no number here.
+    unmapped: Option<u32>,
     group: u32,
     untrusted: Vec<Untrusted>,
     enforced: bool,
@@ -161,13 +173,15 @@ impl Trust {
         let user = rustix::process::geteuid().as_raw();
         let store = store.and_then(|store| rustix::fs::stat(store).ok()).map(|stat| stat.st_uid);
         let unmapped = in_user_namespace().then(overflow_uid);
-        Self::new([0, user].into_iter().chain(store).chain(unmapped), rustix::process::getegid().as_raw())
+        let owners = [0, user].into_iter().chain(store).chain(unmapped);
+        Self { unmapped, ..Self::new(owners, rustix::process::getegid().as_raw()) }
     }
 
     /// Trusts the users `owners`, and the members of `group`.
     #[must_use]
     pub fn new(owners: impl IntoIterator<Item = u32>, group: u32) -> Self {
-        Self { owners: owners.into_iter().collect(), group, untrusted: Vec::new(), enforced: true }
+        let owners = owners.into_iter().collect();
+        Self { owners, unmapped: None, group, untrusted: Vec::new(), enforced: true }
     }
 
     /// Nothing in one of these directories decides. One that does not exist is known by its name.
@@ -189,6 +203,15 @@ impl Trust {
         self.enforced
     }
 
+    /// Whether owners and modes are true on what `mounter` has mounted.
+    fn believes(&self, mounter: Mounter) -> bool {
+        match mounter {
+            Mounter::Privileged => true,
+            Mounter::User(user) => self.owners.contains(&user) && self.unmapped != Some(user),
+            Mounter::Unknown => false,
+        }
+    }
+
     /// Judges what is at `path`, in a directory with the rights `dir`; without, nobody chooses what is in it.
     ///
     /// # Errors
@@ -208,6 +231,9 @@ impl Trust {
         // The end of a way that is neither leads nowhere, whoever owns it.
         if part == Part::Way && !matches!(kind, FileType::Symlink | FileType::Directory) {
             return Ok(());
+        }
+        if !self.believes(rights.mounter) {
+            return Err(Reason::Mounted(rights.mounter));
         }
         if !self.owners.contains(&rights.owner) {
             return Err(Reason::Owner(rights));
@@ -253,7 +279,7 @@ mod tests {
     const IDENTITY: Identity = Identity { device: 1, inode: 2 };
 
     fn rights(owner: u32, group: u32, mode: u32) -> Rights {
-        Rights { owner, group, mode, acl: false }
+        Rights { owner, group, mode, acl: false, mounter: Mounter::Privileged }
     }
 
     /// User 0 and 1000 with group 100.
@@ -309,6 +335,29 @@ mod tests {
         assert_eq!(judge(listed, Part::Way), Err(Reason::Writable(listed)));
         // A file that is no link leads nowhere, and is an error of its own.
         assert_eq!(judge(rights(7, 7, FILE | 0o666), Part::Way), Ok(()));
+    }
+
+    /// Whoever mounted what it is on must be trusted as well as its owner.
+    #[test]
+    fn what_a_stranger_makes_up_does_not_decide() {
+        use Mounter::{Privileged, Unknown, User};
+        let in_namespace = Trust { unmapped: Some(65534), ..Trust::new([0, 1000, 65534], 100) };
+        for kind in [DIR | 0o755, LINK | 0o777, FILE | 0o644] {
+            let by = |trust: &Trust, owner, mounter| {
+                let rights = Rights { mounter, ..rights(owner, 0, kind) };
+                trust.judge(Path::new("/a/b"), IDENTITY, rights, None, Part::Roots)
+            };
+            let trust = Trust::new([0, 1000], 100);
+            for mounter in [Privileged, User(0), User(1000)] {
+                assert_eq!(by(&trust, 0, mounter), Ok(()), "{mounter:?}");
+                assert!(matches!(by(&trust, 7, mounter), Err(Reason::Owner(_))), "{mounter:?}");
+                assert_eq!(by(&in_namespace, 65534, mounter), Ok(()), "{mounter:?}");
+            }
+            for mounter in [User(7), User(65534), Unknown] {
+                assert_eq!(by(&trust, 0, mounter), Err(Reason::Mounted(mounter)));
+                assert_eq!(by(&in_namespace, 0, mounter), Err(Reason::Mounted(mounter)));
+            }
+        }
     }
 
     /// Whoever can write a sticky directory can move there what is none of theirs, but for a directory.
@@ -382,7 +431,12 @@ mod tests {
     /// Whether `stranger`, a member of `groups`, can make an entry of somebody trusted in a directory another one, or
     /// change a file, or put another in the place of what is there: the rules of path_resolution(7) and inode(7).
     fn can_change(rights: Rights, stranger: u32, groups: &[u32]) -> bool {
-        if stranger == rights.owner {
+        let makes_up = match rights.mounter {
+            Mounter::Privileged => false,
+            Mounter::User(user) => user == stranger,
+            Mounter::Unknown => true,
+        };
+        if stranger == rights.owner || makes_up {
             return true;
         }
         let may_write = may_write(rights, stranger, groups);
@@ -404,6 +458,11 @@ mod tests {
         (0u32..5, 0u32..4, 0u32..0o10000)
     }
 
+    fn any_mounter() -> impl Strategy<Value = Mounter> {
+        let user = (0u32..5).prop_map(Mounter::User);
+        prop_oneof![2 => Just(Mounter::Privileged), 2 => user, 1 => Just(Mounter::Unknown)]
+    }
+
     proptest! {
         /// What some stranger can change or choose is refused, and nothing else. Where one writes the directory and only another
         /// one what is in it, that is refused as well: they may be the same person.
@@ -412,9 +471,10 @@ mod tests {
             (owner, group, permissions) in any_rights(),
             kind in prop::sample::select(vec![LINK, DIR, FILE]),
             above in proptest::option::of(any_rights()),
+            mounter in any_mounter(),
         ) {
-            let one = rights(owner, group, kind | permissions);
-            // Who owns the directory above is judged by itself.
+            let one = Rights { mounter, ..rights(owner, group, kind | permissions) };
+            // Who owns or mounted the directory above is judged by itself.
             let above = above.map(|(owner, group, permissions)| rights(owner % 2, group, DIR | permissions));
             // Users 0 and 1 are trusted, and the members of group 1 with them.
             let trust = Trust::new([0, 1], 1);

@@ -9,6 +9,7 @@ use std::process::Command;
 use tempfile::TempDir;
 
 use crate::bad_input::refused;
+use crate::util::faulty::{Cache, Disk};
 use crate::util::fixture::Fixture;
 use crate::util::program::Program;
 use crate::util::service::Service;
@@ -325,4 +326,59 @@ fn a_pipe_of_a_stranger_is_not_waited_for() {
     chown(profiles.at("roots"), Some(STRANGER), Some(STRANGER)).unwrap();
     let finished = refused(profiles.program().arg(profiles.at("view")), 3);
     assert!(finished.stderr.contains(&format!("uid {STRANGER} owns it")), "{finished:?}");
+}
+
+/// Who mounts a FUSE file system makes up the owners and modes in it: the same that is accepted where root has mounted it is
+/// refused by name where a stranger has, as a way to a root, as a roots file, and as a place for links.
+#[test]
+fn an_owner_that_a_stranger_makes_up_is_not_believed() {
+    need!(Root, Fuse, Nix);
+    let profiles = Profiles::new();
+    let mirrored = |user| Disk::mounted_by(user, profiles.dir.path(), Cache::Nothing);
+    let system = |disk: &Disk| profiles.fixture.program().arg("--root").arg(disk.path().join("web"));
+    let file = |disk: &Disk| profiles.fixture.program().arg("--roots-file").arg(disk.path().join("roots"));
+    let links = |disk: &Disk| profiles.fixture.program().arg("--gc-root").arg(disk.path().join("shared"));
+
+    let theirs = mirrored(STRANGER);
+    let said = format!("'{}'", theirs.path().display());
+    for (program, code) in [(system(&theirs), 3), (file(&theirs), 3), (links(&theirs), 9)] {
+        let stderr = refused(program, code).stderr;
+        assert!(
+            stderr.contains(&said) && stderr.contains(&format!("uid {STRANGER} has mounted")),
+            "{stderr}"
+        );
+    }
+
+    let roots = mirrored(0);
+    for program in [system(&roots), file(&roots)] {
+        let view = program.mount();
+        assert!(view.path().join(&profiles.fixture.system.base).exists());
+    }
+}
+
+/// A link that comes to lead through what a stranger has mounted is not followed at a reload, whoever is said to own it there.
+#[test]
+fn a_reload_refuses_what_a_stranger_has_mounted() {
+    need!(Root, Fuse, Nix);
+    let profiles = Profiles::new();
+    let outside = &profiles.fixture.outside;
+    let other = crate::util::scratch();
+    symlink(&outside.path, other.path().join("system")).unwrap();
+    let [theirs, own] = [STRANGER, 0].map(|user| Disk::mounted_by(user, other.path(), Cache::Nothing));
+    let mut service = profiles.service();
+    service.start_ready();
+    let lead_through = |disk: &Disk| {
+        fs::remove_file(profiles.at("web")).unwrap();
+        symlink(disk.path(), profiles.at("web")).unwrap();
+    };
+    lead_through(&theirs);
+    let reload = service.reload();
+    assert!(!service.path().join(&outside.base).exists(), "a stranger has chosen a root");
+    assert_eq!(reload.status.code(), Some(8), "{reload:?}");
+    let said = format!("'{}': uid {STRANGER} has mounted", theirs.path().display());
+    assert!(reload.stderr.contains(&said), "{reload:?}");
+    lead_through(&own);
+    service.reload_well();
+    assert!(service.path().join(&outside.base).exists());
+    service.stop();
 }

@@ -138,6 +138,11 @@ impl std::fmt::Debug for Disk {
 impl Disk {
     /// Mounts a mirror of `directory` that does not fail.
     pub(crate) fn new(directory: &Path, cache: Cache) -> Self {
+        Self::mounted_by(0, directory, cache)
+    }
+
+    /// The same as fusermount3(1) mounts it for `user`: every owner and mode is what the mirror says.
+    pub(crate) fn mounted_by(user: u32, directory: &Path, cache: Cache) -> Self {
         let dir = super::scratch();
         let at = dir.path().join("disk");
         fs::create_dir(&at).unwrap();
@@ -146,7 +151,8 @@ impl Disk {
         let flags = OFlags::RDWR | OFlags::CLOEXEC;
         let device = rustix::fs::open("/dev/fuse", flags, Mode::empty()).expect("/dev/fuse");
         let number = std::os::fd::AsRawFd::as_raw_fd(&device);
-        let options = format!("fd={number},rootmode=40000,user_id=0,group_id=0,allow_other,max_read=131072");
+        let options =
+            format!("fd={number},rootmode=40000,user_id={user},group_id=0,allow_other,max_read=131072");
         let mount = Own::mount("fuse", &at, &options);
         let mirror = Mirror { top: directory.to_owned(), shared: shared.clone(), cache };
         let mut config = Config::default();
