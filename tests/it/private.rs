@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
+use crate::util::faulty::{Cache, Disk};
+use crate::util::mounts::Own;
 use crate::util::program::{Finished, Program, unique_name};
 use crate::util::store::NixStore;
 use crate::util::user::{NOBODY, User};
@@ -127,6 +129,21 @@ fn an_own_directory_that_is_open_to_others_is_refused() {
         fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
         homeless.assert_refused(&path);
     }
+}
+
+/// A FUSE file system of somebody else's over a directory of theirs: it says that everything in it is the user's own.
+#[test]
+fn an_owner_that_somebody_else_makes_up_is_refused() {
+    need!(Root, Fuse);
+    let homeless = Homeless::new();
+    homeless.make();
+    let disk = Disk::mounted_by(OTHER, &homeless.base(), Cache::Nothing);
+    let planted = Homeless { tmp: crate::util::scratch(), ..homeless };
+    fs::set_permissions(planted.tmp.path(), Permissions::from_mode(0o1777)).unwrap();
+    make(&planted.base(), OTHER, 0o777);
+    rustix::mount::mount_bind(disk.path(), planted.base()).unwrap();
+    let _over = Own::adopt(&planted.base());
+    planted.assert_refused(&planted.base());
 }
 
 /// A link in the place of any file: what it leads to is the user's own, and stays as it is.

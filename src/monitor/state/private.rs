@@ -2,7 +2,7 @@
 //! guessed.
 //!
 //! A directory is opened below the one before it, never through a link, and examined once it is open. In one that is
-//! private nobody else can make a link afterwards.
+//! private nobody else can make a link afterwards, unless somebody else makes up who it belongs to ([`Mounter`]).
 
 use std::ffi::OsStr;
 use std::fs::DirBuilder;
@@ -15,6 +15,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::StateError;
+use crate::closure::mounter::Mounter;
 
 /// What is never followed, and not read itself: the permission to search a directory is enough.
 const FLAGS: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
@@ -82,7 +83,7 @@ fn open_level(
         Err(error) => return Err(fail("open")(error.into())),
     };
     let found = rustix::fs::fstat(&open).map_err(|error| fail("examine")(error.into()))?;
-    match problem(&found, FileType::Directory, !mode) {
+    match made_up(Mounter::of(&open)).or_else(|| problem(&found, FileType::Directory, !mode)) {
         Some(problem) => Err(StateError::NotOwn { path: level.to_owned(), problem }),
         None => Ok(Some(open)),
     }
@@ -109,6 +110,17 @@ pub(super) fn examine_file(
             Err(StateError::File { doing: "examine", path: path.join(name), source })
         }
     }
+}
+
+/// Why owner and mode of something cannot be trusted: somebody else has mounted what makes them up.
+fn made_up(mounter: Mounter) -> Option<String> {
+    let own = rustix::process::geteuid().as_raw();
+    let trusted = match mounter {
+        Mounter::Privileged => true,
+        Mounter::User(user) => user == 0 || user == own,
+        Mounter::Unknown => false,
+    };
+    (!trusted).then(|| format!("is on a FUSE file system that {mounter} has mounted"))
 }
 
 /// Why something cannot be trusted: it is not of this kind, not this user's, or has one of the permissions `denied`.
