@@ -4,6 +4,7 @@
 
 mod clients;
 mod confined;
+mod inside;
 mod mounts;
 mod plants;
 mod process;

@@ -58,7 +58,8 @@ pub(crate) fn compile(source: &str, dir: &Path) -> PathBuf {
 
 /// The same with further arguments for the compiler.
 pub(crate) fn compile_with(source: &str, dir: &Path, arguments: &[&str]) -> PathBuf {
-    let program = dir.join(source).with_extension("");
+    let name = Path::new(source).file_stem().expect("a name");
+    let program = dir.join(name);
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it").join(source);
     let compiled = Command::new("cc")
         .args(["-O1", "-Wall", "-Werror"])
