@@ -12,7 +12,7 @@ use crate::server::idle::IdlePolling;
 
 const AFTER_HELP: &str = "\
 Exit codes:
-  0   fine: the view was unmounted, or what was asked for was printed
+  0   success: the view was unmounted, or what was asked for was printed
   1   another failure
   2   wrong usage
   3   a system or root path cannot be used: absent, dangling, not in the store, writable by others
@@ -41,7 +41,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "PATH")]
     pub(super) system: Option<PathBuf>,
 
-    /// One more path whose closure is served; repeatable
+    /// Another path whose closure is served; repeatable
     #[arg(long = "root", value_name = "PATH")]
     pub(super) roots: Vec<PathBuf>,
 
@@ -70,7 +70,7 @@ pub(super) struct Args {
                                 "gc_root", "sandbox", "threads"])]
     pub(super) dump_closure: Option<Format>,
 
-    /// Ask a running view to follow its roots again; returns when the new closure is visible
+    /// Ask a running view to look up its roots again; returns when the new closure is visible
     #[arg(long, value_name = "NAME|MOUNTPOINT",
           conflicts_with_all = ["mountpoint", "system", "roots", "roots_file", "untrusted", "store", "name", "io", "idle_polling",
                                 "watch", "prune", "report", "gc_root", "sandbox", "threads"])]
@@ -80,7 +80,7 @@ pub(super) struct Args {
     #[arg(long, value_enum, default_value_t)]
     pub(super) io: Io,
 
-    /// Where idle processors are kept awake while requests flow, so that answers come sooner
+    /// Whether idle processors are kept awake while there are requests, so that answers come sooner
     #[arg(long, value_name = "WHERE", value_enum, default_value_t)]
     pub(super) idle_polling: IdlePolling,
 
@@ -92,7 +92,7 @@ pub(super) struct Args {
     #[arg(long)]
     pub(super) prune: bool,
 
-    /// Log which store paths were asked for that the host has and the view has not, and by which process
+    /// Log requests for store paths that exist on the host but not in the view, and which process made them
     #[arg(long, conflicts_with = "quiet")]
     pub(super) report: bool,
 
@@ -109,7 +109,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(super) threads: Option<u16>,
 
-    /// Say more; twice for everything
+    /// Log more; twice for everything
     #[arg(short, long, action = ArgAction::Count, conflicts_with = "quiet")]
     pub(super) verbose: u8,
 

@@ -46,7 +46,7 @@ const LOCKED: u64 = 2 << 20;
 pub enum Sandbox {
     /// What cannot give up its rights does not start
     Require,
-    /// What cannot be given up is said in the log
+    /// What cannot be given up is logged
     #[default]
     Best,
     /// Nothing is given up
