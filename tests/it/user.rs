@@ -1,7 +1,7 @@
 //! An ordinary user mounts through fusermount3: for themselves alone, which the program says.
 
 use std::fs;
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
 
 use rustix::process::Signal;
@@ -34,6 +34,11 @@ fn an_ordinary_user_mounts() {
     assert!(String::from_utf8_lossy(&outside.stderr).contains("No such file"), "{outside:?}");
     let other = User::beside(view.pid(), 65533, &["cat", &text]);
     assert!(String::from_utf8_lossy(&other.stderr).contains("Permission denied"), "{other:?}");
+
+    // What is in /proc of a process that is not dumpable belongs to root (proc(5)): nobody of its own user can trace it.
+    let server = view.server_now().expect("a server").as_raw_nonzero();
+    let owner = |file: &str| fs::metadata(format!("/proc/{server}/{file}")).unwrap().uid();
+    assert_eq!(owner("environ"), 0, "the server can be traced by its user");
 
     let table = User::beside(view.pid(), NOBODY, &["cat", "/proc/self/mountinfo"]);
     let table = String::from_utf8(table.stdout).unwrap();

@@ -135,7 +135,14 @@ fn a_server_has_no_right_that_it_does_not_need() {
                 thread.status
             );
         }
-        assert!(of(server, "limits").contains("Max core file size        0                    0"));
+        let limits = of(server, "limits");
+        let limit = |name: &str| -> Vec<u64> {
+            let line = limits.lines().find_map(|line| line.strip_prefix(name)).expect(name);
+            line.split_whitespace().take(2).map(|limit| limit.parse().unwrap()).collect()
+        };
+        assert_eq!(limit("Max core file size"), [0, 0], "{limits}");
+        assert_eq!(limit("Max locked memory"), [2 << 20; 2], "{limits}");
+        assert!(limit("Max file size").iter().all(|bytes| *bytes <= 1 << 30), "{limits}");
         let program = service.path().join(&fixture.data.base).join("program");
         assert_eq!(fs::read(&program).unwrap(), b"#!/bin/sh\necho ran\n");
         // With passthrough the kernel opens the store's file to execute it, with the rights of who registered it.
