@@ -9,7 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Instant;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Access, Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::error::{MonitorError, system};
@@ -33,7 +33,9 @@ impl Program {
         let own = std::env::current_exe().map_err(system("find the file of this program"))?;
         let path = own.with_file_name(PROGRAM);
         let flags = OFlags::PATH | OFlags::CLOEXEC;
-        match rustix::fs::open(&path, flags, Mode::empty()) {
+        let executable = || rustix::fs::access(&path, Access::EXEC_OK);
+        match rustix::fs::open(&path, flags, Mode::empty()).and_then(|program| executable().map(|()| program))
+        {
             Ok(program) => Ok(Self(program)),
             Err(error) => Err(MonitorError::Program { path, source: error.into() }),
         }

@@ -71,13 +71,18 @@ fn a_program_without_its_server_says_so() {
     let fixture = Fixture::new();
     let dir = scratch();
     let program = Program::install(dir.path());
-    fs::remove_file(dir.path().join("nix-store-fs-server")).unwrap();
-    let finished = fixture.program().binary(program).arg(dir.path().join("view")).run();
-    assert_eq!(finished.status.code(), Some(1), "{finished:?}");
-    assert!(
-        finished.stderr.contains("nix-store-fs-server'; it belongs beside the program itself"),
-        "{finished:?}"
-    );
+    let server = dir.path().join("nix-store-fs-server");
+    let starts_not = |why: &str| {
+        let program = fixture.program().binary(&program).arg(dir.path().join("view"));
+        let finished = program.run();
+        assert_eq!(finished.status.code(), Some(1), "{finished:?}");
+        let said = "nix-store-fs-server'; it belongs beside the program itself";
+        assert!(finished.stderr.contains(said) && finished.stderr.contains(why), "{finished:?}");
+    };
+    fs::remove_file(&server).unwrap();
+    starts_not("No such file");
+    fs::write(&server, "").unwrap();
+    starts_not("Permission denied");
 }
 
 /// What `/proc` says of each thread of a process.
