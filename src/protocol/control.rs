@@ -155,7 +155,7 @@ pub enum ReloadError {
         path: PathBuf,
     },
     /// The mount table has no view there.
-    #[error("no view is mounted on '{}'; start it, or give the name or the mount point of one", .0.display())]
+    #[error("no view that this user serves is mounted on '{}'; start it, give the name or the mount point of one, or reload as whoever serves it", .0.display())]
     NoView(PathBuf),
     /// A server without a monitor serves the view.
     #[error("cannot reload, because nobody is there to do it: {0}")]

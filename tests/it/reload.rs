@@ -162,7 +162,7 @@ fn a_view_is_not_looked_for_where_somebody_else_says() {
         let _mount = mounts::Silent::mount_as("fuse.nix-store-fs", &source, &at, user);
         let finished = Program::new().arg("--reload").arg(&at).run();
         assert!(!asked.load(Ordering::SeqCst), "{name} of {user}: {finished:?}");
-        let expected = format!("no view is mounted on '{}'", at.display());
+        let expected = format!("no view that this user serves is mounted on '{}'", at.display());
         assert!(finished.stderr.contains(&expected), "{name} of {user}: {finished:?}");
         assert_eq!(finished.status.code(), Some(8), "{name} of {user}: {finished:?}");
     }
