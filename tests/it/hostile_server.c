@@ -20,6 +20,8 @@ int main(void)
     if (!deed)
         return 2;
     signal(SIGTERM, SIG_IGN);
+    /* One that was started early and never told to begin outlives its monitor: it does not look at its socket. */
+    alarm(300);
     unsigned long long gibibyte = 1 << 30;
     if (!strcmp(deed, "floods"))
         repeat("\"Answered\"", 10);
