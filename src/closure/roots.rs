@@ -280,7 +280,7 @@ pub struct RootLinks {
     ledger: Ledger,
     /// Who may decide which directory it is.
     trust: Trust,
-    /// The directory, when it was looked at last.
+    /// The directory that was found there most recently.
     open: Option<Arc<OwnedFd>>,
 }
 

@@ -16,6 +16,10 @@ use super::Server;
 /// The newest rules that this program knows. Of older kernels it takes what they have.
 const KNOWN: ABI = ABI::V6;
 
+fn refused(error: RulesetError) -> io::Error {
+    io::Error::other(error)
+}
+
 /// Whether this kernel lets a process give up opening files.
 #[must_use]
 pub fn confines_files() -> bool {
@@ -27,7 +31,6 @@ pub fn confines_files() -> bool {
 
 /// Lets this thread open nothing but what the server works with, connect to nothing, and signal nobody.
 pub(super) fn confine(server: Server<'_>) -> io::Result<()> {
-    let refused = |error: RulesetError| io::Error::other(error);
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
     // Files, and not their directory, which would let it make others without end: without a name (O_TMPFILE of open(2)) that takes
     // no more than the right to write.
@@ -62,7 +65,6 @@ pub(super) fn confine(server: Server<'_>) -> io::Result<()> {
 /// Lets this thread change nothing but what is below `written`, and links directly or below in `links`; and execute nothing. It
 /// may still read whatever it could.
 pub(super) fn confine_changes(written: &[PathBuf], links: &[PathBuf]) -> io::Result<()> {
-    let refused = |error: RulesetError| io::Error::other(error);
     let change = AccessFs::WriteFile
         | AccessFs::Truncate
         | AccessFs::MakeReg
@@ -96,7 +98,6 @@ pub(super) fn confine_changes(written: &[PathBuf], links: &[PathBuf]) -> io::Res
 
 /// Lets this thread open nothing but files to read below `read`.
 pub(super) fn confine_to_reading(read: &[&str]) -> io::Result<()> {
-    let refused = |error: RulesetError| io::Error::other(error);
     let mut rules = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(KNOWN))
