@@ -2,12 +2,15 @@
 //! ([`dependency`]) where nobody else decides ([`trust`]) or makes up who does ([`mounter`]), [`resolve`] asks the store and holds what it answers, [`roots`]
 //! are the links that hold it beyond this process, in a [`directory`] that nobody else chooses, [`dump`] prints it.
 //!
+//! [`graph`] tells who refers to whom and what goes with it.
+//!
 //! [`Closure`] itself is a plain value: roots, everything they refer to, and what that weighs. Its members are sorted and
 //! unique, and every root is a member.
 
 pub mod dependency;
 mod directory;
 pub mod dump;
+pub mod graph;
 pub mod mounter;
 pub mod profile;
 pub mod resolve;
