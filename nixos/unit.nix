@@ -124,7 +124,7 @@ in
     ExecStart = command;
     # Returns when the new closure is visible, and fails with the server's reason if it cannot be.
     ExecReload = [
-      "${program} --reload ${name}"
+      "${program} reload ${name}"
       "${succeed} ${command}"
     ];
 

@@ -1,4 +1,4 @@
-//! What comes over a socket or lies in a file: the monitor's and the server's messages, those of `--reload`, the kernel's INIT, and
+//! What comes over a socket or lies in a file: the monitor's and the server's messages, those of `reload`, the kernel's INIT, and
 //! the state.
 
 use std::cell::RefCell;

@@ -2,13 +2,19 @@
 
 use std::path::PathBuf;
 
-use clap::{ArgAction, Parser, ValueEnum};
+use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 
+use super::reload;
 use crate::closure::dump::Format;
 use crate::log::LogSettings;
 use crate::protocol::handshake::Io;
 use crate::sandbox::Sandbox;
 use crate::server::idle::IdlePolling;
+
+const USAGE: &str = "\
+nix-store-fs [OPTIONS] --system PATH [MOUNTPOINT]
+       nix-store-fs --system PATH --dump-closure[=FORMAT]
+       nix-store-fs COMMAND";
 
 const AFTER_HELP: &str = "\
 Exit codes:
@@ -31,34 +37,17 @@ process that the service manager starts.";
 
 /// Serve a read-only Nix store that holds exactly the closure of one system.
 #[derive(Debug, Parser)]
-#[command(name = "nix-store-fs", disable_version_flag = true, after_help = AFTER_HELP, max_term_width = 100)]
+#[command(name = "nix-store-fs", disable_version_flag = true, args_conflicts_with_subcommands = true,
+          override_usage = USAGE, after_help = AFTER_HELP, max_term_width = 100)]
 pub(super) struct Args {
+    #[command(subcommand)]
+    pub(super) command: Option<Command>,
+
     /// Where to mount; made if absent, and then removed again at the end [default: /run/nix-store-fs/NAME]
     pub(super) mountpoint: Option<PathBuf>,
 
-    /// A NixOS system: a directory of profiles, a profile, anything that links into the store, a store path, or a
-    /// store path's base name
-    #[arg(long, value_name = "PATH")]
-    pub(super) system: Option<PathBuf>,
-
-    /// Another path whose closure is served; repeatable
-    #[arg(long = "root", value_name = "PATH")]
-    pub(super) roots: Vec<PathBuf>,
-
-    /// A file with one root a line, read again at each reload; '#' begins a comment, a leading '?' marks a root
-    /// that may not exist yet
-    #[arg(long, value_name = "FILE")]
-    pub(super) roots_file: Option<PathBuf>,
-
-    /// Resolve no root through DIR, an absolute path, or anything in it; repeatable. For what others can write as root:
-    /// what a container without private users has bound writable
-    #[arg(long, value_name = "DIR")]
-    pub(super) untrusted: Vec<PathBuf>,
-
-    /// The store, as Nix spells it: auto, local, daemon, unix://SOCKET, local?root=DIR [default: as for Nix's
-    /// commands, the setting 'store' in nix.conf, else NIX_REMOTE, else auto]
-    #[arg(long, value_name = "URI")]
-    pub(super) store: Option<String>,
+    #[command(flatten)]
+    pub(super) roots: RootArgs,
 
     /// What the view is called [default: last component of PATH, or the name of the store path]
     #[arg(long)]
@@ -70,8 +59,8 @@ pub(super) struct Args {
                                 "gc_root", "sandbox", "threads"])]
     pub(super) dump_closure: Option<Format>,
 
-    /// Ask a running view to look up its roots again; returns when the new closure is visible
-    #[arg(long, value_name = "NAME|MOUNTPOINT",
+    /// `reload`, as it was spelt before there were subcommands
+    #[arg(long, value_name = "NAME|MOUNTPOINT", hide = true,
           conflicts_with_all = ["mountpoint", "system", "roots", "roots_file", "untrusted", "store", "name", "io", "idle_polling",
                                 "watch", "prune", "report", "gc_root", "sandbox", "threads"])]
     pub(super) reload: Option<PathBuf>,
@@ -109,6 +98,51 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(super) threads: Option<u16>,
 
+    #[command(flatten)]
+    pub(super) log: LogArgs,
+
+    /// Print versions and what the running kernel offers
+    #[arg(short = 'V', long)]
+    pub(super) version: bool,
+}
+
+/// What the program can do besides serving a view and dumping a closure. Each takes what it uses, and nothing else.
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    Reload(reload::Args),
+}
+
+/// Whose closure is meant.
+#[derive(Debug, clap::Args)]
+pub(super) struct RootArgs {
+    /// A NixOS system: a directory of profiles, a profile, anything that links into the store, a store path, or a
+    /// store path's base name
+    #[arg(long, value_name = "PATH")]
+    pub(super) system: Option<PathBuf>,
+
+    /// Another path whose closure is served; repeatable
+    #[arg(long = "root", value_name = "PATH")]
+    pub(super) roots: Vec<PathBuf>,
+
+    /// A file with one root a line, read again at each reload; '#' begins a comment, a leading '?' marks a root
+    /// that may not exist yet
+    #[arg(long, value_name = "FILE")]
+    pub(super) roots_file: Option<PathBuf>,
+
+    /// Resolve no root through DIR, an absolute path, or anything in it; repeatable. For what others can write as root:
+    /// what a container without private users has bound writable
+    #[arg(long, value_name = "DIR")]
+    pub(super) untrusted: Vec<PathBuf>,
+
+    /// The store, as Nix spells it: auto, local, daemon, unix://SOCKET, local?root=DIR [default: as for Nix's
+    /// commands, the setting 'store' in nix.conf, else NIX_REMOTE, else auto]
+    #[arg(long, value_name = "URI")]
+    pub(super) store: Option<String>,
+}
+
+/// How much is said, and in which form.
+#[derive(Debug, clap::Args)]
+pub(super) struct LogArgs {
     /// Log more; twice for everything
     #[arg(short, long, action = ArgAction::Count, conflicts_with = "quiet")]
     pub(super) verbose: u8,
@@ -120,10 +154,6 @@ pub(super) struct Args {
     /// Form of the log on standard error
     #[arg(long, value_enum, default_value_t)]
     pub(super) log_format: LogFormat,
-
-    /// Print versions and what the running kernel offers
-    #[arg(short = 'V', long)]
-    pub(super) version: bool,
 }
 
 /// Forms of the log.
@@ -136,11 +166,21 @@ pub(super) enum LogFormat {
     Json,
 }
 
+impl LogArgs {
+    /// How to log.
+    pub(super) fn settings(&self) -> LogSettings {
+        let verbosity = if self.quiet { 0 } else { self.verbose.saturating_add(2) };
+        LogSettings { verbosity, json: self.log_format == LogFormat::Json }
+    }
+}
+
 impl Args {
     /// How to log.
     pub(super) fn log(&self) -> LogSettings {
-        let verbosity = if self.quiet { 0 } else { self.verbose.saturating_add(2) };
-        LogSettings { verbosity, json: self.log_format == LogFormat::Json }
+        match &self.command {
+            None => self.log.settings(),
+            Some(Command::Reload(args)) => args.log.settings(),
+        }
     }
 }
 

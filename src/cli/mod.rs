@@ -1,30 +1,29 @@
 //! Arguments in, exit code out.
 //!
-//! Three stages: [`args`] as typed, [`config`] checked, then live objects. Help, version and a wrong flag need no
-//! store, no `/dev/fuse` and no rights.
+//! [`args`] has what is typed, and a file for each thing that the program does has its own arguments, what it prints and how it
+//! ends: [`serve`], [`dump`], [`reload`], [`version`]. What they share: whose closure is meant ([`config`]), which view
+//! ([`views`]), standard output ([`output`]), exit codes ([`exit`]). Help, version and a wrong flag need no store, no
+//! `/dev/fuse` and no rights.
 
 mod args;
 mod config;
+mod dump;
 mod exit;
+mod output;
+mod reload;
+mod serve;
 mod version;
+mod views;
 
 use std::io::{self, IsTerminal, Write};
-use std::path::Path;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{CommandFactory, Parser};
 
-use crate::closure::dump;
-use crate::closure::resolve::{ResolveError, resolve};
-use crate::monitor::mount::MountError;
-use crate::monitor::{self, Ending, mount};
-use crate::protocol::control;
-use crate::protocol::control::ReloadError;
 use crate::startup::Stored;
-use crate::store::Store;
 use crate::{error, log, panics, startup, sys};
-use args::Args;
-use config::{Action, Config};
+use args::{Args, Command};
 pub use exit::{Exit, Failure};
 
 /// How long the end of a process waits for whoever reads its log.
@@ -36,11 +35,11 @@ pub fn main() -> ! {
     let inherited = startup::begin();
     // A monitor gives up its rights before it has a thread.
     log::begin();
-    let args = Args::try_parse().unwrap_or_else(|error| end(explain(&error), LAST_WORDS));
+    let args = Args::try_parse().unwrap_or_else(|error| end(explain(error), LAST_WORDS));
     let settings = args.log();
     log::set_up(settings);
     inherited.complain();
-    let exit = match Config::check(args).map_err(Failure::from).and_then(|args| run(args, inherited.stored)) {
+    let exit = match run(args, inherited.stored) {
         Ok(exit) => exit,
         Err(failure) => {
             let why = error::chain(&failure);
@@ -63,7 +62,8 @@ fn end(exit: Exit, patience: Duration) -> ! {
 }
 
 /// Prints what is wrong with the arguments, or the help that they ask for.
-fn explain(error: &clap::Error) -> Exit {
+fn explain(error: clap::Error) -> Exit {
+    let error = further_word(error);
     if !error.use_stderr() {
         let _ = error.print();
         return Exit::Success;
@@ -76,65 +76,42 @@ fn explain(error: &clap::Error) -> Exit {
     Exit::Usage
 }
 
-fn run(config: Config, stored: Stored) -> Result<Exit, Failure> {
-    if !matches!(config.action, Action::Mount(_)) {
-        startup::do_not_take_signals();
-        log::start();
-    }
-    match config.action {
-        Action::Version => {
-            print(|out| version::write(out))?;
-            Ok(Exit::Success)
-        }
-        Action::Mount(settings) => {
-            // The server is started from there as well.
-            mount::mounts()?;
-            match monitor::run(*settings, stored)? {
-                Ending::Unmounted => Ok(Exit::Success),
-                Ending::HandedOver => Ok(Exit::HandedOver),
-            }
-        }
-        Action::Dump { roots, store, format } => {
-            // The store may take its thread into another mount namespace: here that harms nobody, but a thread
-            // of its own is the rule.
-            let work = move || {
-                let store = Store::open_given(store.as_deref())?;
-                let closure = resolve(&store, &roots)?;
-                Ok::<_, ResolveError>((closure, store.dir().to_owned()))
-            };
-            let (closure, dir) = std::thread::spawn(work).join().map_err(|_| Failure::Panicked)??;
-            print(|out| dump::write(&closure, &dir, format, out))?;
-            Ok(Exit::Success)
-        }
-        Action::Reload { view, states } => {
-            let served = |name: &str| monitor::state::control(&states.join(name)).exists();
-            let name = config::view_of(&view, served, mount::view_at)?;
-            let state = states.join(&name);
-            monitor::state::examine(&state)?;
-            let said = control::reload(&name, &monitor::state::control(&state))
-                .map_err(|error| explain_unserved(error, &state, &name))?;
-            print(|out| writeln!(out, "{said}"))?;
-            Ok(Exit::Success)
-        }
-    }
-}
-
-/// Nobody may listen because the monitor has died, though its server still serves.
-fn explain_unserved(error: ReloadError, state: &Path, name: &str) -> ReloadError {
-    if !matches!(error, ReloadError::NotServed { .. }) {
+/// clap takes a word that is one too many for a command that does not belong there.
+fn further_word(error: clap::Error) -> clap::Error {
+    let is_conflict = error.kind() == ErrorKind::ArgumentConflict;
+    let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidSubcommand).filter(|_| is_conflict)
+    else {
         return error;
-    }
-    match mount::refuse_served(&monitor::state::server_lock(state), name) {
-        Err(served @ MountError::Served(_)) => ReloadError::Unmonitored(served.to_string()),
-        _ => error,
-    }
+    };
+    let mut command = Args::command();
+    let names: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
+    let why = format!(
+        "'{word}' is one word too many: a view has one mount point, and a command is the first word ({})",
+        names.join(", ")
+    );
+    command.error(ErrorKind::UnknownArgument, why)
 }
 
-/// Writes to standard output; a reader that has seen enough is no error.
-fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Failure> {
-    let mut out = io::BufWriter::new(io::stdout().lock());
-    match write(&mut out).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        answer => answer.map_err(Failure::Output),
+fn run(args: Args, stored: Stored) -> Result<Exit, Failure> {
+    let serves =
+        args.command.is_none() && !args.version && args.dump_closure.is_none() && args.reload.is_none();
+    if serves {
+        return serve::run(args, stored);
+    }
+    startup::do_not_take_signals();
+    log::start();
+    match args.command {
+        Some(Command::Reload(args)) => reload::run(&args),
+        None if args.version => {
+            output::print(|out| version::write(out))?;
+            Ok(Exit::Success)
+        }
+        None => match (args.reload, args.dump_closure) {
+            (Some(view), _) => {
+                tracing::warn!("'--reload NAME' is 'reload NAME' now; a later version will not take it");
+                reload::reload(&view)
+            }
+            (None, format) => dump::run(args.roots, format.unwrap_or_default()),
+        },
     }
 }

@@ -41,7 +41,7 @@ impl Clients {
         let control = path.and_then(|path| {
             Control::listen(path)
                 .inspect_err(|error| {
-                    tracing::warn!(%error, path = %path.display(), "cannot listen on the control socket; --reload will not work");
+                    tracing::warn!(%error, path = %path.display(), "cannot listen on the control socket; 'reload' will not work");
                 })
                 .ok()
         });

@@ -159,7 +159,7 @@ fn open_state(settings: &Settings) -> Result<Option<StateDir>, MonitorError> {
             let error = &error as &dyn std::error::Error;
             tracing::warn!(
                 error,
-                "no state directory: --reload does not work, and the view would not survive a crash"
+                "no state directory: 'reload' does not work, and the view would not survive a crash"
             );
             Ok(None)
         }

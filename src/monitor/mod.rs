@@ -1,4 +1,4 @@
-//! The monitor: resolves, holds roots, watches, answers systemd and `--reload`, and keeps a server alive.
+//! The monitor: resolves, holds roots, watches, answers systemd and `reload`, and keeps a server alive.
 //!
 //! Deciding is the [`supervisor`]'s, which is pure. Here are what it decides about: [`events`] turns descriptors into
 //! events, [`actions`] performs what it returns, [`ending`] ends. See docs/design.md.

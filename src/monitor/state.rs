@@ -5,7 +5,7 @@
 //! state     JSON, see [`State`]; replaced as a whole
 //! journal   the directory of the node journal, see [`crate::view::journal`]
 //! server    held (flock) by the server that reads the device
-//! control   the socket for `--reload`
+//! control   the socket for `reload`
 //! ```
 //!
 //! A server has a descriptor of the journal's directory and one of its lock, which it cannot write, and nothing else of it: what it

@@ -1,4 +1,4 @@
-//! The control socket: how `--reload` reaches a running monitor.
+//! The control socket: how `reload` reaches a running monitor.
 //!
 //! One line in, one line out: `reload`, and then `ok` or `error` with a message, both JSON strings. The socket lies
 //! in the state directory, which only its owner may enter.

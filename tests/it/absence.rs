@@ -96,7 +96,7 @@ impl View {
     fn reload(&self) -> Receiver<Finished> {
         self.systems.select(1);
         let name = self.service.name.clone();
-        background(move || Program::new().args(["--reload", &name]).run())
+        background(move || Program::new().args(["reload", &name]).run())
     }
 
     fn wait<T>(&self, what: &str, told: &Receiver<T>) -> T {

@@ -242,7 +242,7 @@ fn proc_is_not_mounted() {
     let script = "mount -t tmpfs none /proc && exec \"$@\"";
     let inside = |program: Program| program.inside(["unshare", "-m", "sh", "-c", script, "sh"]);
     assert_run!("proc-is-not-mounted", &refused(inside(fixture.program()), 1));
-    let reload = inside(Program::new().args(["--reload", "/nowhere"])).run();
+    let reload = inside(Program::new().args(["reload", "/nowhere"])).run();
     assert_eq!(reload.status.code(), Some(1), "{reload:?}");
     assert!(reload.stderr.contains("/proc is not mounted"), "{reload:?}");
 }

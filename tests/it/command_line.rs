@@ -9,6 +9,7 @@ use crate::util::snapshot;
 fn help() {
     assert_run!("help", &Program::new().arg("--help").run());
     assert_run!("help-short", &Program::new().arg("-h").run());
+    assert_run!("help-reload", &Program::new().args(["help", "reload"]).run());
 }
 
 /// The version, the store library linked with, and the FUSE features of the running kernel; the last two differ
@@ -100,7 +101,10 @@ fn wrong_usage() {
         ("usage-two-mount-points", &["--system", "x", "/a", "/b"]),
         ("usage-name", &["--system", "x", "--name", "../up"]),
         ("usage-report-and-quiet", &["--system", "x", "--report", "--quiet"]),
-        ("usage-reload-and-store", &["--reload", "web", "--store", "auto"]),
+        ("usage-reload-and-store", &["reload", "web", "--store", "auto"]),
+        ("usage-old-reload-and-watch", &["--reload", "web", "--watch"]),
+        ("usage-unknown-command", &["relaod", "web"]),
+        ("usage-option-before-command", &["-v", "reload"]),
         ("usage-dump-and-gc-root", &["--system", "x", "--dump-closure", "--gc-root", "/roots"]),
         ("usage-idle-polling", &["--system", "x", "--idle-polling", "often"]),
         ("usage-untrusted", &["--system", "x", "--untrusted", "y"]),
@@ -111,6 +115,25 @@ fn wrong_usage() {
         assert_eq!(finished.stdout, "", "{name}");
         assert_run!(name, &finished);
     }
+}
+
+/// Only the first word is a command: where an option came before, it is a mount point as ever.
+#[test]
+fn a_word_after_an_option_is_a_mount_point() {
+    let finished = Program::new().args(["--store", "local?root=/nonexistent", "--root", "x", "reload"]).run();
+    assert_eq!(finished.status.code(), Some(5), "{}", snapshot::render(&finished));
+}
+
+/// Units that somebody wrote have it.
+#[test]
+fn reload_is_still_understood_as_an_option() {
+    let finished = Program::new().args(["--reload", "nosuch"]).run();
+    assert_eq!(finished.status.code(), Some(8), "{}", snapshot::render(&finished));
+    let lines: Vec<&str> = finished.stderr.lines().collect();
+    assert!(
+        matches!(lines[..], [warning, error] if warning.contains("is 'reload NAME' now") && error.contains("no view called 'nosuch'")),
+        "{lines:?}"
+    );
 }
 
 #[test]

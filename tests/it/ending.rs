@@ -166,7 +166,7 @@ impl Hanging {
         fs::rename(&next, &link).unwrap();
         let (tell, reload) = channel();
         let name = service.name.clone();
-        std::thread::spawn(move || tell.send(Program::new().args(["--reload", &name]).run()));
+        std::thread::spawn(move || tell.send(Program::new().args(["reload", &name]).run()));
         service.wait_for_invalidation(server, || false);
         Self { service, waiter, server, reload }
     }

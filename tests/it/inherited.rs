@@ -193,7 +193,7 @@ fn a_terminal_that_hangs_up() {
     let server = view.server_now().unwrap();
     drop(File::options().write(true).open(dir.path().join("fifo")).unwrap());
     wait(&view, "the terminal is still there", || terminal_of(view.pid()) == "0");
-    let reload = Program::new().arg("--reload").arg(view.path()).run();
+    let reload = Program::new().arg("reload").arg(view.path()).run();
     assert_eq!(reload.status.code(), Some(0), "{}", reload.stderr);
     assert_eq!(fs::read(view.path().join(&fixture.data.base).join("text")).unwrap(), b"hello\n");
     assert_eq!(view.server_now(), Some(server), "the server had to be replaced");
@@ -288,7 +288,7 @@ fn a_service_manager_that_reads_later() {
     let text = view.path().join(&fixture.data.base).join("text");
     wait(&view, "the view does not answer", || text.exists());
     for _ in 0..3 {
-        let reload = Program::new().arg("--reload").arg(view.path()).run();
+        let reload = Program::new().arg("reload").arg(view.path()).run();
         assert_eq!(reload.status.code(), Some(0), "{}", reload.stderr);
     }
     view.wait_ready();

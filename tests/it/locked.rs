@@ -28,7 +28,7 @@ fn within<T: Send + 'static>(what: &str, service: &Service, work: impl FnOnce() 
 
 fn reload(service: &Service) {
     let name = service.name.clone();
-    let finished = within("the reload", service, move || Program::new().args(["--reload", &name]).run());
+    let finished = within("the reload", service, move || Program::new().args(["reload", &name]).run());
     assert_eq!(finished.status.code(), Some(0), "{finished:?}\n{}", service.log());
 }
 

@@ -86,7 +86,7 @@ fn a_log_that_nobody_reads_keeps_nothing_from_going_on() {
     for number in 0..10_000 {
         assert!(!data.join(format!("absent-{number}")).exists());
     }
-    let reload = Program::new().arg("--reload").arg(view.path()).run();
+    let reload = Program::new().arg("reload").arg(view.path()).run();
     assert_eq!(reload.status.code(), Some(0), "{}", reload.stderr);
     view.signal(Signal::TERM);
     assert_eq!(view.end().code(), Some(0));
@@ -173,7 +173,7 @@ fn a_reader_of_the_log_that_goes_takes_nothing_with_it() {
     assert!(pipe.read().contains("the view answers"));
     let server = view.server_now();
     drop(pipe);
-    let reload = Program::new().arg("--reload").arg(view.path()).run();
+    let reload = Program::new().arg("reload").arg(view.path()).run();
     assert_eq!(reload.status.code(), Some(0), "{}", reload.stderr);
     assert_eq!(fs::read(view.path().join(&fixture.data.base).join("text")).unwrap(), b"hello\n");
     assert_eq!(view.server_now(), server, "the server had to be replaced");

@@ -65,7 +65,7 @@ impl Homeless {
     }
 
     fn reload(&self) -> Finished {
-        self.run(&["--reload", &self.name])
+        self.run(&["reload", &self.name])
     }
 
     /// Both a start and a reload end with code 6, and name this.

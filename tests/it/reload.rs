@@ -30,7 +30,7 @@ fn count(service: &Service, key: &str) -> usize {
     service.messages().iter().filter(|message| message.contains_key(key)).count()
 }
 
-/// The view grows: nothing that was seen goes, and what is new is there when `--reload` returns, though it was
+/// The view grows: nothing that was seen goes, and what is new is there when `reload` returns, though it was
 /// asked for, and missed, before.
 #[test]
 fn many_reloads_that_grow() {
@@ -106,7 +106,7 @@ fn many_reloads_that_prune() {
     service.stop();
 }
 
-/// `--reload` finds a view by its name or by where it is mounted, and says what it cannot find.
+/// `reload` finds a view by its name or by where it is mounted, and says what it cannot find.
 #[test]
 fn a_view_is_reloaded_by_name_or_by_place() {
     need!(Root, Fuse, Nix, Busybox);
@@ -117,13 +117,13 @@ fn a_view_is_reloaded_by_name_or_by_place() {
         let own = service.path().join(&systems.systems[number].1.base);
         assert!(!own.exists());
         systems.select(number);
-        let finished = Program::new().arg("--reload").arg(view).run();
+        let finished = Program::new().arg("reload").arg(view).run();
         assert_eq!(finished.status.code(), Some(0), "{}: {finished:?}", view.display());
         assert!(finished.stdout.starts_with("serving "), "{finished:?}");
         assert!(own.exists());
     }
     for (view, code) in [(Path::new("no-such-view"), 8), (systems.store.root(), 8)] {
-        let finished = Program::new().arg("--reload").arg(view).run();
+        let finished = Program::new().arg("reload").arg(view).run();
         assert_eq!(finished.status.code(), Some(code), "{}: {finished:?}", view.display());
         assert!(finished.stderr.contains(&view.display().to_string()), "{finished:?}");
     }
@@ -160,7 +160,7 @@ fn a_view_is_not_looked_for_where_somebody_else_says() {
     {
         let source = format!("nix-store-fs:{name}");
         let _mount = mounts::Silent::mount_as("fuse.nix-store-fs", &source, &at, user);
-        let finished = Program::new().arg("--reload").arg(&at).run();
+        let finished = Program::new().arg("reload").arg(&at).run();
         assert!(!asked.load(Ordering::SeqCst), "{name} of {user}: {finished:?}");
         let expected = format!("no view that this user serves is mounted on '{}'", at.display());
         assert!(finished.stderr.contains(&expected), "{name} of {user}: {finished:?}");
@@ -446,7 +446,7 @@ fn a_view_is_found_however_it_is_named() {
     symlink("view", dir.join("link")).unwrap();
     let reload = |from: &Path, view: &str| {
         let program = Program::new().inside([Path::new("env"), Path::new("-C"), from]);
-        program.args(["--reload", view]).run()
+        program.args(["reload", view]).run()
     };
     let absolute = |path: &str| dir.join(path).display().to_string();
     let places = [&absolute("view"), &absolute("view/"), &absolute("link"), &absolute("view/../link/.")];

@@ -29,11 +29,11 @@ fn read(file: PathBuf) -> Receiver<Result<Vec<u8>, String>> {
     told
 }
 
-/// `--reload` on a thread of its own.
+/// `reload` on a thread of its own.
 fn reload(service: &Service) -> Receiver<Finished> {
     let (tell, told) = channel();
     let name = service.name.clone();
-    std::thread::spawn(move || tell.send(Program::new().args(["--reload", &name]).run()));
+    std::thread::spawn(move || tell.send(Program::new().args(["reload", &name]).run()));
     told
 }
 

@@ -45,7 +45,7 @@ fn chooses_nothing(private_users: Option<&str>) {
     let mut machine = boot("first");
     assert_private(&machine, &closure, &[&system, &closure.init, &closure.usr]);
     let _may_be_refused = machine.try_run(&attack(&closure.outside.path));
-    let reload = Program::new().args(["--reload", &name]).run();
+    let reload = Program::new().args(["reload", &name]).run();
     assert_eq!(reload.status.code(), Some(0), "{}", reload.stderr);
     assert!(!view.path().join(&closure.outside.base).exists(), "the container has chosen a root");
     assert_eq!(fs::read_link(&link).unwrap(), Path::new("system-1-link"));
@@ -114,7 +114,7 @@ fn a_link_that_a_container_with_private_users_makes_is_no_root() {
     let system = writable.closure.system("own");
     let view = writable.mount(writable.program(&system));
     let machine = writable.boot(&system, Some("pick"));
-    let reload = Program::new().args(["--reload", &writable.name]).run();
+    let reload = Program::new().args(["reload", &writable.name]).run();
     assert_eq!(reload.status.code(), Some(8), "{}", reload.stderr);
     let owner = fs::symlink_metadata(writable.chosen()).unwrap().uid();
     let expected = format!("'{}': uid {owner} owns it", writable.chosen().display());

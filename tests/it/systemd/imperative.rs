@@ -44,7 +44,7 @@ fn a_switched_profile_shows_after_a_reload() {
     fs::rename(link.with_file_name("system.new"), &link).unwrap();
     // For the container nothing has changed yet.
     assert_eq!(machine.run(answer), "old\n");
-    let reload = Program::new().args(["--reload", &name]).run();
+    let reload = Program::new().args(["reload", &name]).run();
     assert_eq!(reload.status.code(), Some(0), "{}", reload.stderr);
 
     assert_eq!(machine.run(&new_answer), "new\n");

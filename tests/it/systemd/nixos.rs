@@ -147,7 +147,7 @@ impl Kind<'_> {
             &systemd.join("bin/systemctl"),
             &format!(
                 "#!/bin/sh\n[ \"$*\" = \"reload nix-store-fs@{name}.service\" ] || exit 1\n\
-                 exec '{}' --reload {name}\n",
+                 exec '{}' reload {name}\n",
                 Program::PATH
             ),
         );

@@ -404,9 +404,9 @@ impl Service {
         assert!(mounts::at(&self.at).is_none(), "still mounted");
     }
 
-    /// `--reload` of this view, run to its end.
+    /// `reload` of this view, run to its end.
     pub(crate) fn reload(&self) -> Finished {
-        Program::new().args(["--reload", &self.name]).run()
+        Program::new().args(["reload", &self.name]).run()
     }
 
     /// A reload that has to succeed.

@@ -1,0 +1,149 @@
+//! Serving a view: arguments checked, what was left out filled in, and the monitor.
+
+use std::path::{Path, PathBuf};
+
+use clap::CommandFactory;
+
+use super::args::Args;
+use super::config::ConfigError;
+use super::exit::{Exit, Failure};
+use super::views;
+use crate::closure::profile;
+use crate::closure::resolve::Roots;
+use crate::monitor::{self, Ending, Settings, mount};
+use crate::startup::Stored;
+
+/// Fewer than two threads cost a wake-up more a request (60 against 15 to 20 microseconds, measured); more than
+/// eight have nothing to do.
+const THREADS: std::ops::RangeInclusive<usize> = 2..=8;
+
+/// Serves the view to its end.
+pub(super) fn run(args: Args, stored: Stored) -> Result<Exit, Failure> {
+    let settings = check(args)?;
+    // The server is started from there as well.
+    mount::mounts()?;
+    match monitor::run(settings, stored)? {
+        Ending::Unmounted => Ok(Exit::Success),
+        Ending::HandedOver => Ok(Exit::HandedOver),
+    }
+}
+
+/// Checks `args` without touching the store, FUSE or the mount point.
+fn check(args: Args) -> Result<Settings, ConfigError> {
+    let log = args.log();
+    let (roots, store) =
+        args.roots.check().map_err(|error| match args.mountpoint.as_deref().and_then(command) {
+            Some(word) if matches!(error, ConfigError::NoRoots) => ConfigError::CommandLater(word),
+            _ => error,
+        })?;
+    let name = args.name.or_else(|| made_up(&roots)).ok_or(ConfigError::NoName)?;
+    check_name(&name)?;
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    Ok(Settings {
+        mountpoint: args.mountpoint.unwrap_or_else(|| views::base().join(&name)),
+        state: views::states().join(&name),
+        roots,
+        store,
+        threads: args.threads.map_or(cores.clamp(*THREADS.start(), *THREADS.end()), usize::from),
+        io: args.io,
+        sandbox: args.sandbox,
+        idle_polling: args.idle_polling,
+        watch: args.watch,
+        prune: args.prune,
+        report: args.report,
+        gc_root: args.gc_root.map(absolute).transpose()?,
+        log,
+        name,
+    })
+}
+
+/// The command that a mount point would have been as the first word.
+fn command(mountpoint: &Path) -> Option<String> {
+    let word = mountpoint.to_str()?;
+    Args::command().find_subcommand(word).map(|command| command.get_name().to_owned())
+}
+
+/// Nix wants the absolute path of a root, and a successor may be started in another directory.
+fn absolute(path: PathBuf) -> Result<PathBuf, ConfigError> {
+    std::path::absolute(&path).map_err(|source| ConfigError::GcRoot { path, source })
+}
+
+fn made_up(roots: &Roots) -> Option<String> {
+    let path = roots.system.as_ref().or(roots.paths.first());
+    let from_file = || Some(roots.file.as_ref()?.file_stem()?.to_str()?.to_owned());
+    path.map_or_else(from_file, |path| profile::view_name(path))
+}
+
+fn check_name(name: &str) -> Result<(), ConfigError> {
+    if views::is_name(name) { Ok(()) } else { Err(ConfigError::BadName(name.to_owned())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    fn check(args: &[&str]) -> Result<Settings, ConfigError> {
+        super::check(Args::parse_from([&["nix-store-fs"], args].concat()))
+    }
+
+    fn name(args: &[&str]) -> String {
+        check(args).unwrap().name
+    }
+
+    #[test]
+    fn the_name_comes_from_what_is_served() {
+        assert_eq!(name(&["--system", "/profiles/per-container/web"]), "web");
+        assert_eq!(name(&["--root", "/a/b", "--roots-file", "/c"]), "b");
+        assert_eq!(name(&["--roots-file", "/etc/nix-store-fs/db.roots"]), "db");
+        assert_eq!(name(&["--system", "/a", "--name", "other"]), "other");
+    }
+
+    #[test]
+    fn names_that_would_do_harm_are_refused() {
+        for bad in ["", ".state", "..", "a/b", "a b", "a\n", "ä", &"x".repeat(201)] {
+            assert!(
+                matches!(check(&["--system", "/a", "--name", bad]), Err(ConfigError::BadName(_))),
+                "{bad:?}"
+            );
+        }
+        assert!(matches!(check(&["--system", "/"]), Err(ConfigError::NoName)));
+    }
+
+    #[test]
+    fn a_roots_file_is_watched_where_it_lies() {
+        let file = |file: &str| check(&["--roots-file", file, "--watch"]).unwrap().roots.file.unwrap();
+        assert_eq!(file("/etc/web.roots"), Path::new("/etc/web.roots"));
+        assert_eq!(file("roots"), std::env::current_dir().unwrap().join("roots"));
+    }
+
+    #[test]
+    fn the_directory_of_roots_is_absolute() {
+        let gc_root = |dir: &str| check(&["--system", "/a/web", "--gc-root", dir]).unwrap().gc_root.unwrap();
+        assert_eq!(gc_root("/roots"), Path::new("/roots"));
+        assert_eq!(gc_root("a/roots"), std::env::current_dir().unwrap().join("a/roots"));
+    }
+
+    #[test]
+    fn nothing_to_serve_is_said() {
+        assert!(matches!(check(&[]), Err(ConfigError::NoRoots)));
+        // An option came first.
+        assert!(matches!(check(&["-v", "reload"]), Err(ConfigError::CommandLater(word)) if word == "reload"));
+        assert!(matches!(check(&["--untrusted", "/a"]), Err(ConfigError::NoRoots)));
+    }
+
+    #[test]
+    fn what_is_not_trusted_is_absolute() {
+        let untrusted = |dir: &str| match check(&["--system", "/a", "--untrusted", dir, "--untrusted", "/c"])
+        {
+            Ok(settings) => Some(settings.roots.untrusted),
+            Err(ConfigError::Untrusted(path)) if path == Path::new(dir) => None,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(untrusted("/b"), Some(vec!["/b".into(), "/c".into()]));
+        for relative in ["b", "./b", "../b"] {
+            assert_eq!(untrusted(relative), None, "{relative:?}");
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! Which view a person means, and where views and their state are.
+
+use std::path::{Path, PathBuf};
+
+use super::exit::Failure;
+use crate::monitor::mount::{self, MountError};
+use crate::monitor::{self};
+use crate::protocol::control::ReloadError;
+
+/// Where views and their state are: `/run/nix-store-fs`, for ordinary users in their own runtime directory.
+pub(super) fn base() -> PathBuf {
+    let user = rustix::process::geteuid();
+    if user.is_root() {
+        return "/run/nix-store-fs".into();
+    }
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| dir.is_absolute());
+    let own = || std::env::temp_dir().join(format!("nix-store-fs-{}", user.as_raw()));
+    runtime.map_or_else(own, |dir| dir.join("nix-store-fs"))
+}
+
+/// Where the state directories of views are.
+pub(super) fn states() -> PathBuf {
+    base().join(".state")
+}
+
+/// Whether `name` can be the name of a view: a directory, and a word of the mount table.
+pub(super) fn is_name(name: &str) -> bool {
+    let fits = |c: char| c.is_ascii_alphanumeric() || "+-._=@:".contains(c);
+    !name.is_empty() && name.len() <= 200 && !name.starts_with('.') && name.chars().all(fits)
+}
+
+/// A running view's name, and its state directory, which is this user's own.
+#[derive(Debug)]
+pub(super) struct Running {
+    pub(super) name: String,
+    pub(super) state: PathBuf,
+}
+
+impl Running {
+    /// The view that a person calls `view`.
+    ///
+    /// # Errors
+    /// Those of [`name_of`], and of a state directory that somebody else may have made.
+    pub(super) fn find(view: &Path) -> Result<Self, Failure> {
+        let states = states();
+        let served = |name: &str| monitor::state::control(&states.join(name)).exists();
+        let name = name_of(view, served, mount::view_at)?;
+        let state = states.join(&name);
+        monitor::state::examine(&state)?;
+        Ok(Self { name, state })
+    }
+
+    /// Where its monitor listens.
+    pub(super) fn control(&self) -> PathBuf {
+        monitor::state::control(&self.state)
+    }
+
+    /// Nobody may listen because the monitor has died, though its server still serves.
+    pub(super) fn explain(&self, error: ReloadError) -> ReloadError {
+        if !matches!(error, ReloadError::NotServed { .. }) {
+            return error;
+        }
+        match mount::refuse_served(&monitor::state::server_lock(&self.state), &self.name) {
+            Err(served @ MountError::Served(_)) => ReloadError::Unmonitored(served.to_string()),
+            _ => error,
+        }
+    }
+}
+
+/// The name of the view that a person calls `view`: by its name, or by where it is mounted. A name that is served wins.
+///
+/// # Errors
+/// [`ReloadError::NoView`], and those of `mounted`.
+fn name_of(
+    view: &Path,
+    served: impl Fn(&str) -> bool,
+    mounted: impl Fn(&Path) -> Result<Option<String>, MountError>,
+) -> Result<String, Failure> {
+    let name = view.to_str().filter(|name| is_name(name));
+    if let Some(name) = name.filter(|name| served(name)) {
+        return Ok(name.to_owned());
+    }
+    // The mount table has what somebody asked for at the mount, and a name is a part of paths here.
+    let mounted = mounted(view)?.filter(|name| is_name(name));
+    // A name that nobody serves is looked for all the same: that says where.
+    let found = mounted.or_else(|| name.map(str::to_owned));
+    Ok(found.ok_or_else(|| ReloadError::NoView(view.to_owned()))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_view_is_reloaded_by_name_or_by_place() {
+        let mounted = |at: &Path| {
+            let hostile = [("/up", "../../tmp/x"), ("/absolute", "/tmp/x"), ("/empty", ""), ("/hidden", ".")];
+            let hostile = hostile.into_iter().find(|(place, _)| Path::new(place) == at).map(|(_, name)| name);
+            let view = ["/mnt", ".", "here", "db"].map(Path::new).contains(&at).then_some("web");
+            Ok(view.or(hostile).map(str::to_owned))
+        };
+        let served = |name: &str| ["web", "db"].contains(&name);
+        for (view, expected) in [
+            ("web", Some("web")),
+            ("/mnt", Some("web")),
+            (".", Some("web")),
+            ("here", Some("web")),
+            // Both a view's name and a mount point.
+            ("db", Some("db")),
+            ("nosuch", Some("nosuch")),
+            ("./nosuch", None),
+            ("/other", None),
+            ("..", None),
+            ("/up", None),
+            ("/absolute", None),
+            ("/empty", None),
+            ("/hidden", None),
+        ] {
+            let found = name_of(Path::new(view), served, mounted);
+            match expected {
+                Some(name) => assert_eq!(found.unwrap(), name, "{view}"),
+                None => assert!(matches!(found, Err(Failure::Reload(ReloadError::NoView(_)))), "{view}"),
+            }
+        }
+    }
+}
