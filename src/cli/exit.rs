@@ -10,6 +10,7 @@ use crate::protocol::control::ReloadError;
 use crate::store::StoreError;
 
 use super::config::ConfigError;
+use super::why::WhyError;
 
 /// How the program ends. `--help` lists the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +40,8 @@ pub enum Exit {
     Leftovers = 10,
     /// A view that was served has ended, and not because somebody wanted that: whoever uses it has a dead mount.
     Ended = 11,
+    /// What was asked about is not there.
+    Absent = 12,
     /// The mount is left to a successor (`EX_TEMPFAIL` of sysexits(3)).
     HandedOver = 75,
 }
@@ -64,6 +67,9 @@ pub enum Failure {
     /// The reload failed.
     #[error(transparent)]
     Reload(#[from] ReloadError),
+    /// A chain to a path could not be shown.
+    #[error(transparent)]
+    Why(#[from] WhyError),
     /// Standard output could not be written.
     #[error("cannot write to standard output")]
     Output(#[source] io::Error),
@@ -83,7 +89,8 @@ impl Failure {
             Self::Mount(error) => mount(error),
             Self::State(error) => state(error),
             Self::Reload(_) => Exit::Reload,
-            Self::Output(_) | Self::Panicked => Exit::Failure,
+            Self::Why(WhyError::NotAMember { .. }) => Exit::Absent,
+            Self::Why(WhyError::Search(_)) | Self::Output(_) | Self::Panicked => Exit::Failure,
         }
     }
 }
@@ -166,6 +173,7 @@ mod tests {
             Exit::Roots,
             Exit::Leftovers,
             Exit::Ended,
+            Exit::Absent,
             Exit::HandedOver,
         ] {
             let code = exit as u8;

@@ -1,11 +1,12 @@
 //! Arguments in, exit code out.
 //!
 //! [`args`] has what is typed, and a file for each thing that the program does has its own arguments, what it prints and how it
-//! ends: [`serve`], [`dump`], [`reload`], [`version`]. What they share: whose closure is meant ([`config`]), which view
+//! ends: [`serve`], [`dump`], [`reload`], [`why`], [`version`]. What they share: whose closure is meant ([`config`], [`closures`]), which view
 //! ([`views`]), standard output ([`output`]), exit codes ([`exit`]). Help, version and a wrong flag need no store, no
 //! `/dev/fuse` and no rights.
 
 mod args;
+mod closures;
 mod config;
 mod dump;
 mod exit;
@@ -14,6 +15,7 @@ mod reload;
 mod serve;
 mod version;
 mod views;
+mod why;
 
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
@@ -24,7 +26,9 @@ use clap::{CommandFactory, Parser};
 use crate::startup::Stored;
 use crate::{error, log, panics, startup, sys};
 use args::{Args, Command};
+pub use config::ConfigError;
 pub use exit::{Exit, Failure};
+pub use why::WhyError;
 
 /// How long the end of a process waits for whoever reads its log.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -102,8 +106,9 @@ fn run(args: Args, stored: Stored) -> Result<Exit, Failure> {
     log::start();
     match args.command {
         Some(Command::Reload(args)) => reload::run(&args),
+        Some(Command::Why(args)) => why::run(args),
         None if args.version => {
-            output::print(|out| version::write(out))?;
+            output::print(output::Color::NONE, |out| version::write(out))?;
             Ok(Exit::Success)
         }
         None => match (args.reload, args.dump_closure) {

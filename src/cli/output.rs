@@ -1,14 +1,106 @@
-//! Standard output.
+//! Standard output: colour, and text of others made harmless.
 
+use std::ffi::OsStr;
+use std::fmt::{self, Write as _};
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use anstream::{AutoStream, ColorChoice};
+use clap::ValueEnum;
 
 use super::exit::Failure;
 
-/// Writes to standard output; a reader that has seen enough is no error.
-pub(super) fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Failure> {
-    let mut out = io::BufWriter::new(io::stdout().lock());
-    match write(&mut out).and_then(|()| out.flush()) {
+/// Whether what is printed for people has colours.
+#[derive(Debug, Clone, Copy, Default, clap::Args)]
+pub(super) struct Color {
+    /// Whether to use colours; 'auto': on a terminal, unless NO_COLOR is set
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
+    color: When,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum When {
+    #[default]
+    Auto,
+    Always,
+    Never,
+}
+
+impl Color {
+    /// For programs: none.
+    pub(super) const NONE: Self = Self { color: When::Never };
+
+    fn choice(self) -> ColorChoice {
+        match self.color {
+            When::Auto => AutoStream::choice(&io::stdout()),
+            When::Always => ColorChoice::AlwaysAnsi,
+            When::Never => ColorChoice::Never,
+        }
+    }
+}
+
+/// Writes to standard output, without the colours that are not wanted; a reader that has seen enough is no error.
+pub(super) fn print(
+    color: Color,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<(), Failure> {
+    let mut plain = io::BufWriter::new(io::stdout().lock());
+    let written = match color.choice() {
+        // Not even looked at: what is printed for programs is theirs, whatever it is.
+        ColorChoice::Never if color.color == When::Never => write(&mut plain),
+        choice => write(&mut AutoStream::new(&mut plain as &mut dyn Write, choice)),
+    };
+    match written.and_then(|()| plain.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         answer => answer.map_err(Failure::Output),
+    }
+}
+
+/// Text that somebody else has chosen, for a line that a person reads: what is not printable, and bytes that are no UTF-8, as escapes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Harmless<'a>(&'a [u8]);
+
+impl<'a> Harmless<'a> {
+    pub(super) fn text(text: &'a str) -> Self {
+        Self(text.as_bytes())
+    }
+
+    pub(super) fn path(path: &'a Path) -> Self {
+        Self::os(path.as_os_str())
+    }
+
+    pub(super) fn os(text: &'a OsStr) -> Self {
+        Self(text.as_bytes())
+    }
+}
+
+impl fmt::Display for Harmless<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for chunk in self.0.utf8_chunks() {
+            for char in chunk.valid().chars() {
+                match char {
+                    '\'' | '"' => f.write_char(char)?,
+                    _ => write!(f, "{}", char.escape_debug())?,
+                }
+            }
+            chunk.invalid().iter().try_for_each(|byte| write!(f, "\\x{byte:02x}"))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_have_named_stays_in_its_line() {
+        let shown = |bytes: &'static [u8]| Harmless(bytes).to_string();
+        assert_eq!(shown("/a b/\u{fc}'\"".as_bytes()), "/a b/\u{fc}'\"");
+        assert_eq!(shown(b"a\nb\r\t\0\x1b[31m\x7f\\"), "a\\nb\\r\\t\\0\\u{1b}[31m\\u{7f}\\\\");
+        assert_eq!(shown(b"a\xff\xfeb"), "a\\xff\\xfeb");
+        // The direction of text, and a line's end of Unicode.
+        assert_eq!(shown("\u{202e}\u{2028}\u{9b}".as_bytes()), "\\u{202e}\\u{2028}\\u{9b}");
     }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::args::LogArgs;
 use super::exit::{Exit, Failure};
-use super::output::print;
+use super::output::{Color, print};
 use super::views::Running;
 use crate::protocol::control;
 
@@ -27,6 +27,6 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
 pub(super) fn reload(view: &Path) -> Result<Exit, Failure> {
     let view = Running::find(view)?;
     let said = control::reload(&view.name, &view.control()).map_err(|error| view.explain(error))?;
-    print(|out| writeln!(out, "{said}"))?;
+    print(Color::NONE, |out| writeln!(out, "{said}"))?;
     Ok(Exit::Success)
 }

@@ -2,7 +2,8 @@
 //! ([`dependency`]) where nobody else decides ([`trust`]) or makes up who does ([`mounter`]), [`resolve`] asks the store and holds what it answers, [`roots`]
 //! are the links that hold it beyond this process, in a [`directory`] that nobody else chooses, [`dump`] prints it.
 //!
-//! [`graph`] tells who refers to whom and what goes with it.
+//! [`graph`] tells who refers to whom and what goes with it, [`why`] which chains lead to a path, [`occurrences`] where in its
+//! files one path names another, [`package`] what is a version in a name.
 //!
 //! [`Closure`] itself is a plain value: roots, everything they refer to, and what that weighs. Its members are sorted and
 //! unique, and every root is a member.
@@ -12,10 +13,13 @@ mod directory;
 pub mod dump;
 pub mod graph;
 pub mod mounter;
+pub mod occurrences;
+pub mod package;
 pub mod profile;
 pub mod resolve;
 pub mod roots;
 pub mod trust;
+pub mod why;
 
 use std::collections::BTreeMap;
 

@@ -65,6 +65,12 @@ impl StorePath {
         &self.0
     }
 
+    /// The hash, 32 characters in Nix's base 32: what a reference to the path is known by.
+    #[must_use]
+    pub fn hash_part(&self) -> &str {
+        self.0.get(..HASH_LEN).unwrap_or_default()
+    }
+
     /// The part after the hash: what a person calls it.
     #[must_use]
     pub fn name(&self) -> &str {

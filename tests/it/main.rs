@@ -62,3 +62,4 @@ mod survival;
 mod systemd;
 mod user;
 mod watch;
+mod why;

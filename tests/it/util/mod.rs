@@ -6,6 +6,7 @@ pub(crate) mod collecting;
 pub(crate) mod descriptors;
 pub(crate) mod faulty;
 pub(crate) mod fixture;
+pub(crate) mod generated;
 pub(crate) mod hold;
 pub(crate) mod image;
 pub(crate) mod load;
