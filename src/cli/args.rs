@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 
-use super::{reload, why};
+use super::{diff, reload, why};
 use crate::closure::dump::Format;
 use crate::log::LogSettings;
 use crate::protocol::handshake::Io;
@@ -112,6 +112,7 @@ pub(super) struct Args {
 pub(super) enum Command {
     Reload(reload::Args),
     Why(why::Args),
+    Diff(diff::Args),
 }
 
 /// Whose closure is meant.
@@ -183,6 +184,7 @@ impl Args {
             None => self.log.settings(),
             Some(Command::Reload(args)) => args.log.settings(),
             Some(Command::Why(args)) => args.log.settings(),
+            Some(Command::Diff(args)) => args.log.settings(),
         }
     }
 }

@@ -45,13 +45,22 @@ impl RootArgs {
     pub(super) fn check(self) -> Result<(Roots, Option<String>), ConfigError> {
         // The directory that a change shows in is watched: a bare name has none. What cannot be read is said later.
         let file = self.roots_file.map(|path| std::path::absolute(&path).unwrap_or(path));
-        if let Some(relative) = self.untrusted.iter().find(|dir| !dir.is_absolute()) {
-            return Err(ConfigError::Untrusted(relative.clone()));
-        }
+        check_untrusted(&self.untrusted)?;
         let roots = Roots { system: self.system, paths: self.roots, file, untrusted: self.untrusted };
         if roots.is_empty() {
             return Err(ConfigError::NoRoots);
         }
         Ok((roots, self.store))
+    }
+}
+
+/// Refuses directories of `--untrusted` that are relative.
+///
+/// # Errors
+/// [`ConfigError::Untrusted`].
+pub(super) fn check_untrusted(dirs: &[PathBuf]) -> Result<(), ConfigError> {
+    match dirs.iter().find(|dir| !dir.is_absolute()) {
+        Some(relative) => Err(ConfigError::Untrusted(relative.clone())),
+        None => Ok(()),
     }
 }

@@ -1,13 +1,14 @@
 //! Arguments in, exit code out.
 //!
 //! [`args`] has what is typed, and a file for each thing that the program does has its own arguments, what it prints and how it
-//! ends: [`serve`], [`dump`], [`reload`], [`why`], [`version`]. What they share: whose closure is meant ([`config`], [`closures`]), which view
+//! ends: [`serve`], [`dump`], [`reload`], [`why`], [`diff`], [`version`]. What they share: whose closure is meant ([`config`], [`closures`]), which view
 //! ([`views`]), standard output ([`output`]), exit codes ([`exit`]). Help, version and a wrong flag need no store, no
 //! `/dev/fuse` and no rights.
 
 mod args;
 mod closures;
 mod config;
+mod diff;
 mod dump;
 mod exit;
 mod output;
@@ -107,6 +108,7 @@ fn run(args: Args, stored: Stored) -> Result<Exit, Failure> {
     match args.command {
         Some(Command::Reload(args)) => reload::run(&args),
         Some(Command::Why(args)) => why::run(args),
+        Some(Command::Diff(args)) => diff::run(args),
         None if args.version => {
             output::print(output::Color::NONE, |out| version::write(out))?;
             Ok(Exit::Success)

@@ -3,12 +3,13 @@
 //! are the links that hold it beyond this process, in a [`directory`] that nobody else chooses, [`dump`] prints it.
 //!
 //! [`graph`] tells who refers to whom and what goes with it, [`why`] which chains lead to a path, [`occurrences`] where in its
-//! files one path names another, [`package`] what is a version in a name.
+//! files one path names another, [`diff`] in what two closures differ, [`package`] what is a version in a name.
 //!
 //! [`Closure`] itself is a plain value: roots, everything they refer to, and what that weighs. Its members are sorted and
 //! unique, and every root is a member.
 
 pub mod dependency;
+pub mod diff;
 mod directory;
 pub mod dump;
 pub mod graph;

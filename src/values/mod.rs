@@ -4,9 +4,11 @@
 
 pub mod lossless;
 mod path;
+mod size;
 mod view;
 
 pub use path::{InvalidStorePath, PathInfo, StorePath};
+pub use size::Size;
 pub use view::View;
 
 /// Sizes come from a database: their sum may be wrong, but never wraps.
