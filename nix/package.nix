@@ -2,6 +2,7 @@
 {
   lib,
   rustPlatform,
+  stdenv,
   pkg-config,
   nixVersions,
   nixComponents ? nixVersions.nixComponents_2_31 or nixVersions.nixComponents_2_34,
@@ -42,6 +43,16 @@ rustPlatform.buildRustPackage {
   # A build sandbox has neither /dev/fuse nor root: what needs them runs in the NixOS tests.
   doCheck = true;
   cargoTestFlags = [ "--lib" ];
+
+  # Built from the definitions that the command line is parsed with. It runs, so not where another machine's program is built.
+  cargoBuildFlags = [
+    "--bins"
+    "--example"
+    "manual"
+  ];
+  postInstall = lib.optionalString (stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
+    target/${stdenv.hostPlatform.rust.cargoShortTarget}/release/examples/manual "$out"
+  '';
 
   meta = {
     inherit (cargo.package) description;

@@ -59,6 +59,12 @@ pub fn main() -> ! {
     end(exit, LAST_WORDS)
 }
 
+/// What can be typed, for manual pages and completions.
+#[must_use]
+pub fn command() -> clap::Command {
+    Args::command()
+}
+
 /// Ends the process, and runs nothing of what libraries have registered for its end: see [`sys::exit_now`].
 fn end(exit: Exit, patience: Duration) -> ! {
     let _ = io::stdout().flush();

@@ -41,6 +41,7 @@ mod life;
 mod list32;
 mod locked;
 mod logging;
+mod manual;
 mod missed;
 mod optimised;
 mod oracle;

@@ -44,6 +44,8 @@ pub(crate) enum Need {
     Xfs,
     /// A compiler of 32-bit programs, and a kernel that runs them.
     Compiler32,
+    /// The shells that completions are made for, and what shows manual pages.
+    Shells,
 }
 
 impl Need {
@@ -55,6 +57,10 @@ impl Need {
                 "/dev/fuse, readable and writable",
             ),
             Self::Nix => (in_path("nix-store"), "the command nix-store"),
+            Self::Shells => (
+                ["bash", "zsh", "fish", "groff"].iter().all(|name| in_path(name)),
+                "the commands bash, zsh, fish and groff",
+            ),
             Self::Busybox => (in_path("busybox"), "a static busybox"),
             Self::Nspawn => (in_path("systemd-nspawn"), "the command systemd-nspawn"),
             Self::Fusermount => (in_path("fusermount3"), "the command fusermount3"),
