@@ -17,6 +17,13 @@ use crate::values::Size;
 /// Version of what `--json` prints: docs/schema/diff.json.
 const VERSION: u32 = 1;
 
+/// Versions of a package that a line has: all are in the JSON.
+const VERSIONS_MAX: usize = 6;
+/// Columns that names and versions are padded to, at most.
+const WIDTH_MAX: usize = 50;
+/// What stands for a version where there is none.
+const NONE: &str = "(none)";
+
 /// Tell in what two closures differ, by package
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -106,7 +113,7 @@ impl Printer<'_> {
         }
         writeln!(out, "\n{style}{title}{style:#}")?;
         let versions: Vec<String> = of_kind.iter().map(|change| versions(change)).collect();
-        let width = |texts: &mut dyn Iterator<Item = usize>| texts.max().unwrap_or_default();
+        let width = |texts: &mut dyn Iterator<Item = usize>| texts.max().unwrap_or_default().min(WIDTH_MAX);
         let name = width(&mut of_kind.iter().map(|change| change.name.len()));
         let version = width(&mut versions.iter().map(|text| text.chars().count()));
         for (change, versions) in of_kind.into_iter().zip(versions) {
@@ -155,21 +162,20 @@ impl Printer<'_> {
 /// `3.0.14 → 3.0.15`; nothing for a package without versions.
 fn versions(change: &Change<'_>) -> String {
     let side = |side: &Side<'_>| {
-        let versions: Vec<&str> = side
-            .versions
-            .iter()
-            .map(|&version| if version.is_empty() { "(none)" } else { version })
-            .collect();
         if side.versions.iter().all(|version| version.is_empty()) {
-            String::new()
-        } else {
-            versions.join(", ")
+            return String::new();
         }
+        let named = side.versions.iter().map(|&version| if version.is_empty() { NONE } else { version });
+        let mut text = named.take(VERSIONS_MAX).collect::<Vec<_>>().join(", ");
+        if let Some(more) = side.versions.len().checked_sub(VERSIONS_MAX).filter(|more| *more > 0) {
+            text.push_str(&format!(" and {more} more"));
+        }
+        text
     };
     match change.kind {
         Kind::Changed => {
             let [old, new] = [&change.old, &change.new].map(side);
-            let named = |text: String| if text.is_empty() { "(none)".to_owned() } else { text };
+            let named = |text: String| if text.is_empty() { NONE.to_owned() } else { text };
             format!("{} → {}", named(old), named(new))
         }
         Kind::Removed => side(&change.old),
@@ -219,4 +225,24 @@ struct Told {
     versions: Vec<String>,
     paths: Vec<String>,
     nar_size: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A width above 65,535 ends a program with a panic: thousands of versions of one package are no line.
+    #[test]
+    fn a_package_of_any_number_of_versions_has_a_line() {
+        let all: Vec<String> = (0..20_000).map(|n| format!("1.{n:05}")).collect();
+        let side = |count: usize| Side {
+            versions: all.iter().take(count).map(String::as_str).collect(),
+            ..Side::default()
+        };
+        let change = |kind, old, new| Change { kind, name: "many", old: side(old), new: side(new) };
+        assert_eq!(versions(&change(Kind::Changed, 1, 2)), "1.00000 → 1.00000, 1.00001");
+        assert_eq!(versions(&change(Kind::Changed, 0, 1)), "(none) → 1.00000");
+        let many = versions(&change(Kind::Added, 0, 20_000));
+        assert!(many.ends_with("1.00005 and 19994 more"), "{many}");
+    }
 }
