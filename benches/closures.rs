@@ -144,7 +144,7 @@ impl Store {
         let full = |n: usize| format!("/nix/store/{}", names[n]);
         nix_store(&uri, &["--init"], "");
         let mut registration = String::new();
-        for n in 0..count {
+        for (n, name) in names.iter().enumerate() {
             let mut references: Vec<usize> = Vec::new();
             if n < 2 {
                 // Systems refer to one path in a hundred, of the shared ones and of their own.
@@ -166,7 +166,7 @@ impl Store {
             references.dedup();
             let paths: Vec<String> = references.into_iter().map(full).collect();
             let text = paths.join("\n");
-            let place = dir.join("nix/store").join(&names[n]);
+            let place = dir.join("nix/store").join(name);
             fs::write(&place, &text).expect("a store path");
             let size = 128 + random.next() % 4_000_000;
             let _ =
