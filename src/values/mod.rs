@@ -1,12 +1,14 @@
-//! Plain values that every room shares: names of store paths, facts about them, and what is served.
+//! Plain values that every room shares: names of store paths, facts about them, hashes, and what is served.
 //!
 //! Nothing here touches a disk, a process or Nix.
 
+mod hash;
 pub mod lossless;
 mod path;
 mod size;
 mod view;
 
+pub use hash::{Algorithm, ContentAddress, Hash, Method};
 pub use path::{InvalidStorePath, PathInfo, StorePath};
 pub use size::Size;
 pub use view::View;
