@@ -8,6 +8,7 @@ use crate::closure::dump::{self, Format};
 
 pub(super) fn run(roots: RootArgs, format: Format) -> Result<Exit, Failure> {
     let Resolved { closure, dir, .. } = Resolved::of(roots)?;
-    print(Color::NONE, |out| dump::write(&closure, &dir, format, out))?;
+    let text = dump::render(&closure, &dir, format)?;
+    print(Color::NONE, |out| out.write_all(&text))?;
     Ok(Exit::Success)
 }

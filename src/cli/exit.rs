@@ -2,6 +2,7 @@
 
 use std::io;
 
+use crate::closure::dump::DumpError;
 use crate::closure::resolve::ResolveError;
 use crate::monitor::MonitorError;
 use crate::monitor::mount::MountError;
@@ -58,6 +59,9 @@ pub enum Failure {
     /// The roots do not give a closure.
     #[error(transparent)]
     Resolve(#[from] ResolveError),
+    /// The closure has no form in the format asked for.
+    #[error(transparent)]
+    Dump(#[from] DumpError),
     /// The mount table could not be read.
     #[error(transparent)]
     Mount(#[from] MountError),
@@ -90,7 +94,9 @@ impl Failure {
             Self::State(error) => state(error),
             Self::Reload(_) => Exit::Reload,
             Self::Why(WhyError::NotAMember { .. }) => Exit::Absent,
-            Self::Why(WhyError::Search(_)) | Self::Output(_) | Self::Panicked => Exit::Failure,
+            Self::Why(WhyError::Search(_)) | Self::Dump(_) | Self::Output(_) | Self::Panicked => {
+                Exit::Failure
+            }
         }
     }
 }

@@ -26,6 +26,7 @@ mod ending;
 mod failing_disk;
 mod few_descriptors;
 mod file_systems;
+mod formats;
 mod full_disk;
 mod handles;
 mod handover;

@@ -1,7 +1,5 @@
 //! What is served is what Nix has: the closure, its hashes in the database, and the files themselves.
 
-use serde_json::{Value, json};
-
 use crate::util::fixture::Fixture;
 use crate::util::program::Program;
 use crate::util::tree;
@@ -108,51 +106,4 @@ fn whole_tree_of_an_optimised_store() {
             tree::assert_same(&tree::walk(&fixture.store.physical(), &base), &tree::walk(view.path(), &base));
         }
     }
-}
-
-/// The JSON dump says of each path what `nix path-info --json` says, in the same words.
-#[test]
-fn json_dump_agrees_with_nix_path_info() {
-    need!(Nix);
-    let fixture = Fixture::new();
-    let dump = fixture.program().arg("--dump-closure=json").run();
-    assert!(dump.status.success(), "{}", dump.stderr);
-    let dump: Value = serde_json::from_str(&dump.stdout).expect("JSON");
-    assert_eq!(dump["version"], 1);
-    assert_eq!(dump["storeDir"], "/nix/store");
-    assert_eq!(dump["roots"], json!([fixture.system.path]));
-    let arguments = ["--extra-experimental-features", "nix-command", "path-info", "--json", "--recursive"];
-    let told = fixture.store.nix("nix", arguments.into_iter().chain([fixture.system.path.as_str()]), b"");
-    let told: Value = serde_json::from_str(&told).expect("JSON");
-    let members = fixture.store.closure(&[&fixture.system]);
-    assert_eq!(dump["paths"].as_object().unwrap().keys().cloned().collect::<Vec<_>>(), members);
-    assert_eq!(dump["totals"]["paths"], members.len());
-    let mut total = 0;
-    for path in &members {
-        let [ours, nix] = [&dump, &told].map(|all| facts(all, path));
-        assert_eq!(ours, nix, "{path}");
-        total += ours["narSize"].as_u64().unwrap();
-    }
-    assert_eq!(dump["totals"]["narSize"], total);
-}
-
-/// What is said of a path. Nix leaves out what a path has not got, and before 2.19 it listed paths in an array.
-fn facts(all: &Value, path: &str) -> Value {
-    let listed = || all.as_array()?.iter().find(|entry| entry["path"] == path);
-    let entry = all["paths"].get(path).or_else(|| all.get(path)).or_else(listed);
-    let entry = entry.unwrap_or_else(|| panic!("{path} is not in {all}"));
-    let or = |key: &str, default: Value| entry.get(key).cloned().unwrap_or(default);
-    let mut references: Vec<&str> =
-        entry["references"].as_array().unwrap().iter().map(|value| value.as_str().unwrap()).collect();
-    references.sort_unstable();
-    json!({
-        "narHash": entry["narHash"],
-        "narSize": entry["narSize"],
-        "references": references,
-        "deriver": or("deriver", Value::Null),
-        "registrationTime": entry["registrationTime"],
-        "signatures": or("signatures", json!([])),
-        "ca": or("ca", Value::Null),
-        "ultimate": or("ultimate", json!(false)),
-    })
 }

@@ -17,6 +17,7 @@ pub(crate) enum Need {
     Nspawn,
     Fusermount,
     Jq,
+    Graphviz,
     Cgroup2,
     /// What `scripts/setup --test` makes: a small system to boot, and the directory `/nix`.
     Guest,
@@ -65,6 +66,7 @@ impl Need {
             Self::Nspawn => (in_path("systemd-nspawn"), "the command systemd-nspawn"),
             Self::Fusermount => (in_path("fusermount3"), "the command fusermount3"),
             Self::Jq => (in_path("jq"), "the command jq"),
+            Self::Graphviz => (in_path("dot"), "the command dot of Graphviz"),
             Self::Cgroup2 => (
                 super::mounts::all().iter().any(|mount| {
                     mount.kind == "cgroup2" && mount.options.iter().any(|option| option == "rw")
