@@ -1,7 +1,7 @@
 //! Hashes as Nix writes them, and the content addresses that they are part of.
 //!
 //! Nix writes one hash in three ways: SRI (`sha256-` and base 64) in JSON, base 32 with an alphabet and an order of its own in
-//! content addresses and signatures, base 16 in the registrations of `nix-store --load-db`. A [`Hash`] has the length that its
+//! content addresses and signatures, base 16 in the registrations of `nix-store --load-db`. A [`struct@Hash`] has the length that its
 //! algorithm gives, so each of them can be written without an error.
 
 use std::fmt;
