@@ -2,8 +2,12 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a benchmark ends where it cannot go on")]
 #![allow(missing_docs, reason = "nothing here is for others")]
 
+use std::path::Path;
+
 use divan::{Bencher, black_box};
 use nix_store_fs::closure::Closure;
+use nix_store_fs::closure::dump::{Format, render};
+use nix_store_fs::closure::saved::Saved;
 use nix_store_fs::values::{PathInfo, StorePath, View};
 use nix_store_fs::view::trie::{NodeId, NodeRecord, PathTrie, ROOT};
 
@@ -19,7 +23,7 @@ fn path(n: u32) -> StorePath {
 fn infos(count: u32) -> Vec<PathInfo> {
     let info = |n: u32| PathInfo {
         path: path(n),
-        nar_hash: String::new(),
+        nar_hash: "sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=".to_owned(),
         nar_size: u64::from(n),
         references: (n.saturating_sub(8)..n).map(path).collect(),
         deriver: None,
@@ -124,6 +128,25 @@ fn trie_restored(bencher: Bencher<'_, '_>, nodes: u64) {
         records.iter().for_each(|record| trie.restore(record));
         trie
     });
+}
+
+/// A large system, for which each format has 0.3 s.
+const LARGE: u32 = 5_000;
+
+fn large() -> Closure {
+    Closure::new(vec![path(LARGE - 1)], infos(LARGE)).unwrap()
+}
+
+#[divan::bench(args = [Format::Text, Format::Json, Format::StorePaths, Format::Registration, Format::Dot])]
+fn large_closure_dumped(bencher: Bencher<'_, '_>, format: &Format) {
+    let closure = large();
+    bencher.bench(|| render(black_box(&closure), Path::new("/nix/store"), *format).unwrap());
+}
+
+#[divan::bench(args = [Format::Json, Format::StorePaths])]
+fn large_closure_read(bencher: Bencher<'_, '_>, format: &Format) {
+    let text = render(&large(), Path::new("/nix/store"), *format).unwrap();
+    bencher.bench(|| Saved::parse(black_box(&text)).unwrap());
 }
 
 fn main() {
