@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use serde_json::{Map, Value, json};
 
 use crate::util::fixture::Fixture;
+use crate::util::mounts::Own;
 use crate::util::program::Program;
 use crate::util::scratch;
 use crate::util::store::{Member, NixStore};
@@ -232,6 +233,30 @@ fn registration_fills_an_empty_database() {
     inside.nix("nix-store", ["--load-db"], (lines.join("\n") + "\n").as_bytes());
     let verify = "nix-store --verify --check-contents 2>&1 || echo it differs";
     assert!(inside.nix("sh", ["-c", verify], b"").ends_with("it differs\n"));
+}
+
+/// How Nix works in a container: its store is an overlay on the view, since it makes a directory there; its database is its own.
+#[test]
+fn registration_serves_nix_on_a_view() {
+    need!(Root, Fuse, Nix);
+    let fixture = Store::new();
+    let registration = fixture.dump("registration");
+    let view = Program::on(&fixture.store).args(["--system", &fixture.system.path]).mount();
+    let inside = NixStore::new();
+    let dir = scratch();
+    let _upper = Own::mount("tmpfs", dir.path(), "mode=0755");
+    let [upper, work] = ["upper", "work"].map(|name| dir.path().join(name));
+    for path in [&upper, &work] {
+        fs::create_dir(path).unwrap();
+    }
+    let options =
+        format!("lowerdir={},upperdir={},workdir={}", view.path().display(), upper.display(), work.display());
+    let overlay = Own::mount("overlay", &inside.physical(), &options);
+    inside.nix("nix-store", ["--load-db"], registration.as_bytes());
+    inside.nix("nix-store", ["--verify", "--check-contents"], b"");
+    assert_eq!(inside.nix("nix-store", ["--dump-db"], b""), registration);
+    assert_eq!(inside.closure(&[&fixture.system]), fixture.members);
+    drop(overlay);
 }
 
 /// Graphviz draws `=dot`, and its nodes and edges are those of `nix-store --query --graph`.
