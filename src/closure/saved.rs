@@ -99,7 +99,7 @@ pub enum Problem {
     StoreDir(PathBuf),
     /// A path in another directory than the others.
     #[error(
-        "{} is not directly in its store directory {}; remove it, or write the file again",
+        "{} is not directly in its store directory {}; write it again with nix-store-fs --dump-closure=json or --dump-closure=store-paths",
         shown(.path), shown(&.store_dir.to_string_lossy())
     )]
     Outside {
