@@ -150,6 +150,13 @@ fn dump_json() {
     assert_run!("dump-json", &fixture.program().arg("--dump-closure=json").run());
 }
 
+#[test]
+fn dump_tree() {
+    need!(Nix);
+    let fixture = Fixture::new();
+    assert_run!("dump-tree", &fixture.program().arg("--dump-closure=tree").run());
+}
+
 /// A reader that stops reading early is no error.
 #[test]
 fn dump_into_a_closed_pipe() {

@@ -6,11 +6,13 @@
 mod dot;
 pub(super) mod json;
 mod lines;
+mod tree;
 
 #[cfg(test)]
 #[path = "dump_tests.rs"]
 mod tests;
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::closure::Closure;
@@ -30,6 +32,8 @@ pub enum Format {
     Registration,
     /// A graph for Graphviz: `dot -Tsvg`.
     Dot,
+    /// For people: references as a tree from the roots, with sizes and what each reference alone brings in.
+    Tree,
 }
 
 /// Why a closure cannot be printed in a format.
@@ -76,5 +80,14 @@ pub fn render(closure: &Closure, store_dir: &Path, format: Format) -> Result<Vec
         Format::Json => json::render(closure, store_dir),
         Format::Registration => lines::registration(closure, store_dir),
         Format::Dot => Ok(dot::render(closure)),
+        Format::Tree => Ok(written(|out| tree::write(closure, out))),
     }
+}
+
+/// What `write` writes.
+fn written(write: impl FnOnce(&mut dyn io::Write) -> io::Result<()>) -> Vec<u8> {
+    let mut text = Vec::new();
+    // Into memory it does not fail.
+    let _ = write(&mut text);
+    text
 }
