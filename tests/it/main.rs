@@ -47,6 +47,7 @@ mod missed;
 mod optimised;
 mod oracle;
 mod overlay;
+mod page;
 mod panics;
 mod places;
 mod private;

@@ -4,6 +4,7 @@
 //! half of a file.
 
 mod dot;
+mod html;
 pub(super) mod json;
 mod lines;
 mod tree;
@@ -34,6 +35,8 @@ pub enum Format {
     Dot,
     /// For people: references as a tree from the roots, with sizes and what each reference alone brings in.
     Tree,
+    /// For people: one page for a browser, with a map by size, search, and what refers to what. It needs no network.
+    Html,
 }
 
 /// Why a closure cannot be printed in a format.
@@ -81,6 +84,7 @@ pub fn render(closure: &Closure, store_dir: &Path, format: Format) -> Result<Vec
         Format::Registration => lines::registration(closure, store_dir),
         Format::Dot => Ok(dot::render(closure)),
         Format::Tree => Ok(written(|out| tree::write(closure, out))),
+        Format::Html => Ok(written(|out| html::write(closure, store_dir, out))),
     }
 }
 

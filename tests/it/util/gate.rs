@@ -18,6 +18,8 @@ pub(crate) enum Need {
     Fusermount,
     Jq,
     Graphviz,
+    /// A browser without a window.
+    Chromium,
     Cgroup2,
     /// What `scripts/setup --test` makes: a small system to boot, and the directory `/nix`.
     Guest,
@@ -67,6 +69,10 @@ impl Need {
             Self::Fusermount => (in_path("fusermount3"), "the command fusermount3"),
             Self::Jq => (in_path("jq"), "the command jq"),
             Self::Graphviz => (in_path("dot"), "the command dot of Graphviz"),
+            Self::Chromium => (
+                super::browser::NAMES.iter().any(|name| in_path(name)),
+                "the command chromium-headless-shell or chromium",
+            ),
             Self::Cgroup2 => (
                 super::mounts::all().iter().any(|mount| {
                     mount.kind == "cgroup2" && mount.options.iter().any(|option| option == "rw")

@@ -2,6 +2,7 @@
 
 #[macro_use]
 pub(crate) mod gate;
+pub(crate) mod browser;
 pub(crate) mod collecting;
 pub(crate) mod descriptors;
 pub(crate) mod faulty;
@@ -11,6 +12,7 @@ pub(crate) mod hold;
 pub(crate) mod image;
 pub(crate) mod load;
 pub(crate) mod locker;
+pub(crate) mod made;
 pub(crate) mod mapped;
 pub(crate) mod memory;
 pub(crate) mod mounts;

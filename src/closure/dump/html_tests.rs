@@ -1,0 +1,104 @@
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
+use proptest::prelude::*;
+use serde_json::Value;
+
+use super::*;
+use crate::values::{PathInfo, StorePath};
+
+fn path(n: usize) -> StorePath {
+    StorePath::new(&format!("{n:032}-p{n}")).unwrap()
+}
+
+/// A closure of members by number, each with what it refers to.
+fn closure(references: &[Vec<usize>], roots: &[usize]) -> Closure {
+    let infos = references.iter().enumerate().map(|(n, references)| PathInfo {
+        path: path(n),
+        nar_hash: String::new(),
+        nar_size: 1,
+        references: references.iter().copied().map(path).collect(),
+        deriver: None,
+        registration_time: 0,
+        signatures: Vec::new(),
+        ca: None,
+        ultimate: false,
+    });
+    Closure::new(roots.iter().copied().map(path).collect(), infos).unwrap()
+}
+
+/// SHA-256 in base 64, by the command of the system.
+fn hash(text: &str) -> String {
+    let command = Command::new("sha256sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+    let mut command = command.unwrap();
+    command.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    let sum = command.wait_with_output().unwrap();
+    let digits: String = String::from_utf8(sum.stdout).unwrap().chars().take(64).collect();
+    let bits: String = digits.chars().map(|digit| format!("{:04b}", digit.to_digit(16).unwrap())).collect();
+    // 256 bits are 42 groups of six, and four bits that are filled up.
+    let letters: Vec<char> = ('A'..='Z').chain('a'..='z').chain('0'..='9').chain(['+', '/']).collect();
+    let groups = format!("{bits}00");
+    let groups = groups.as_bytes().chunks(6).map(|group| std::str::from_utf8(group).unwrap());
+    groups.map(|group| letters[usize::from_str_radix(group, 2).unwrap()]).chain(['=']).collect()
+}
+
+/// A browser runs nothing that has another hash.
+#[test]
+fn the_policy_allows_the_script_and_the_style_that_are_in_the_page() {
+    assert_eq!([SCRIPT_HASH, STYLE_HASH], [hash(SCRIPT).as_str(), hash(STYLE).as_str()]);
+}
+
+#[test]
+fn the_page_names_nothing_that_would_be_fetched() {
+    for text in [PAGE, SCRIPT, STYLE] {
+        for word in
+            ["http:", "https:", "//cdn", "url(", "@import", "fetch(", "XMLHttpRequest", "innerHTML", "src="]
+        {
+            assert!(!text.contains(word), "{word}");
+        }
+    }
+}
+
+/// What is between the tags of the data, as a browser takes it: all up to the first end tag.
+fn embedded(page: &str) -> &str {
+    let (_, from) = page.split_once("<script type=\"application/json\" id=\"data\">").unwrap();
+    from.split_once("</script").unwrap().0
+}
+
+proptest! {
+    /// Whatever the store's directory is called: it is read as it was, and there is nothing that could end the element before.
+    #[test]
+    fn hostile_text_stays_inside_of_its_string(parts in proptest::collection::vec(prop_oneof![
+        Just("</script>".to_owned()), Just("<!--".to_owned()), Just("<script".to_owned()), Just("\"'\\".to_owned()), Just("\u{2028}\u{2029}".to_owned()), Just("@data@".to_owned()), Just("\n\u{1b}[31m\0".to_owned()), Just("&lt;".to_owned()), any::<String>(),
+    ], 0..6)) {
+        let dir = parts.concat();
+        let mut out = Vec::new();
+        write(&closure(&[vec![]], &[0]), Path::new(&dir), &mut out).unwrap();
+        let page = String::from_utf8(out).unwrap();
+        let text = embedded(&page);
+        prop_assert!(!text.contains(['<', '>', '&', '\u{2028}', '\u{2029}']), "{}", text);
+        let data: Value = serde_json::from_str(text).unwrap();
+        prop_assert_eq!(data["storeDir"].as_str(), Some(dir.as_str()));
+        prop_assert_eq!(page.matches("<script").count(), 2);
+    }
+
+    /// The nearest dominator is dominated by all the others.
+    #[test]
+    fn a_path_stands_in_the_nearest_one_that_dominates_it(
+        (references, roots) in (1usize..14).prop_flat_map(|count| (
+            proptest::collection::vec(proptest::collection::vec(0..count, 0..4), count),
+            proptest::collection::vec(0..count, 0..4),
+        ))
+    ) {
+        let closure = closure(&references, &roots);
+        let graph = Graph::new(&closure);
+        for (node, nearest) in graph.nodes().zip(dominators(&graph)) {
+            let all: Vec<Node> = graph.nodes().filter(|by| *by != node && graph.dominates(*by, node)).collect();
+            prop_assert_eq!(nearest.is_some(), !all.is_empty());
+            if let Some(nearest) = nearest {
+                prop_assert!(all.contains(&nearest));
+                prop_assert!(all.iter().all(|by| graph.dominates(*by, nearest)));
+            }
+        }
+    }
+}
