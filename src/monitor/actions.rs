@@ -3,11 +3,12 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::child::{Program, Server};
 use super::ending::Ending;
 use super::error::{MonitorError, system};
+use super::history::Fact;
 use super::listers::{Search, overdue};
 use super::missed::Inquiry;
 use super::mount::{self, Mounted};
@@ -91,6 +92,10 @@ impl Runtime {
             }
             Action::Note(note) => {
                 self.log(note, supervisor);
+                None
+            }
+            Action::Record(fact) => {
+                self.history.record(fact, SystemTime::now());
                 None
             }
             Action::End(plan) => return Performed::Ended(self.end(plan)),
@@ -181,6 +186,8 @@ impl Runtime {
         let written = dir.write(&state);
         self.written = written.is_ok();
         if let Err(error) = written {
+            let why = format!("the view would not survive a crash of its monitor: {}", error::chain(&error));
+            self.history.record(Fact::Error(why), SystemTime::now());
             let error = &error as &dyn std::error::Error;
             tracing::error!(error, "the view is served, but would not survive a crash of its monitor");
         }

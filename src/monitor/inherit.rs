@@ -11,6 +11,7 @@ use nix::sys::signalfd::SignalFd;
 use super::child::{Program, Server};
 use super::clients::Clients;
 use super::error::{MonitorError, system};
+use super::history::History;
 use super::missed::Inquiry;
 use super::mount::{self, Connection, Detach, Mounted, Number};
 use super::mounting;
@@ -99,6 +100,7 @@ pub(super) fn begin(settings: Settings, signals: SignalFd, stored: Stored) -> Re
         store_thread,
         written: false,
         clients,
+        history: History::default(),
         watch,
         mounting: None,
         mounted: None,

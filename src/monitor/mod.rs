@@ -22,12 +22,15 @@ mod actions;
 pub mod child;
 mod clients;
 mod debounce;
+mod describe;
 mod ending;
 mod error;
 mod events;
+mod history;
 mod inherit;
 mod listers;
 mod lock;
+mod memory;
 mod missed;
 pub mod mount;
 mod mounting;
@@ -90,6 +93,8 @@ pub fn run(settings: Settings, stored: Stored) -> Result<Ending, MonitorError> {
         }
         if events.is_empty() {
             events.extend(runtime.wait(supervisor.next()));
+            // They change nothing, so they are no events.
+            runtime.answer_questions(&supervisor);
             events.push_back(Event::Time);
         }
         actions = events.pop_front().map(|event| supervisor.handle(now(), event)).unwrap_or_default();

@@ -11,6 +11,7 @@ use nix::sys::signalfd::SignalFd;
 
 use super::child::{Program, Server};
 use super::clients::Clients;
+use super::history::History;
 use super::listers::Search;
 use super::missed::Inquiry;
 use super::mount::Mounted;
@@ -35,6 +36,8 @@ pub(super) struct Runtime {
     /// Whether what a successor would find is what is shown.
     pub(super) written: bool,
     pub(super) clients: Clients,
+    /// What has happened to the view.
+    pub(super) history: History,
     pub(super) watch: Option<Changes>,
     pub(super) mounting: Option<MountThread>,
     pub(super) mounted: Option<Mounted>,

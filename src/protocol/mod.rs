@@ -1,5 +1,5 @@
 //! What processes say to each other: the kernel and the monitor ([`handshake`]), the monitor and its server ([`wire`]), and
-//! a client of `reload` and the monitor ([`control`]).
+//! whoever asks a monitor and that monitor ([`control`]).
 
 pub mod control;
 pub mod handshake;

@@ -18,6 +18,11 @@ impl View {
         self.members.keys()
     }
 
+    /// The names served with their NAR sizes, sorted.
+    pub fn members(&self) -> impl ExactSizeIterator<Item = (&StorePath, u64)> {
+        self.members.iter().map(|(path, size)| (path, *size))
+    }
+
     /// Whether `name` is served.
     #[must_use]
     pub fn contains(&self, name: &StorePath) -> bool {

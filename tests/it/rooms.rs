@@ -35,8 +35,10 @@ const ROOMS: [(&str, &[&str]); 11] = [
 ];
 
 /// The modules of the monitor, each uses only those before it.
-const MONITOR: [&str; 26] = [
+const MONITOR: [&str; 29] = [
     "debounce",
+    "history",
+    "memory",
     "lock",
     "poll",
     "settings",
@@ -57,6 +59,7 @@ const MONITOR: [&str; 26] = [
     "supervisor",
     "clients",
     "runtime",
+    "describe",
     "inherit",
     "ending",
     "events",

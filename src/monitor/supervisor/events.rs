@@ -4,6 +4,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::content::{Change, Found};
 use crate::monitor::error::MonitorError;
+use crate::monitor::history::Fact;
 use crate::protocol::control::Outcome;
 
 /// The time, as it is when an event is handled.
@@ -150,6 +151,8 @@ pub(in crate::monitor) enum Action {
     Notify(Notice),
     /// Log.
     Note(Note),
+    /// Add this to what is known of the view's history.
+    Record(Fact),
     /// End, as planned.
     End(Plan),
 }

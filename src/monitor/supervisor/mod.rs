@@ -29,7 +29,8 @@ mod world;
 use std::time::{Duration, Instant};
 
 use super::error::MonitorError;
-use crate::protocol::control::Outcome;
+use super::history::Fact;
+use crate::protocol::control::{Outcome, status};
 
 pub(super) use content::{Content, Found};
 pub(super) use events::{
@@ -147,6 +148,29 @@ impl Supervisor {
     /// What the next server is to show.
     pub(super) fn content(&self) -> Option<&Content> {
         self.content.as_ref()
+    }
+
+    /// Where the view stands, for people.
+    pub(super) fn state(&self) -> status::State {
+        match (self.mount, &self.server) {
+            (MountLife::Absent | MountLife::Mounting, _) => status::State::Starting,
+            (MountLife::Dead(_) | MountLife::Over, _) => status::State::Ending,
+            (MountLife::Ours, ServerLife::Up { .. }) => status::State::Serving,
+            (MountLife::Ours, _) if self.served == Served::NotYet => status::State::Starting,
+            (MountLife::Ours, _) => status::State::Replacing,
+        }
+    }
+
+    /// Where the reload under way stands, for people. The resolution of a new view is none.
+    pub(super) fn reload_stage(&self) -> Option<status::Stage> {
+        match &self.reloads.stage {
+            Stage::Resolving(waiting) | Stage::Switching { waiting, .. } if waiting.cause == Cause::Start => {
+                None
+            }
+            Stage::Resolving(_) => Some(status::Stage::Resolving),
+            Stage::Switching { .. } => Some(status::Stage::Switching),
+            Stage::Settled => None,
+        }
     }
 
     /// Whether the view has a node journal.
@@ -372,6 +396,10 @@ impl Supervisor {
         if let Some(content) = &self.content {
             self.actions.push(Action::Notify(Notice::Ready(content.status())));
         }
+    }
+
+    fn record(&mut self, fact: Fact) {
+        self.actions.push(Action::Record(fact));
     }
 
     fn note(&mut self, note: Note) {

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    Action, Links, MonitorError, MountEnd, MountLife, Note, Now, Outcome, Past, Readiness, Refusal, Seen,
-    Served, ServerLife, Starting, Successor, Supervisor, Verdict,
+    Action, Fact, Links, MonitorError, MountEnd, MountLife, Note, Now, Outcome, Past, Readiness, Refusal,
+    Seen, Served, ServerLife, Starting, Successor, Supervisor, Verdict,
 };
 
 /// How long the end of a killed server is waited for, so that it can be logged.
@@ -28,8 +28,9 @@ impl Supervisor {
 
     pub(super) fn serving(&mut self, epoch: u32, restored: usize, now: Now) {
         let ServerLife::Starting(Starting { answered, since, .. }) = self.server else { return };
-        if self.served == Served::Once {
-            self.note(Note::TakenOver { restored });
+        match self.served {
+            Served::Once => self.note(Note::TakenOver { restored }),
+            Served::NotYet => self.record(Fact::Served),
         }
         self.served = Served::Once;
         if self.successor == Successor::Inherited {
@@ -109,6 +110,7 @@ impl Supervisor {
             return;
         }
         self.backoff.exited(faulted);
+        self.record(Fact::ServerEnded { crashed: faulted });
         self.server = ServerLife::Ended { how, past, since };
         self.actions.push(Action::LookAtMount);
     }
@@ -166,6 +168,7 @@ impl Supervisor {
         }
         self.server = ServerLife::Down(Some(now + pause));
         self.note(Note::Died { how: said.clone(), pause });
+        self.record(Fact::Error(format!("a server ended ({said})")));
         if !pause.is_zero() {
             let clients = self.reloads.take_switching();
             let why = format!("no server answers now ({said}); the new closure is shown when one does");

@@ -1,8 +1,8 @@
 //! The reloads' part of the supervisor: from a wish to an answer.
 
 use super::{
-    Action, Cause, Content, First, Found, Links, MountEnd, MountLife, Note, Notice, Now, Outcome, Readiness,
-    ServerLife, Stage, Supervisor, Unresolved, Verdict, Waiting,
+    Action, Cause, Content, Fact, First, Found, Links, MountEnd, MountLife, Note, Notice, Now, Outcome,
+    Readiness, ServerLife, Stage, Supervisor, Unresolved, Verdict, Waiting,
 };
 
 impl Supervisor {
@@ -34,6 +34,7 @@ impl Supervisor {
         let Some(content) = &mut self.content else {
             self.content = Some(Content::new(found, now.wall));
             self.mount = MountLife::Mounting;
+            self.record(Fact::Changed);
             self.actions.push(Action::Mount);
             return;
         };
@@ -46,6 +47,7 @@ impl Supervisor {
         }
         if !change.is_none() {
             self.note(Note::Switching(change));
+            self.record(Fact::Changed);
         }
         if switches || change.roots {
             self.actions.push(Action::WriteState);
@@ -73,6 +75,11 @@ impl Supervisor {
         let why = crate::error::chain(&*error);
         let retry = self.reloads.failed(may_pass, now.monotonic);
         self.note(Note::Unresolved { why: why.clone(), first: waiting.cause == Cause::Start, retry });
+        self.record(if waiting.cause == Cause::Start {
+            Fact::Error(why.clone())
+        } else {
+            Fact::NotReloaded(why.clone())
+        });
         self.over(waiting, &Outcome::Error(why), now);
     }
 
@@ -90,6 +97,9 @@ impl Supervisor {
         match std::mem::replace(&mut self.reloads.stage, Stage::Settled) {
             Stage::Switching { waiting, number } => {
                 self.actions.push(Action::Settle { number, only: self.policy.prune });
+                if waiting.cause != Cause::Start {
+                    self.record(Fact::Reloaded);
+                }
                 self.over(waiting, &Outcome::Ok(status), now);
             }
             other => self.reloads.stage = other,

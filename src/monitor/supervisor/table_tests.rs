@@ -217,6 +217,8 @@ fn state(world: &World) -> String {
 
 fn action(action: &Action) -> String {
     match action {
+        Action::Record(Fact::NotReloaded(_)) => "Record(NotReloaded)".to_owned(),
+        Action::Record(Fact::Error(_)) => "Record(Error)".to_owned(),
         Action::Answer(client, Outcome::Ok(_)) => format!("Answer({}, ok)", client.0),
         Action::Answer(client, Outcome::Error(why)) => format!("Answer({}, error: {why})", client.0),
         Action::End(Plan { verdict, mount, links }) => {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::server_life::START_ATTEMPTS;
 use super::*;
+use crate::monitor::history::History;
 use crate::values::{StorePath, View};
 
 /// Names of the closures that a store can resolve to.
@@ -82,6 +83,11 @@ pub(super) struct World {
     pub(super) reloading: bool,
     pub(super) deaths: Vec<Duration>,
     pub(super) notes: Vec<Note>,
+    /// What the supervisor has recorded.
+    pub(super) history: History,
+    /// Resolutions that were settled, and whether the first resolution of all succeeded.
+    settled: u64,
+    first: Option<bool>,
     pub(super) plan: Option<Plan>,
     next_client: u64,
     pub(super) starts: usize,
@@ -134,6 +140,9 @@ impl World {
             reloading: false,
             deaths: Vec::new(),
             notes: Vec::new(),
+            history: History::default(),
+            settled: 0,
+            first: None,
             plan: None,
             next_client: 0,
             starts: 0,
@@ -232,6 +241,7 @@ impl World {
             Action::Notify(Notice::Status(_)) => assert!(self.ready > 0 && !self.reloading),
             Action::Notify(Notice::Starting(_)) => assert_eq!(self.ready, 0),
             Action::Note(note) => self.notes.push(note),
+            Action::Record(fact) => self.history.record(fact, self.now.wall),
             Action::End(plan) => {
                 // What the runtime does then.
                 match plan.mount {
@@ -313,6 +323,7 @@ impl World {
     }
 
     fn settle(&mut self, number: u64, only: bool) {
+        self.settled += 1;
         assert_eq!(only, self.policy.prune);
         let shown = self.process.as_ref().and_then(|process| process.shows.clone());
         let (epoch, view) = shown.expect("settled, and nobody shows it");
@@ -345,6 +356,7 @@ impl World {
             }
             return;
         }
+        self.check_told();
         let next = self.supervisor.due();
         let may_come = self.process.is_some() || self.resolving > 0 || self.mounting || next.is_some();
         assert!(may_come, "nothing will ever happen: {:?}", self.supervisor);
@@ -357,6 +369,24 @@ impl World {
         if !self.waiting.is_empty() {
             assert!(self.resolving > 0 || self.mounting || self.connection != Connection::None);
         }
+    }
+
+    /// What people are told agrees with what has happened.
+    fn check_told(&self) {
+        let serves = self.process.as_ref().is_some_and(|process| process.shows.is_some() && !process.killed);
+        assert_eq!(self.supervisor.state() == status::State::Serving, serves, "{:?}", self.supervisor);
+        let served_before = self.history.served_since().is_some();
+        assert_eq!(served_before, self.served, "served, and nobody is told");
+        let is_starting = self.supervisor.state() == status::State::Starting;
+        assert!(!(served_before && is_starting), "it starts again");
+        assert_eq!(self.history.servers().replaced, self.deaths.len() as u64);
+        let reloads = self.history.reloads();
+        // The resolution of the start is no reload.
+        assert_eq!(reloads.done, self.settled.saturating_sub(u64::from(self.first == Some(true))));
+        let failed = |note: &&Note| matches!(note, Note::Unresolved { first: false, .. });
+        assert_eq!(reloads.failed, self.notes.iter().filter(failed).count() as u64);
+        let wrong = |note: &Note| matches!(note, Note::Unresolved { .. } | Note::Died { .. });
+        assert_eq!(self.history.last_error().is_some(), self.notes.iter().any(wrong));
     }
 
     // ---- what may happen in it ----------------------------------------------------------------------------------
@@ -379,6 +409,7 @@ impl World {
         self.resolving -= 1;
         self.resolutions += 1;
         let number = self.resolutions;
+        self.first.get_or_insert(result.is_ok());
         match result {
             Ok(which) => {
                 self.held.insert(number, names(which));

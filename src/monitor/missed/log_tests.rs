@@ -1,8 +1,13 @@
 //! What is reported of a real directory, without a kernel and without waiting.
 
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags};
 
+use super::super::{Subject, is_missed};
 use super::*;
+use crate::values::View;
 
 /// The view has it, and so has the host.
 const SHOWN: &str = "00000000000000000000000000000000-shown";
@@ -13,10 +18,10 @@ const ABSENT: &str = "00000000000000000000000000000000-absent";
 
 struct Fixture {
     dir: tempfile::TempDir,
-    subject: Mutex<Subject>,
+    subject: Mutex<Arc<Subject>>,
     told: Told,
     now: Instant,
-    dropped: AtomicU64,
+    unexamined: Unexamined,
 }
 
 impl Fixture {
@@ -27,15 +32,17 @@ impl Fixture {
         }
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let store = rustix::fs::open(dir.path(), flags, Mode::empty()).unwrap();
-        let subject = Mutex::new(Subject { view: View::default(), store: Some(Arc::new(store)) });
+        let subject = Mutex::new(Arc::new(Subject { view: View::default(), store: Some(Arc::new(store)) }));
         let now = Instant::now();
-        let fixture = Self { dir, subject, told: Told::new(now), now, dropped: AtomicU64::new(0) };
+        let fixture = Self { dir, subject, told: Told::new(now), now, unexamined: Unexamined::default() };
         fixture.show(&[SHOWN]);
         fixture
     }
 
     fn show(&self, names: &[&str]) {
-        self.subject.lock().view = names.iter().map(|name| (StorePath::new(name).unwrap(), 1)).collect();
+        let view = names.iter().map(|name| (StorePath::new(name).unwrap(), 1)).collect();
+        let mut subject = self.subject.lock();
+        *subject = Arc::new(Subject { view, store: subject.store.clone() });
     }
 
     fn ask(&mut self, name: &str) -> Option<Line> {
@@ -45,11 +52,11 @@ impl Fixture {
 
     fn pass(&mut self, time: Duration) -> Vec<Line> {
         self.now += time;
-        self.told.again(|path| is_missed(&self.subject, path), self.now, &self.dropped)
+        self.told.again(|path| is_missed(&self.subject, path), self.now, &self.unexamined)
     }
 
     fn due(&self) -> Option<Instant> {
-        self.told.due(self.dropped.load(Ordering::Relaxed) > 0)
+        self.told.due(!self.unexamined.is_told())
     }
 }
 
@@ -108,7 +115,7 @@ fn a_flood_of_paths_is_told_in_part_and_counted() {
         std::fs::write(fixture.dir.path().join(name(number)), "").unwrap();
         assert_eq!(fixture.ask(&name(number)).is_some(), number < LINES_MAX);
     }
-    fixture.dropped.store(3, Ordering::Relaxed);
+    fixture.unexamined.add(3);
     assert_eq!(fixture.due(), Some(fixture.now + INTERVAL));
     assert_eq!(fixture.pass(INTERVAL), [Line::LeftOut { unnamed: 7, dropped: 3 }]);
     assert_eq!(fixture.due(), None);
@@ -129,23 +136,4 @@ fn the_path_asked_for_longest_ago_makes_room() {
     assert_eq!(fixture.told.paths.len(), PATHS_MAX);
     assert!(fixture.ask(&name(1)).is_none(), "remembered");
     assert!(fixture.ask(&name(0)).is_some(), "forgotten");
-}
-
-#[test]
-fn a_thread_is_told_as_its_process() {
-    let thread = u32::try_from(rustix::thread::gettid().as_raw_pid()).unwrap();
-    let asker = Asker::of(thread);
-    assert_ne!(asker.pid, Some(thread), "a test runs on a thread of its own");
-    assert_eq!(asker.pid, Some(std::process::id()));
-    let comm = std::fs::read_to_string("/proc/self/comm").unwrap();
-    assert_eq!(asker.command.as_deref(), Some(comm.trim_end()));
-}
-
-#[test]
-fn who_is_unknown_or_has_ended_is_told_as_far_as_known() {
-    assert_eq!(Asker::of(0), Asker::default());
-    let mut ended = std::process::Command::new("true").spawn().unwrap();
-    let pid = ended.id();
-    ended.wait().unwrap();
-    assert_eq!(Asker::of(pid), Asker { pid: Some(pid), command: None });
 }
