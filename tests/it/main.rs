@@ -60,6 +60,7 @@ mod rooms;
 mod roots;
 mod setup;
 mod sharing;
+mod status;
 mod stores;
 mod stuck;
 mod survival;

@@ -1,8 +1,8 @@
 /* Runs a command for which one system call always fails.
  *
  * usage: refuse ERRNO CALL COMMAND [ARGUMENT]...
- * CALL is readlinkat, preadv2, openat2, fsopen, close_range, landlock_create_ruleset, capset, or mmap=BYTES for mappings of so many bytes
- * (seccomp(2), SECCOMP_RET_ERRNO). */
+ * CALL is readlinkat, preadv2, openat2, fsopen, close_range, landlock_create_ruleset, capset, sched_setscheduler, or mmap=BYTES for
+ * mappings of so many bytes (seccomp(2), SECCOMP_RET_ERRNO). */
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <stddef.h>
@@ -35,6 +35,8 @@ int main(int argc, char **argv)
         number = SYS_landlock_create_ruleset;
     else if (!strcmp(argv[2], "capset"))
         number = SYS_capset;
+    else if (!strcmp(argv[2], "sched_setscheduler"))
+        number = SYS_sched_setscheduler;
     else
         return 2;
     struct sock_filter filter[] = {
