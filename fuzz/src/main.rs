@@ -17,7 +17,7 @@ use std::sync::LazyLock;
 use libfuzzer_sys::{Corpus, fuzz_target};
 
 /// The targets by their names, which are those of the directories in `corpus` as well.
-const TARGETS: [(&str, fn(&[u8])); 14] = [
+const TARGETS: [(&str, fn(&[u8])); 15] = [
     ("store_path", texts::store_path),
     ("view", texts::view),
     ("roots_file", texts::roots_file),
@@ -27,6 +27,7 @@ const TARGETS: [(&str, fn(&[u8])); 14] = [
     ("wire", messages::wire),
     ("registration", messages::registration),
     ("control", messages::control),
+    ("answers", messages::answers),
     ("init", messages::init),
     ("mountinfo", texts::mountinfo),
     ("journal", journal::run),

@@ -1,4 +1,4 @@
-//! What comes over a socket or lies in a file: the monitor's and the server's messages, those of `reload`, the kernel's INIT, and
+//! What comes over a socket or lies in a file: the monitor's and the server's messages, those of the control socket, the kernel's INIT, and
 //! the state.
 
 use std::cell::RefCell;
@@ -6,15 +6,15 @@ use std::fs::File;
 use std::io::{IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::LazyLock;
+use std::sync::{LazyLock, Mutex};
 
 use nix_store_fs::fuse::abi::init;
 use nix_store_fs::monitor::state::{self, StateDir};
-use nix_store_fs::protocol::control::{Asked, Control, Outcome};
+use nix_store_fs::protocol::control::{self, Asked, Control, Document, Outcome, Question};
 use nix_store_fs::protocol::handshake::{self, Io, Passthrough, Promised, Wishes};
-use nix_store_fs::protocol::missed::{self, Question};
+use nix_store_fs::protocol::missed;
 use nix_store_fs::protocol::registration;
 use nix_store_fs::protocol::wire::{self, Received};
 use nix_store_fs::values::StorePath;
@@ -103,7 +103,7 @@ fn question(mut bytes: Bytes<'_>) {
     }
     rustix::net::send(&server, packet, SendFlags::NOSIGNAL).unwrap();
     let path = StorePath::new("11111111111111111111111111111111-last").unwrap();
-    let last = Question { path, thread: 1, dropped: 2 };
+    let last = missed::Question { path, thread: 1, dropped: 2 };
     missed::send(&server, &last).unwrap();
     let first = missed::receive(&monitor).unwrap().unwrap();
     if first != last {
@@ -155,9 +155,8 @@ pub(crate) fn registration(data: &[u8]) {
     assert_eq!(open_descriptors(), before);
 }
 
-/// A request in pieces: it is understood only if it is the one that there is, and each piece is looked at once.
+/// A request in pieces: it is understood only if it is one of those that there are, and each piece is looked at once.
 pub(crate) fn control(data: &[u8]) {
-    const RELOAD: &[u8] = b"reload\n";
     static SOCKET: LazyLock<PathBuf> = LazyLock::new(|| WORLD.dir.path().join("control"));
     thread_local!(static CONTROL: RefCell<Option<Control>> = const { RefCell::new(None) });
     CONTROL.with_borrow_mut(|control| {
@@ -172,28 +171,116 @@ pub(crate) fn control(data: &[u8]) {
                 return;
             }
             said.extend_from_slice(piece);
-            match connection.read() {
+            let (client, outcome) = match connection.read() {
                 Asked::Nothing(same) => {
-                    assert!(said.len() < RELOAD.len() && RELOAD.starts_with(&said), "{said:?}");
+                    assert!(request(&said).is_none() && begins(&said), "{said:?}");
                     connection = same;
-                }
-                Asked::Reload(client) => {
-                    assert_eq!(said, RELOAD);
-                    let outcome = Outcome::Error(String::from_utf8_lossy(bytes.0).into_owned());
-                    client.tell(&outcome);
-                    let mut answer = Vec::new();
-                    stream.read_to_end(&mut answer).unwrap();
-                    assert_eq!(answer.iter().filter(|byte| **byte == b'\n').count(), 1, "one line");
-                    assert_eq!(serde_json::from_slice::<Outcome>(&answer).unwrap(), outcome);
-                    return;
+                    continue;
                 }
                 Asked::Unknown => {
-                    assert!(!RELOAD.starts_with(&said), "{said:?}");
+                    assert!(request(&said).is_none() && !begins(&said), "{said:?}");
                     return;
                 }
+                Asked::Reload(client) => {
+                    assert_eq!(said, b"reload\n");
+                    (client, Outcome::Error(String::from_utf8_lossy(bytes.0).into_owned()))
+                }
+                Asked::Unanswerable(client, why) => {
+                    assert!(request(&said).is_some_and(|(_, version)| version != 1), "{said:?}");
+                    (client, why)
+                }
+                Asked::Question(client, question) => {
+                    assert_eq!(request(&said), Some((question, 1)), "{said:?}");
+                    client.give(question, &Document::new(bytes.0).unwrap()).unwrap();
+                    let line = String::from_utf8(said).unwrap();
+                    (client, Outcome::Ok(line.trim_end().to_owned()))
+                }
+            };
+            if !matches!(outcome, Outcome::Ok(_)) {
+                client.tell(&outcome);
             }
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).unwrap();
+            assert_eq!(answer.iter().filter(|byte| **byte == b'\n').count(), 1, "one line");
+            assert_eq!(serde_json::from_slice::<Outcome>(&answer).unwrap(), outcome);
+            return;
         }
     });
+}
+
+/// The question that this is, and the version that it asks for: read in another way than the program does.
+fn request(said: &[u8]) -> Option<(Question, u32)> {
+    let text = str::from_utf8(said).ok()?.strip_suffix('\n')?;
+    let (word, version) = text.split_once(' ')?;
+    let question = match word {
+        "status" => Question::Status,
+        "report" => Question::Report,
+        _ => return None,
+    };
+    let is_number = (1..=9).contains(&version.len()) && version.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then(|| (question, version.parse().unwrap()))
+}
+
+/// Whether a request may begin like this.
+fn begins(said: &[u8]) -> bool {
+    let whole = ["reload\n", "status 1\n", "report 1\n"];
+    let numbered = [said, b"\n"].concat();
+    whole.iter().any(|whole| whole.len() > said.len() && whole.as_bytes().starts_with(said))
+        || request(&numbered).is_some()
+}
+
+/// What a monitor answers to a question. What is understood comes back the same.
+pub(crate) fn answers(data: &[u8]) {
+    static ANSWER: Mutex<(Vec<u8>, Vec<u8>, u8)> = Mutex::new((Vec::new(), Vec::new(), 0));
+    static SOCKET: LazyLock<PathBuf> = LazyLock::new(|| {
+        let path = WORLD.dir.path().join("answers");
+        let listener = UnixListener::bind(&path).unwrap();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                play(&stream.unwrap(), &ANSWER.lock().unwrap());
+            }
+        });
+        path
+    });
+    let mut bytes = Bytes(data);
+    let (asks_status, files) = (bytes.flag(), bytes.byte() % 4);
+    let line = if bytes.flag() { b"{\"ok\":\"\"}\n" } else { bytes.short() }.to_vec();
+    let contents = bytes.0.to_vec();
+    *ANSWER.lock().unwrap() = (line.clone(), contents.clone(), files);
+    let (understood, value) = if asks_status {
+        let answer = control::ask_status(&SOCKET);
+        (answer.is_ok(), answer.ok().map(|status| serde_json::to_value(status).unwrap()))
+    } else {
+        let answer = control::ask_report(&SOCKET);
+        (answer.is_ok(), answer.ok().map(|report| serde_json::to_value(report).unwrap()))
+    };
+    if let Some(value) = value {
+        assert!(understood && files > 0 && line.ends_with(b"\n"));
+        // And once more, as the program itself would have written it.
+        let again = serde_json::to_vec(&value).unwrap();
+        *ANSWER.lock().unwrap() = (line, again, 1);
+        let second = if asks_status {
+            serde_json::to_value(control::ask_status(&SOCKET).unwrap()).unwrap()
+        } else {
+            serde_json::to_value(control::ask_report(&SOCKET).unwrap()).unwrap()
+        };
+        assert_eq!(second, value);
+    }
+}
+
+/// Plays a monitor: sends a line with so many memory files, and closes the connection.
+fn play(stream: &UnixStream, (line, contents, files): &(Vec<u8>, Vec<u8>, u8)) {
+    let mut question = [0; 9];
+    if (&mut &*stream).read_exact(&mut question).is_err() || line.is_empty() {
+        return;
+    }
+    let document = Document::new(contents).unwrap();
+    let all: Vec<BorrowedFd<'_>> = std::iter::repeat_n(document.as_fd(), usize::from(*files)).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    assert!(all.is_empty() || control.push(SendAncillaryMessage::ScmRights(&all)));
+    // The client may have seen enough.
+    let _sent = rustix::net::sendmsg(stream, &[IoSlice::new(line)], &mut control, SendFlags::NOSIGNAL);
 }
 
 /// The kernel's INIT. Nothing is agreed on that it did not offer, and what is not agreed on is not answered.
