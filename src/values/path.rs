@@ -40,7 +40,7 @@ impl StorePath {
         let Some((hash, rest)) = text.as_bytes().split_at_checked(HASH_LEN) else {
             return refuse("it is shorter than the 32 characters of a hash");
         };
-        if !hash.iter().all(|b| HASH_ALPHABET.contains(b)) {
+        if !hash.iter().all(|b| Self::is_of_hash(*b)) {
             return refuse("its first 32 characters are not a hash in Nix's base 32");
         }
         let [b'-', name @ ..] = rest else {
@@ -57,6 +57,12 @@ impl StorePath {
             }
             _ => Ok(Self(text.into())),
         }
+    }
+
+    /// Whether hash parts may hold this character.
+    #[must_use]
+    pub fn is_of_hash(byte: u8) -> bool {
+        HASH_ALPHABET.contains(&byte)
     }
 
     /// The whole base name, hash included.

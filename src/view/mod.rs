@@ -1,9 +1,11 @@
 //! What is served, without the kernel and without Nix: node ids ([`trie`]) and what a successor needs to know of them
-//! ([`journal`]), the physical store ([`backing`]), and the answers made of them ([`ServedView`]).
+//! ([`journal`]), the physical store ([`backing`]), the answers made of them ([`ServedView`]), and how often they were asked for
+//! ([`usage`]).
 
 pub mod backing;
 pub mod journal;
 pub mod trie;
+pub mod usage;
 
 mod answers;
 #[cfg(test)]
