@@ -26,6 +26,7 @@ use nix_store_fs::server::open_journal;
 use nix_store_fs::server::root_names::RootNames;
 use nix_store_fs::view::journal::{Home, Journal, Record};
 use nix_store_fs::view::trie::{NodeId, PathTrie, ROOT};
+use nix_store_fs::view::usage::Usage;
 use nix_store_fs::view::{Registrations, ServedView, Stale};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
@@ -421,10 +422,11 @@ fn serve(
 ) -> (StoreFs, Arc<ServedView>, Receiver<Stale>) {
     let registrations = passthrough.then(|| Arc::new(Registrations::new(7)));
     let (stale, dropped) = channel();
+    let usage = Usage::open(None);
     let view = ServedView::new(trie.clone(), WORLD.backing(), journal, registrations).invalidating(stale);
-    let view = Arc::new(view);
+    let view = Arc::new(view.counting(usage.clone()));
     let (ledger, _) = Ledger::open(None).unwrap();
-    let counts = Arc::new(Counts::new(channel().0));
+    let counts = Arc::new(Counts::new(usage, channel().0));
     let root = Arc::new(RootNames::new(Promised::new(false), false));
     let fs = StoreFs::new(view.clone(), counts, ledger, root);
     (fs, view, dropped)

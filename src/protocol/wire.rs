@@ -54,6 +54,8 @@ pub enum Carried {
     Lock,
     /// What earlier servers of this mount had taken.
     Ledger,
+    /// What was asked of this mount ([`crate::view::usage`]).
+    Usage,
     /// Where to ask for processors that stay awake.
     Idle,
     /// Where names are told that the view has not ([`super::missed`]).

@@ -1,8 +1,9 @@
-//! Requests served, by kind.
+//! Requests served, by kind. They are counted in the memory of the mount ([`Usage`]); what one server did is what was added since it
+//! began.
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 
 use hashbrown::HashMap;
@@ -10,39 +11,14 @@ use parking_lot::Mutex;
 
 use crate::panics::Panic;
 use crate::server::idle::Flow;
+use crate::view::usage::{Kind, Usage};
 
-/// The kinds of request that are counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Op {
-    /// A name was looked up.
-    Lookup,
-    /// References were dropped.
-    Forget,
-    /// Attributes were asked for.
-    Getattr,
-    /// A link was read.
-    Readlink,
-    /// A file was opened.
-    Open,
-    /// Bytes were read.
-    Read,
-    /// A directory was listed with attributes.
-    Readdirplus,
-    /// Totals were asked for.
-    Statfs,
-    /// A change was asked for and refused.
-    Refused,
-    /// Anything else.
-    Other,
-}
-
-const NAMES: [&str; 10] =
-    ["lookup", "forget", "getattr", "readlink", "open", "read", "readdirplus", "statfs", "refused", "other"];
-
-/// How often each kind was asked.
+/// How often each kind was asked of this server.
 #[derive(Debug)]
 pub struct Counts {
-    kinds: [AtomicU64; NAMES.len()],
+    usage: Usage,
+    /// What earlier servers had counted. A hostile one may have written anything.
+    before: [u64; Kind::ALL.len()],
     /// Those that ended with a panic, by its place: there are no more entries than places in the program.
     panics: Mutex<HashMap<String, u64>>,
     begun: AtomicBool,
@@ -51,11 +27,11 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// Nothing counted yet; the first request is told to `first`.
+    /// Counts in `usage`; the first request is told to `first`.
     #[must_use]
-    pub fn new(first: Sender<()>) -> Self {
-        let (kinds, panics) = Default::default();
-        Self { kinds, panics, begun: AtomicBool::new(false), first, flow: None }
+    pub fn new(usage: Usage, first: Sender<()>) -> Self {
+        let before = Kind::ALL.map(|kind| usage.requests(kind));
+        Self { usage, before, panics: Mutex::default(), begun: AtomicBool::new(false), first, flow: None }
     }
 
     /// Shows each request to `flow` as well.
@@ -66,6 +42,7 @@ impl Counts {
 
     /// Counts a request that ended with `panic`; returns how often it has happened at the same place.
     pub fn panicked(&self, panic: &Panic) -> u64 {
+        self.usage.panicked();
         let mut panics = self.panics.lock();
         let times = panics.entry_ref(&panic.place).or_default();
         *times += 1;
@@ -73,10 +50,8 @@ impl Counts {
     }
 
     /// Counts one request.
-    pub fn add(&self, op: Op) {
-        if let Some(count) = self.kinds.get(op as usize) {
-            count.fetch_add(1, Ordering::Relaxed);
-        }
+    pub fn add(&self, kind: Kind) {
+        self.usage.add(kind);
         if let Some(flow) = &self.flow {
             flow.note();
         }
@@ -89,8 +64,9 @@ impl Counts {
 
 impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, (name, count)) in NAMES.iter().zip(&self.kinds).enumerate() {
-            write!(f, "{}{name}={}", if at == 0 { "" } else { " " }, count.load(Ordering::Relaxed))?;
+        for (at, (kind, before)) in Kind::ALL.into_iter().zip(self.before).enumerate() {
+            let count = self.usage.requests(kind).wrapping_sub(before);
+            write!(f, "{}{}={count}", if at == 0 { "" } else { " " }, kind.name())?;
         }
         let panics: u64 = self.panics.lock().values().sum();
         if panics > 0 {
@@ -107,10 +83,13 @@ mod tests {
     #[test]
     fn every_kind_has_its_own_count() {
         let (first, told) = std::sync::mpsc::channel();
-        let counts = Counts::new(first);
-        counts.add(Op::Lookup);
-        counts.add(Op::Other);
-        counts.add(Op::Other);
+        let usage = Usage::open(None);
+        // By an earlier server.
+        usage.add(Kind::Forget);
+        let counts = Counts::new(usage, first);
+        counts.add(Kind::Lookup);
+        counts.add(Kind::Other);
+        counts.add(Kind::Other);
         assert_eq!(told.try_iter().count(), 1, "the first request is told, and no other");
         assert_eq!(
             counts.to_string(),

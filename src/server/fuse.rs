@@ -24,7 +24,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use zerocopy::FromZeros;
 
-use super::counts::{Counts, Op};
+use super::counts::Counts;
 use super::missed::Missed;
 use super::root_names::{END, ENDLESS, RootNames};
 use super::stops::{self, Stop};
@@ -36,6 +36,7 @@ use crate::panics::Panic;
 use crate::protocol::handshake::READ_MAX;
 use crate::view::backing::{Read, Target};
 use crate::view::trie::{NodeId, ROOT};
+use crate::view::usage::Kind;
 use crate::view::{Counted, Entry, FsError, Handle, Node, Registrations, ServedView, Stale, Totals, Way};
 use layout::{absent, add, attributes, errno, known, lifetime};
 
@@ -233,6 +234,7 @@ impl StoreFs {
 
     fn answer_open(&self, registrations: &Registrations, node: NodeId, counted: Counted, answer: Answer<'_>) {
         let Counted { way, unrecorded } = counted;
+        self.view.opened(node, &way);
         if unrecorded {
             self.view.record(&[way.record(node)]);
             registrations.recorded(node);
@@ -331,25 +333,25 @@ impl StoreFs {
 }
 
 /// What a request counts as.
-fn counted(operation: &Operation<'_>) -> Op {
+fn counted(operation: &Operation<'_>) -> Kind {
     match operation {
-        Operation::Lookup { .. } => Op::Lookup,
-        Operation::Forget { .. } | Operation::BatchForget(_) => Op::Forget,
-        Operation::Getattr => Op::Getattr,
-        Operation::Readlink => Op::Readlink,
-        Operation::Open { flags } if writes(*flags) => Op::Refused,
-        Operation::Open { .. } => Op::Open,
-        Operation::Read { .. } => Op::Read,
-        Operation::Readdirplus { .. } => Op::Readdirplus,
-        Operation::Statfs => Op::Statfs,
-        Operation::Write | Operation::Change => Op::Refused,
+        Operation::Lookup { .. } => Kind::Lookup,
+        Operation::Forget { .. } | Operation::BatchForget(_) => Kind::Forget,
+        Operation::Getattr => Kind::Getattr,
+        Operation::Readlink => Kind::Readlink,
+        Operation::Open { flags } if writes(*flags) => Kind::Refused,
+        Operation::Open { .. } => Kind::Open,
+        Operation::Read { .. } => Kind::Read,
+        Operation::Readdirplus { .. } => Kind::Readdirplus,
+        Operation::Statfs => Kind::Statfs,
+        Operation::Write | Operation::Change => Kind::Refused,
         Operation::Release { .. }
         | Operation::Releasedir
         | Operation::Lseek { .. }
         | Operation::Destroy
         | Operation::NotifyReply
         | Operation::Other
-        | Operation::Malformed => Op::Other,
+        | Operation::Malformed => Kind::Other,
     }
 }
 

@@ -46,6 +46,7 @@ use crate::values::{StorePath, View};
 use crate::view::backing::{Backing, Identity};
 use crate::view::journal::{Home, Journal, JournalError, Record};
 use crate::view::trie::{NodeId, PathTrie, ROOT};
+use crate::view::usage::Usage;
 use crate::view::{MemberWatch, Registrations, ServedView};
 use crate::{log, sandbox, sys};
 use counts::Counts;
@@ -137,6 +138,8 @@ pub struct Descriptors {
     lock: Option<OwnedFd>,
     /// None: a new one, which ends with this process.
     ledger: Option<OwnedFd>,
+    /// None: what is asked is counted by this process for itself.
+    usage: Option<OwnedFd>,
     /// None: that is not to be asked for.
     idle: Option<OwnedFd>,
     /// None: nobody wants to know.
@@ -159,6 +162,7 @@ impl Descriptors {
             journal: take(Carried::Journal),
             lock: take(Carried::Lock),
             ledger: take(Carried::Ledger),
+            usage: take(Carried::Usage),
             idle: take(Carried::Idle),
             missed: take(Carried::Missed),
             registrar: take(Carried::Registrar),
@@ -186,7 +190,7 @@ pub fn receive_start(monitor: impl AsFd) -> Result<(Start, Descriptors), ServeEr
 /// # Errors
 /// [`ServeError`]; the mount is still there, and another server may take over.
 pub fn serve(start: Start, descriptors: Descriptors, monitor: &Arc<OwnedFd>) -> Result<(), ServeError> {
-    let Descriptors { device, store, journal, lock, ledger, idle, missed, registrar } = descriptors;
+    let Descriptors { device, store, journal, lock, ledger, usage, idle, missed, registrar } = descriptors;
     if let Some(monitor) = start.end_with {
         end_with(monitor)?;
     }
@@ -199,6 +203,7 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: &Arc<OwnedFd>) -> 
     let device = Arc::new(Device::from(device));
     // Nobody else uses it from here on.
     let (ledger, slots) = Ledger::open(ledger).map_err(failed("mapping the ledger"))?;
+    let usage = Usage::open(usage);
     let watch = MemberWatch::new(&store);
     let room = descriptors_left();
     let home = journal.zip(start.journal.as_deref()).map(|(dir, path)| Home::new(dir, path));
@@ -237,7 +242,7 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: &Arc<OwnedFd>) -> 
     let restored = trie.len();
     let (stale, stale_nodes) = mpsc::channel();
     let view = ServedView::new(trie.clone(), backing, journal, registrations);
-    let view = view.noting(ledger.clone()).invalidating(stale);
+    let view = view.noting(ledger.clone()).counting(usage.clone()).invalidating(stale);
     let view = Arc::new(view);
     members.into_iter().for_each(|(member, identity)| view.restore_member(member, identity));
     let fresh = trie.prepare(&start.view);
@@ -245,7 +250,7 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: &Arc<OwnedFd>) -> 
     trie.switch(&start.view, start.epoch);
 
     let (first, answered) = mpsc::channel();
-    let mut counts = Counts::new(first);
+    let mut counts = Counts::new(usage, first);
     if let Some(idle) = idle {
         let (flow, keeper) = Flow::new(idle);
         counts = counts.showing(flow);

@@ -4,6 +4,8 @@
 //! - Whatever names a node to the kernel has been written to the journal first.
 //! - An answer says nothing of the host: the root is made up from the closure, and a name outside it is
 //!   answered before the disk is asked.
+//! - What was asked for is counted ([`super::usage`]) wherever a request names a member or something in it; what this program examines
+//!   by itself, lists at the root or is asked the attributes of is not.
 //!
 //! Hard points:
 //! 1. What may be cached. A name that is absent below a store path stays absent, as store paths never change;
@@ -17,6 +19,7 @@
 //!    the path of the name that came first, which the trie keeps as long as the kernel holds the node.
 
 mod listing;
+mod recorded;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -28,12 +31,14 @@ use rustix::io::Errno;
 use super::Registrations;
 use super::links::Links;
 use super::members::{MembersOnDisk, Seen};
+use super::passthrough::Way;
 use super::root;
+use super::usage::Usage;
 use crate::fuse::Ledger;
 use crate::sys;
 use crate::view::backing::{Backing, BackingError, Identity, Place, Read, Stat, Target};
 use crate::view::journal::{Journal, Record};
-use crate::view::trie::{Entered, Kept, NodeId, NodeRecord, PathTrie, ROOT, is_name};
+use crate::view::trie::{Entered, NodeId, PathTrie, ROOT, is_name};
 pub use listing::{Entry, Told};
 
 /// How often a look-up begins again because its store path was replaced meanwhile.
@@ -123,6 +128,8 @@ pub struct ServedView {
     ledger: Option<Ledger>,
     /// Who invalidates what the kernel has cached.
     stale: Option<Sender<Stale>>,
+    /// Where it is counted what was asked for.
+    usage: Usage,
 }
 
 impl ServedView {
@@ -145,7 +152,15 @@ impl ServedView {
             on_disk: MembersOnDisk::default(),
             ledger: None,
             stale: None,
+            usage: Usage::none(),
         }
+    }
+
+    /// Counts in `usage` what is asked for.
+    #[must_use]
+    pub fn counting(self, usage: Usage) -> Self {
+        usage.set_nodes(self.trie.len());
+        Self { usage, ..self }
     }
 
     /// Writes into `ledger` which ids are given.
@@ -191,15 +206,32 @@ impl ServedView {
     /// # Errors
     /// [`FsError::UnknownNode`] or the backing store's.
     pub fn file(&self, id: NodeId) -> Result<Arc<OwnedFd>, FsError> {
-        self.at(id, |place| Ok(self.backing.file(id, place)?))
+        self.at(id, |place, path| {
+            self.usage.touch(path);
+            Ok(self.backing.file(id, place)?)
+        })
     }
 
-    /// Does `work` where `id` lies.
-    fn at<T>(&self, id: NodeId, work: impl FnOnce(Place<'_>) -> Result<T, FsError>) -> Result<T, FsError> {
+    /// The file `id` was opened, to be read in this way.
+    pub(crate) fn opened(&self, id: NodeId, way: &Way) {
+        // Reads through this process are seen.
+        if way.number().is_some()
+            && let Some(path) = self.trie.path(id)
+        {
+            self.usage.opened(&path);
+        }
+    }
+
+    /// Does `work` where `id` lies, with its path below the store directory.
+    fn at<T>(
+        &self,
+        id: NodeId,
+        work: impl FnOnce(Place<'_>, &[u8]) -> Result<T, FsError>,
+    ) -> Result<T, FsError> {
         let path = self.trie.path(id).ok_or(FsError::UnknownNode)?;
         let parent = self.trie.parent(id).ok_or(FsError::UnknownNode)?;
         let (dir, name) = split(&path);
-        work(Place { parent, dir, name })
+        work(Place { parent, dir, name }, &path)
     }
 
     /// The trie.
@@ -224,6 +256,7 @@ impl ServedView {
         }
         if parent == ROOT {
             let id = self.trie.members().find(name).ok_or(FsError::Absent)?;
+            self.usage.touch(name);
             let stat = self.member(id, name)?;
             return Ok(Node { id, stat });
         }
@@ -231,6 +264,7 @@ impl ServedView {
         if !self.trie.is_shown(parent) {
             return Err(FsError::AbsentNow);
         }
+        self.usage.touch(&dir);
         let stat = self.stat_below(parent, &dir, name)?;
         let entered = self.enter(parent, name, stat).ok_or(FsError::UnknownNode)?;
         if entered.unrecorded
@@ -272,7 +306,9 @@ impl ServedView {
         if self.trie.find(parent, name).is_none()
             && let Some(other) = self.links.find(member, file)
             && self.trie.member(other) == Some(member)
-            && self.at(other, |place| Ok(self.backing.stat(place)?)).is_ok_and(|it| it.linked == stat.linked)
+            && self
+                .at(other, |place, _| Ok(self.backing.stat(place)?))
+                .is_ok_and(|it| it.linked == stat.linked)
             && let Some(entered) = self.trie.count(other)
         {
             return Some(entered);
@@ -371,7 +407,7 @@ impl ServedView {
             return Ok(Node { id, stat: root::stat(&self.trie.members()) });
         }
         let replaced = self.on_disk.replaced();
-        self.at(id, |place| Ok(Node { id, stat: self.steady(replaced, self.backing.stat(place)?) }))
+        self.at(id, |place, _| Ok(Node { id, stat: self.steady(replaced, self.backing.stat(place)?) }))
     }
 
     /// Target of the symbolic link `id`.
@@ -379,7 +415,10 @@ impl ServedView {
     /// # Errors
     /// [`FsError::UnknownNode`] or the backing store's.
     pub fn readlink(&self, id: NodeId) -> Result<Target, FsError> {
-        self.at(id, |place| Ok(self.backing.readlink(place)?))
+        self.at(id, |place, path| {
+            self.usage.touch(path);
+            Ok(self.backing.readlink(place)?)
+        })
     }
 
     /// Reads from the file `id` at `offset` into `buffer`.
@@ -387,7 +426,14 @@ impl ServedView {
     /// # Errors
     /// [`FsError::UnknownNode`] or the backing store's; then no byte counts.
     pub fn read(&self, id: NodeId, offset: u64, buffer: &mut [u8]) -> Result<Read, FsError> {
-        self.at(id, |place| Ok(self.backing.read(id, place, offset, buffer)?))
+        self.at(id, |place, path| {
+            let read = self.backing.read(id, place, offset, buffer);
+            match &read {
+                Ok(read) => self.usage.read(path, offset, read.len),
+                Err(_) => self.usage.touch(path),
+            }
+            Ok(read?)
+        })
     }
 
     /// The next data or hole of the file `id` from `offset` on.
@@ -395,12 +441,19 @@ impl ServedView {
     /// # Errors
     /// [`FsError::UnknownNode`] or the backing store's; `ENXIO` past the end.
     pub fn seek(&self, id: NodeId, offset: u64, hole: bool) -> Result<u64, FsError> {
-        self.at(id, |place| Ok(self.backing.seek(id, place, offset, hole)?))
+        self.at(id, |place, path| {
+            self.usage.touch(path);
+            Ok(self.backing.seek(id, place, offset, hole)?)
+        })
     }
 
     /// The kernel dropped `count` references to `id`.
     pub fn forget(&self, id: NodeId, count: u64) {
         let gone = self.trie.forget(id, count);
+        if gone.is_empty() {
+            return;
+        }
+        self.usage.set_nodes(self.trie.len());
         self.end_idle(&gone);
         for gone in gone {
             self.backing.close(gone);
@@ -416,69 +469,6 @@ impl ServedView {
     pub fn totals(&self) -> Totals {
         let members = self.trie.members();
         Totals { paths: members.entries.len() as u64, bytes: members.nar_size }
-    }
-
-    /// Makes nodes durable before the kernel is told of them.
-    pub fn record(&self, records: &[Record]) {
-        let Some(journal) = self.journal.as_ref().filter(|_| !records.is_empty()) else { return };
-        if let Err(error) = journal.append(records) {
-            tracing::error!(
-                error = &error as &dyn std::error::Error,
-                "cannot write the node journal: the view continues, but will not survive a crash of its server; free space in the state directory and mount the view again"
-            );
-        }
-        for record in records {
-            if let Record::Node(node) = record {
-                self.ledger.iter().for_each(|ledger| ledger.names(node.id.0));
-                self.trie.recorded(node.id);
-            }
-        }
-        if journal.claim_rewrite(self.trie.len()) {
-            self.rewrite_journal();
-        }
-    }
-
-    /// Replaces the journal by one with what is known now.
-    pub(super) fn rewrite_journal(&self) {
-        let Some(journal) = &self.journal else { return };
-        let live = |put: &mut dyn FnMut(&Record)| {
-            self.trie.for_each(|kept| match kept {
-                Kept::Node { id, parent, name } => {
-                    put(&Record::Node(NodeRecord { id, parent, name: name.into() }));
-                }
-                Kept::Replaced(member) => put(&Record::Replaced(member)),
-            });
-            // After the nodes: whatever was handed out before is not given again, known or not.
-            put(&Record::Next(self.trie.next()));
-            self.on_disk.for_each_cached(|id, identity| put(&Record::Member(id, identity)));
-            if let Some(registrations) = &self.registrations {
-                registrations.for_each(|record| put(&record));
-            }
-        };
-        if let Err(error) = journal.rewrite(live) {
-            tracing::warn!(error = &error as &dyn std::error::Error, "the node journal keeps growing");
-        }
-    }
-
-    /// What this server has to do when a member was replaced: nothing of the old one is used again, and names in it get
-    /// other nodes. Returns the member and the nodes that they had, of which the kernel has to drop what it has cached.
-    pub fn forget_replaced(&self, member: NodeId) -> Vec<NodeRecord> {
-        let mut nodes: Vec<_> = self.trie.record(member).into_iter().collect();
-        nodes.extend(self.trie.detach(member));
-        self.record(&[Record::Replaced(member)]);
-        if let Some(all) = &self.registrations {
-            let ended: Vec<_> = nodes.iter().filter_map(|node| all.end_replaced(node.id)).collect();
-            self.record(&ended.iter().map(|(node, way)| way.record_end(*node)).collect::<Vec<_>>());
-        }
-        self.backing.close_all();
-        nodes
-    }
-
-    /// Ends the registrations of `nodes` that nothing uses.
-    fn end_idle(&self, nodes: &[NodeId]) {
-        let Some(all) = &self.registrations else { return };
-        let ended: Vec<_> = nodes.iter().filter_map(|node| all.end_idle(*node)).collect();
-        self.record(&ended.iter().map(|(node, way)| way.record_end(*node)).collect::<Vec<_>>());
     }
 }
 
@@ -497,3 +487,7 @@ mod tests;
 #[cfg(test)]
 #[path = "fault_tests.rs"]
 mod fault_tests;
+
+#[cfg(test)]
+#[path = "uses_tests.rs"]
+mod uses_tests;

@@ -69,6 +69,7 @@ impl ServedView {
         if !self.trie.is_shown(id) {
             return Err(FsError::AbsentNow);
         }
+        self.usage.touch(&path);
         let mut records = Vec::new();
         let replaced = self.on_disk.replaced();
         let answer = self.backing.list(id, &path, offset, |entry| {
