@@ -21,12 +21,14 @@ use crate::sys;
 pub const DEVICE: &str = "fuse";
 /// Name of the ledger there.
 pub const LEDGER: &str = "ledger";
-/// Its number as a character device: `Documentation/admin-guide/devices.txt` of Linux.
+/// Name of the memory there in which it is counted what was asked of a view.
+pub const USAGE: &str = "usage";
+/// The device's number as a character device: `Documentation/admin-guide/devices.txt` of Linux.
 const DEVICE_NUMBER: (u32, u32) = (10, 229);
 
 /// The first descriptor of the service manager (sd_listen_fds(3)).
 const FIRST: RawFd = 3;
-/// Descriptors of the service manager at most. A view stores two.
+/// Descriptors of the service manager at most. A view stores three.
 const MOST: u32 = 256;
 
 /// Variables that name descriptors of the process that was started with them, and of no child of it.
@@ -48,6 +50,8 @@ pub struct Stored {
     pub device: Option<OwnedFd>,
     /// Ledgers, one of which may be that of its servers.
     pub ledgers: Vec<OwnedFd>,
+    /// Memory in which it was counted what was asked of a view, maybe of this one.
+    pub usages: Vec<OwnedFd>,
 }
 
 /// What an earlier process of this service has left to this one.
@@ -115,6 +119,7 @@ fn stored() -> Inherited {
     for (number, name) in passed(std::process::id(), pid.as_deref(), fds.as_deref(), names.as_deref()) {
         match sys::adopt(number) {
             Ok(descriptor) if name == LEDGER => inherited.stored.ledgers.push(descriptor),
+            Ok(descriptor) if name == USAGE => inherited.stored.usages.push(descriptor),
             Ok(descriptor) if name != DEVICE => drop(descriptor),
             // Only one view is served, so only the last one stored can be meant; others are closed.
             Ok(descriptor) if is_device(&descriptor) => inherited.stored.device = Some(descriptor),

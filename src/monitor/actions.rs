@@ -25,6 +25,7 @@ use crate::protocol::control::Outcome;
 use crate::protocol::handshake::{Io, Promised};
 use crate::protocol::wire::{self, Carried, Order, Start};
 use crate::server::idle::IdlePolling;
+use crate::view::usage;
 
 /// How long ways to a view are looked for that cannot be seen, and how long it may take to answer what is asked there.
 const SEARCH: Duration = Duration::from_secs(1);
@@ -57,6 +58,7 @@ impl Runtime {
                 // The device first: where there is room for one only, there is no view without it.
                 self.device.iter().for_each(systemd::store_device);
                 self.ledger.iter().for_each(systemd::store_ledger);
+                self.usage.iter().for_each(systemd::store_usage);
                 None
             }
             Action::WriteState => {
@@ -152,10 +154,11 @@ impl Runtime {
 
     /// Keeps a new mount; returns whether there is a node journal.
     pub(super) fn keep_mount(&mut self, new: Result<New, MonitorError>) -> Result<bool, MonitorError> {
-        let New { mounted, device, ledger, agreement, journal } = new?;
+        let New { mounted, device, ledger, usage, agreement, journal } = new?;
         // Before anybody keeps the device.
         self.state.iter().for_each(StateDir::forget);
         self.ledger = ledger;
+        self.usage = usage;
         self.mounted = Some(mounted);
         self.device = Some(device);
         self.agreement = Some(agreement);
@@ -176,6 +179,7 @@ impl Runtime {
             connection: mounted.connection().map(|number| number.0),
             agreement: agreement.clone(),
             ledger: self.ledger.as_ref().and_then(ledger::token),
+            usage: self.usage.as_ref().and_then(usage::token),
             view: content.view.clone(),
             roots: content.roots.clone(),
             link_dirs: self.link_dirs.clone(),
@@ -225,6 +229,7 @@ impl Runtime {
             (Carried::Journal, journal.as_ref()),
             (Carried::Lock, lock.as_ref()),
             (Carried::Ledger, self.ledger.as_ref()),
+            (Carried::Usage, self.usage.as_ref()),
             (Carried::Idle, idle.as_ref()),
             (Carried::Missed, missed.as_ref()),
             (Carried::Registrar, registrar.as_ref()),

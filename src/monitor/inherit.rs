@@ -29,6 +29,7 @@ use crate::fuse::ledger;
 use crate::protocol::handshake::Promised;
 use crate::startup::Stored;
 use crate::values::View;
+use crate::view::usage;
 
 /// What a monitor begins with.
 #[derive(Debug)]
@@ -44,6 +45,8 @@ struct Inherited {
     device: OwnedFd,
     /// None: the service manager had no room for it.
     ledger: Option<OwnedFd>,
+    /// The same.
+    usage: Option<OwnedFd>,
     mounted: Mounted,
     state: State,
 }
@@ -106,6 +109,7 @@ pub(super) fn begin(settings: Settings, signals: SignalFd, stored: Stored) -> Re
         mounted: None,
         device: None,
         ledger: None,
+        usage: None,
         whole: Cell::default(),
         agreement: None,
         store_path: PathBuf::new(),
@@ -128,7 +132,8 @@ pub(super) fn begin(settings: Settings, signals: SignalFd, stored: Stored) -> Re
 }
 
 fn take_over(runtime: &mut Runtime, inherited: Inherited) -> Content {
-    let Inherited { device, ledger, mounted, state } = inherited;
+    let Inherited { device, ledger, usage, mounted, state } = inherited;
+    let was_counted = state.usage.is_some();
     let State { view, roots, epoch, unsettled, mut agreement, store, .. } = state;
     agreement.promised = Promised::new(runtime.settings.prune).after(agreement.promised);
     tracing::info!(mountpoint = %mounted.at().display(), "taking over the view of an earlier monitor");
@@ -142,9 +147,20 @@ fn take_over(runtime: &mut Runtime, inherited: Inherited) -> Content {
             );
             mounting::begin_ledger(true)
     });
+    let usage = usage.or_else(|| {
+        systemd::forget_usages();
+        if was_counted {
+            tracing::info!(
+                "the service manager has not kept what was counted of the view; counting from now on. FileDescriptorStoreMax= has to be 3 at least"
+            );
+        }
+        mounting::begin_usage(false)
+    });
     systemd::store_device(&device);
     ledger.iter().for_each(systemd::store_ledger);
+    usage.iter().for_each(systemd::store_usage);
     runtime.ledger = ledger;
+    runtime.usage = usage;
     runtime.store_path = store;
     runtime.mounted = Some(mounted);
     runtime.device = Some(device);
@@ -171,10 +187,16 @@ fn open_state(settings: &Settings) -> Result<Option<StateDir>, MonitorError> {
 fn inherit(
     state: Option<&StateDir>,
     settings: &Settings,
-    Stored { device, ledgers }: Stored,
+    Stored { device, ledgers, usages }: Stored,
 ) -> Result<Earlier, MonitorError> {
     let Some(dir) = state else { return Ok(Earlier::Nothing) };
-    let Some(device) = device else { return Ok(dead(dir)) };
+    let Some(device) = device else {
+        // Of no use without it, and in the way of what is stored of the next mount.
+        if !ledgers.is_empty() || !usages.is_empty() {
+            systemd::forget_device();
+        }
+        return Ok(dead(dir));
+    };
     if mount::has_ended(&device) {
         // Somebody has unmounted or aborted it meanwhile. What is in the mount table has no server.
         systemd::forget_device();
@@ -210,7 +232,9 @@ fn inherit(
     }
     let of_this_mount = |found: &OwnedFd| state.ledger.is_some() && ledger::token(found) == state.ledger;
     let ledger = ledgers.into_iter().find(of_this_mount);
-    Ok(Earlier::View(Box::new(Inherited { device, ledger, mounted, state })))
+    let counts_this_mount = |found: &OwnedFd| state.usage.is_some() && usage::token(found) == state.usage;
+    let usage = usages.into_iter().find(counts_this_mount);
+    Ok(Earlier::View(Box::new(Inherited { device, ledger, usage, mounted, state })))
 }
 
 /// Unmounts what an earlier monitor left and nobody can take over, where it was and where the view is to be, and ends the

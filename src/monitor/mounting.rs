@@ -17,6 +17,7 @@ use super::state;
 use crate::fuse::ledger;
 use crate::protocol::handshake::{self, Agreement, Io, Passthrough, Promised, Wishes};
 use crate::view::journal::Journal;
+use crate::view::usage;
 
 /// `OVERLAYFS_SUPER_MAGIC` of `linux/magic.h`.
 const OVERLAYFS: u32 = 0x794c_7630;
@@ -47,6 +48,7 @@ pub(super) struct New {
     pub(super) device: OwnedFd,
     /// None: there is no memory for one.
     pub(super) ledger: Option<OwnedFd>,
+    pub(super) usage: Option<OwnedFd>,
     pub(super) agreement: Agreement,
     /// Whether there is a node journal.
     pub(super) journal: bool,
@@ -111,7 +113,8 @@ fn mount(task: Task) -> Result<New, MonitorError> {
         }
     };
     let journal = task.journal.as_deref().is_some_and(begin_journal);
-    Ok(New { mounted, device, ledger: begin_ledger(false), agreement, journal })
+    let (ledger, usage) = (begin_ledger(false), begin_usage(true));
+    Ok(New { mounted, device, ledger, usage, agreement, journal })
 }
 
 /// The memory of what servers have taken; see [`ledger::create`].
@@ -119,6 +122,15 @@ pub(super) fn begin_ledger(before: bool) -> Option<OwnedFd> {
     ledger::create(before)
         .inspect_err(|error| {
             tracing::warn!(%error, "no ledger: on kernels before 6.9, what a server that is killed had taken is lost");
+        })
+        .ok()
+}
+
+/// The memory in which servers count; see [`usage::create`].
+pub(super) fn begin_usage(whole: bool) -> Option<OwnedFd> {
+    usage::create(whole)
+        .inspect_err(|error| {
+            tracing::warn!(%error, "no memory to count in: what is asked of the view is not known");
         })
         .ok()
 }

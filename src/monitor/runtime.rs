@@ -44,7 +44,9 @@ pub(super) struct Runtime {
     pub(super) device: Option<OwnedFd>,
     /// What servers have taken and not answered ([`crate::fuse::ledger`]).
     pub(super) ledger: Option<OwnedFd>,
-    /// Whether it was seen to hold all of it.
+    /// What was asked of the view ([`crate::view::usage`]). None: the memory for it cannot be had, and nothing is known.
+    pub(super) usage: Option<OwnedFd>,
+    /// Whether the ledger was seen to hold all of it.
     pub(super) whole: Cell<bool>,
     pub(super) agreement: Option<Agreement>,
     /// The physical store directory.

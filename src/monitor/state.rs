@@ -59,6 +59,9 @@ pub struct State {
     /// Which ledger is this mount's ([`crate::fuse::ledger::token`]). Absent in what earlier versions wrote.
     #[serde(default)]
     pub ledger: Option<u64>,
+    /// In which memory it is counted what is asked of this mount ([`crate::view::usage::token`]). Absent in what earlier versions wrote.
+    #[serde(default)]
+    pub usage: Option<u64>,
     /// What is served.
     pub view: View,
     /// The roots whose closures that is. Absent in what earlier versions wrote.
@@ -387,6 +390,7 @@ mod tests {
             connection: Some(42),
             agreement: Agreement { io: Io::Cached, idmap: true, promised: Promised::new(true) },
             ledger: Some(u64::MAX),
+            usage: Some(u64::MAX),
             view: View::default(),
             roots: BTreeSet::new(),
             link_dirs: BTreeSet::new(),
@@ -425,12 +429,12 @@ mod tests {
         let path = dir.path().join("a/b");
         let open = StateDir::open(&path, "b").unwrap();
         let mut value = serde_json::to_value(state()).unwrap();
-        for added_later in ["roots", "link_dirs", "made"] {
+        for added_later in ["roots", "link_dirs", "made", "usage"] {
             value.as_object_mut().unwrap().remove(added_later).unwrap();
         }
         std::fs::write(path.join("state"), value.to_string()).unwrap();
         let made = vec!["/a/b".into()];
-        assert_eq!(open.read().unwrap(), Some(State { made, ..state() }));
+        assert_eq!(open.read().unwrap(), Some(State { made, usage: None, ..state() }));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use sd_notify::NotifyState;
 
-use crate::startup::{DEVICE, LEDGER};
+use crate::startup::{DEVICE, LEDGER, USAGE};
 
 /// How long the end of the process waits for what is not sent yet.
 const END_GRACE: Duration = Duration::from_millis(700);
@@ -32,6 +32,8 @@ enum Notice {
     Store(OwnedFd),
     StoreLedger(OwnedFd),
     ForgetLedgers,
+    StoreUsage(OwnedFd),
+    ForgetUsages,
     Forget,
     Ready(String),
     Status(String),
@@ -160,9 +162,16 @@ fn send(notice: &Notice) -> Option<bool> {
             }
         }
         Notice::ForgetLedgers => forget(LEDGER),
+        Notice::StoreUsage(usage) => {
+            if let Err(error) = store(USAGE, usage) {
+                tracing::warn!(%error, "the service manager does not keep what is counted of the view");
+            }
+        }
+        Notice::ForgetUsages => forget(USAGE),
         Notice::Forget => {
             forget(DEVICE);
             forget(LEDGER);
+            forget(USAGE);
             return Some(false);
         }
         Notice::Ready(status) => notify(&[NotifyState::Ready, NotifyState::Status(status)]),
@@ -235,7 +244,22 @@ pub(super) fn forget_ledgers() {
     NOTICES.push(Notice::ForgetLedgers);
 }
 
-/// Lets the device and the ledger go.
+/// Keeps what is counted of the view beyond this process. Without it a successor begins to count.
+pub(super) fn store_usage(usage: &OwnedFd) {
+    match usage.try_clone() {
+        Ok(usage) => NOTICES.push(Notice::StoreUsage(usage)),
+        Err(error) => {
+            tracing::warn!(%error, "the service manager does not keep what is counted of the view");
+        }
+    }
+}
+
+/// Gives up what was counted of another mount: it would take the place of what is counted of this one.
+pub(super) fn forget_usages() {
+    NOTICES.push(Notice::ForgetUsages);
+}
+
+/// Gives up what is stored of the view.
 pub(super) fn forget_device() {
     NOTICES.push(Notice::Forget);
 }

@@ -171,7 +171,7 @@ fn unknown_versions_are_refused() {
         assert_eq!(service.ended().code(), Some(10), "{}", service.log());
         assert_eq!(service.logged_soon(said, before + 1) - before, 1, "{said}: {}", service.log());
         assert!(mounts::at(service.path()).is_some(), "the mount was not left alone");
-        assert_eq!(service.stored(), ["fuse", "ledger"], "the descriptor was not left alone");
+        assert_eq!(service.stored(), ["fuse", "ledger", "usage"], "the descriptor was not left alone");
         assert!(fs::read(&file).unwrap() == changed, "what somebody else wrote was not left alone");
         // The version that wrote it can still resume.
         fs::write(&file, kept).unwrap();

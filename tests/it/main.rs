@@ -65,6 +65,7 @@ mod stores;
 mod stuck;
 mod survival;
 mod systemd;
+mod usage;
 mod user;
 mod watch;
 mod why;

@@ -1,8 +1,8 @@
 /* Runs a command for which one system call always fails.
  *
  * usage: refuse ERRNO CALL COMMAND [ARGUMENT]...
- * CALL is readlinkat, preadv2, openat2, fsopen, close_range, landlock_create_ruleset, capset, sched_setscheduler, or mmap=BYTES for
- * mappings of so many bytes (seccomp(2), SECCOMP_RET_ERRNO). */
+ * CALL is readlinkat, preadv2, openat2, fsopen, close_range, landlock_create_ruleset, capset, sched_setscheduler, or mmap=BYTES
+ * and ftruncate=BYTES for mappings and files of so many bytes (seccomp(2), SECCOMP_RET_ERRNO). */
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <stddef.h>
@@ -26,6 +26,10 @@ int main(int argc, char **argv)
     else if (!strncmp(argv[2], "mmap=", 5)) {
         number = SYS_mmap;
         bytes = strtoul(argv[2] + 5, NULL, 10);
+    }
+    else if (!strncmp(argv[2], "ftruncate=", 10)) {
+        number = SYS_ftruncate;
+        bytes = strtoul(argv[2] + 10, NULL, 10);
     }
     else if (!strcmp(argv[2], "fsopen"))
         number = SYS_fsopen;

@@ -136,8 +136,8 @@ fn a_view_is_resumed_after_its_program_failed() {
         // The first restart is the hand-over itself.
         assert_failed(&host, &broken, 1);
         assert_eq!(host.mounts(), mounts, "{broken:?}");
-        // The device and the ledger.
-        assert_eq!(host.property("NFileDescriptorStore"), "2", "{broken:?}");
+        // The device, the ledger, and what is counted.
+        assert_eq!(host.property("NFileDescriptorStore"), "3", "{broken:?}");
 
         host.restore_program();
         host.tell("reset-failed");

@@ -27,6 +27,9 @@ use super::{DEADLINE, mounts, threads, wait_readable};
 /// What a notification says, by its keys.
 pub(crate) type Message = BTreeMap<String, String>;
 
+/// What a view stores, in the order in which it is given back.
+const KEPT: [&str; 3] = ["fuse", "ledger", "usage"];
+
 /// Ends the thread that listens; no program sends it.
 const ENOUGH: &[u8] = b"X_ENOUGH=1";
 
@@ -243,37 +246,35 @@ impl Service {
     }
 
     fn launch(&mut self, managed: bool) {
-        let log = File::options().create(true).append(true).open(self.dir.path().join("stderr")).unwrap();
         let heard = self.ear.heard.lock();
-        let stored = |name| heard.stored.get(name).filter(|_| managed).map(|kept| kept.try_clone().unwrap());
-        let (device, ledger) = (stored("fuse"), stored("ledger"));
+        let stored: Vec<_> = KEPT
+            .into_iter()
+            .filter_map(|name| Some((name, heard.stored.get(name).filter(|_| managed)?.try_clone().unwrap())))
+            .collect();
         drop(heard);
         let mut command = Command::new("sh");
-        // The number of the process is the program's: `exec` keeps it. Descriptors begin at number 3.
+        // The number of the process is the program's: `exec` keeps it. Descriptors begin at number 3; they come to the shell as its
+        // standard ones.
         command.args([
             "-c",
-            r#"[ -z "$LISTEN_FDS" ] || export LISTEN_PID=$$; exec "$@" 3<&0 4<&1 </dev/null >/dev/null"#,
+            r#"[ -z "$LISTEN_FDS" ] || export LISTEN_PID=$$; log=$1; shift; exec "$@" 3<&0 4<&1 5<&2 </dev/null >/dev/null 2>>"$log""#,
             "sh",
         ]);
+        command.arg(self.dir.path().join("stderr"));
         command.args(&self.wrapper).arg(&self.binary).args(&self.arguments);
         nix_environment(command.args(confined(&self.wrapper, &self.arguments)));
-        command.env_remove("NOTIFY_SOCKET").env("LC_ALL", "C").stderr(log).envs(self.environment.clone());
+        command.env_remove("NOTIFY_SOCKET").env("LC_ALL", "C").envs(self.environment.clone());
         if managed {
             command.env("NOTIFY_SOCKET", self.dir.path().join("notify"));
         }
-        match device {
-            Some(device) => {
-                let count = 1 + usize::from(ledger.is_some());
-                command
-                    .env("LISTEN_FDS", count.to_string())
-                    .env("LISTEN_FDNAMES", "fuse:ledger")
-                    .stdin(device);
-            }
-            None => {
-                command.stdin(Stdio::null());
-            }
+        if !stored.is_empty() {
+            let names: Vec<_> = stored.iter().map(|(name, _)| *name).collect();
+            command.env("LISTEN_FDS", stored.len().to_string()).env("LISTEN_FDNAMES", names.join(":"));
         }
-        command.stdout(ledger.map_or_else(Stdio::null, Stdio::from));
+        let mut stored =
+            stored.into_iter().map(|(_, kept)| Stdio::from(kept)).chain(std::iter::repeat_with(Stdio::null));
+        let mut next = || stored.next().unwrap();
+        command.stdin(next()).stdout(next()).stderr(next());
         self.child = Some(command.spawn().unwrap());
         self.server = None;
     }
@@ -423,6 +424,16 @@ impl Service {
     /// The descriptor store loses the one of this name.
     pub(crate) fn lose_descriptor(&self, name: &str) {
         self.ear.heard.lock().stored.remove(name).expect("a stored descriptor");
+    }
+
+    /// The descriptor store has another one by this name.
+    pub(crate) fn replace_kept(&self, name: &str, by: OwnedFd) {
+        self.ear.heard.lock().stored.insert(name.to_owned(), by);
+    }
+
+    /// A copy of the descriptor that is stored by this name.
+    pub(crate) fn kept(&self, name: &str) -> OwnedFd {
+        self.ear.heard.lock().stored.get(name).expect("a stored descriptor").try_clone().unwrap()
     }
 
     pub(crate) fn stored(&self) -> Vec<String> {
