@@ -10,18 +10,27 @@ fn under_load(put_through: impl FnOnce(&Host, &Readers)) {
     let one = system(&host.store, "one");
     host.set_roots(&[&one.path]);
     host.tell("start");
-    let file_system = host.file_system();
+    let (file_system, counted) = (host.file_system(), counted(&host));
     let readers = Readers::start(&host.view(), &host.store.physical(), &one.base);
     put_through(&host, &readers);
     readers.work();
     readers.finish();
     assert_eq!(host.file_system(), file_system, "mounted again");
     assert_eq!(host.mounts().len(), 1, "{:?}", host.mounts());
+    assert_eq!(self::counted(&host), counted, "what was asked of the view is lost");
 
     host.tell("stop");
     assert_eq!(host.mounts(), Vec::<String>::new());
     assert_eq!(host.property("NFileDescriptorStore"), "0");
     assert_eq!(host.property("Result"), "success", "{}", host.log());
+}
+
+/// The marks of the memory in which it is counted what is asked of the view: whose it is, since when, and that this is all.
+fn counted(host: &Host) -> String {
+    let memory = format!("/proc/{}/fd -lname '/memfd:usage*'", host.property("MainPID"));
+    let marks = host.machine.run(&format!("od -An -tx8 -w24 -j8 -N24 $(find {memory})"));
+    assert!(marks.trim_end().ends_with(" 0000000000000001"), "not whole: {marks}");
+    marks
 }
 
 /// `kill -9` of the main process, and of every process of the service at once: no reader notices.
