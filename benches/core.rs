@@ -3,6 +3,7 @@
 #![allow(missing_docs, reason = "nothing here is for others")]
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use divan::{Bencher, black_box};
 use nix_store_fs::closure::Closure;
@@ -10,6 +11,7 @@ use nix_store_fs::closure::dump::{Format, render};
 use nix_store_fs::closure::saved::Saved;
 use nix_store_fs::values::{PathInfo, StorePath, View};
 use nix_store_fs::view::trie::{NodeId, NodeRecord, PathTrie, ROOT};
+use nix_store_fs::view::usage::{Kind, Usage};
 
 /// Store paths: a small container, a large system, a whole store.
 const SIZES: [u32; 3] = [300, 3_000, 30_000];
@@ -113,6 +115,38 @@ fn root_listed(bencher: Bencher<'_, '_>, count: u32) {
     bencher.bench(|| {
         trie.members().entries.iter().map(|(name, id)| name.as_str().len() as u64 ^ id.0).sum::<u64>()
     });
+}
+
+/// Counters that know a small container's paths.
+fn usage() -> Usage {
+    let usage = Usage::open(None);
+    (0..SIZES[0]).for_each(|n| usage.touch(path(n).as_str().as_bytes()));
+    usage
+}
+
+#[divan::bench(threads = [1, 2, 8])]
+fn request_counted(bencher: Bencher<'_, '_>) {
+    let usage = usage();
+    bencher.bench(|| usage.add(black_box(Kind::Lookup)));
+}
+
+/// The same on one line of the cache for all threads, to compare with.
+#[divan::bench(threads = [1, 2, 8])]
+fn request_counted_by_all_in_one_place(bencher: Bencher<'_, '_>) {
+    let count = AtomicU64::new(0);
+    bencher.bench(|| count.fetch_add(black_box(1), Ordering::Relaxed));
+}
+
+#[divan::bench(threads = [1, 2, 8])]
+fn member_asked_for(bencher: Bencher<'_, '_>) {
+    let (usage, path) = (usage(), format!("{}/lib/libc.so.6", path(17)));
+    bencher.bench(|| usage.touch(black_box(path.as_bytes())));
+}
+
+#[divan::bench(threads = [1, 2, 8])]
+fn read_counted_in_one_member(bencher: Bencher<'_, '_>) {
+    let (usage, path) = (usage(), format!("{}/lib/libc.so.6", path(17)));
+    bencher.bench(|| usage.read(black_box(path.as_bytes()), 4096, 4096));
 }
 
 #[divan::bench(args = [31_813, 1_000_000])]

@@ -35,8 +35,12 @@ pub use snapshot::{Asked, Snapshot, Uses};
 /// Members of a mount that are counted, about: each has a slot for the life of the mount.
 pub const SLOTS: usize = 1 << 14;
 const SLOT: usize = 32;
-/// Slots that are tried for a key: more than are taken in a row while nine of ten are taken, and few enough that a question which finds
-/// none costs less than answering it.
+/// Slots of the first level, see [`Usage::try_slots`].
+const FIRST: usize = 512;
+/// Slots of a level that are tried for a key before the next one: few, as a key in the last level passes by all others.
+const NEAR: usize = 16;
+/// The same in the last level: more than are taken in a row while nine of ten are taken, and few enough that a question which finds none
+/// costs less than answering it.
 const REACH: usize = 256;
 const PAGE: usize = 4096;
 /// Lines of counters. Threads beyond share them.
@@ -48,7 +52,7 @@ const HEAD: usize = 2 * PAGE;
 /// Bytes of the memory file. What is not used takes no memory.
 pub const BYTES: usize = HEAD + SLOTS * SLOT;
 
-/// The first word: this program, and the version of this layout.
+/// The first word: this program, and the version of this layout and of the order in which slots are tried.
 const MARK: u64 = u64::from_ne_bytes(*b"nsf-use1");
 const MARK_AT: usize = 0;
 /// Which mount it belongs to: [`token`].
@@ -74,7 +78,7 @@ const WORD: usize = size_of::<u64>();
 const KEY: usize = 2 * WORD;
 
 const _: () = assert!(LINES * LINE <= PAGE && PANICS_IN_LINE + WORD <= LINE && BYTES_IN_SLOT + WORD <= SLOT);
-const _: () = assert!(SLOTS.is_power_of_two() && REACH <= SLOTS);
+const _: () = assert!(SLOTS.is_power_of_two() && FIRST.is_power_of_two() && FIRST <= SLOTS);
 
 /// The kinds of request that are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -166,8 +170,9 @@ pub fn token(file: impl AsFd) -> Option<u64> {
 pub struct Usage {
     /// None: there is no memory, and nothing is counted.
     words: Option<Words>,
-    /// Slots that are used, a power of two.
+    /// How many slots there are, and how many of them are the first level: powers of two.
     slots: usize,
+    first: usize,
 }
 
 /// The first half of a hash part, as two words: no byte of it is 0.
@@ -199,7 +204,7 @@ impl Usage {
         let words = shared.or_else(|| {
             Self::map(None).inspect_err(|error| tracing::debug!(%error, "requests are not counted")).ok()
         });
-        Self { words, slots: SLOTS }
+        Self { words, slots: SLOTS, first: FIRST }
     }
 
     fn map(file: Option<&File>) -> io::Result<Words> {
@@ -214,7 +219,7 @@ impl Usage {
     /// Counts nothing.
     #[must_use]
     pub fn none() -> Self {
-        Self { words: None, slots: SLOTS }
+        Self { words: None, slots: SLOTS, first: FIRST }
     }
 
     /// Counts a request.
@@ -275,14 +280,33 @@ impl Usage {
     /// The slot of the member in which `path` lies, which is taken if it has none yet. None: it lies in none, or no slot is free.
     fn slot(&self, path: &[u8]) -> Option<Slot<'_>> {
         let (words, key) = (self.words.as_ref()?, Key::of(path)?);
-        let home = key.home();
-        for at in home..home + REACH.min(self.slots) {
-            let at = HEAD + (at & (self.slots - 1)) * SLOT;
-            if is_taken(words.get(at)?, key.first) && is_taken(words.get(at + WORD)?, key.second) {
-                return Some(Slot { words, at });
-            }
+        let own = self.try_slots(key, |at| {
+            (is_taken(words.get(at)?, key.first) && is_taken(words.get(at + WORD)?, key.second)).then_some(at)
+        });
+        if own.is_none() {
+            self.count(UNKNOWN_IN_LINE, 1);
         }
-        self.count(UNKNOWN_IN_LINE, 1);
+        own.map(|at| Slot { words, at })
+    }
+
+    /// Calls `found` with where the slots are that may be the one of `key`, always in the same order, until it returns something.
+    ///
+    /// They are in levels, each as large as all those before it, and a level is used where the ones before are full: keys are
+    /// scattered, and in one table a few hundred of them would make a page of memory each.
+    fn try_slots<T>(&self, key: Key, mut found: impl FnMut(usize) -> Option<T>) -> Option<T> {
+        let home = key.home();
+        let (mut begin, mut size) = (0, self.first);
+        while begin < self.slots {
+            let tries = if begin + size < self.slots { NEAR } else { REACH };
+            for step in 0..tries.min(size) {
+                let slot = begin + ((home + step) & (size - 1));
+                if let Some(found) = found(HEAD + slot * SLOT) {
+                    return Some(found);
+                }
+            }
+            begin += size;
+            size = begin;
+        }
         None
     }
 }
@@ -303,7 +327,7 @@ impl Key {
         Some(Self { first: u64::from_ne_bytes(*first), second: u64::from_ne_bytes(*second) })
     }
 
-    /// The first slot to be tried, of [`SLOTS`].
+    /// A number below [`SLOTS`]: where it is looked for first.
     fn home(self) -> usize {
         // 2^64 by the golden ratio: the highest bits of the product depend on every bit of the key.
         let mixed = (self.first.rotate_left(31) ^ self.second).wrapping_mul(0x9e37_79b9_7f4a_7c15);

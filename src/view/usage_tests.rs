@@ -18,26 +18,28 @@ fn key(path: &StorePath) -> [u8; KEY] {
     *path.as_str().as_bytes().first_chunk().unwrap()
 }
 
-/// What another server of the same mount has.
+/// What another server of the same mount has, with fewer slots.
 fn server(file: &OwnedFd, slots: usize) -> Usage {
-    Usage { slots, ..Usage::open(Some(file.try_clone().unwrap())) }
+    fewer(slots, Usage::open(Some(file.try_clone().unwrap())))
+}
+
+/// In three levels, if there are so many slots.
+fn fewer(slots: usize, usage: Usage) -> Usage {
+    Usage { slots, first: if slots == SLOTS { FIRST } else { slots.div_ceil(4) }, ..usage }
 }
 
 /// What a server leaves that is killed between the two words of a key.
 fn half(usage: &Usage, path: &StorePath) {
     let key = Key::of(path.as_str().as_bytes()).unwrap();
     let words = usage.words.as_ref().unwrap();
-    for step in 0..usage.slots {
-        let at = HEAD + ((key.home() + step) & (usage.slots - 1)) * SLOT;
+    usage.try_slots(key, |at| {
         let [first, second] = [at, at + WORD].map(|at| words.get(at).unwrap());
         let found = (first.load(Ordering::Relaxed), second.load(Ordering::Relaxed));
         if found.0 == 0 {
             first.store(key.first, Ordering::Relaxed);
         }
-        if found.0 == 0 || found == (key.first, 0) || found == (key.first, key.second) {
-            return;
-        }
-    }
+        (found.0 == 0 || found == (key.first, 0) || found == (key.first, key.second)).then_some(())
+    });
 }
 
 /// What happens to a view.
@@ -242,7 +244,7 @@ fn threads_that_race_lose_nothing() {
 #[test]
 fn threads_that_race_for_a_slot_have_one_each() {
     const ROUNDS: usize = 2_000;
-    let all: Vec<_> = (0..ROUNDS).map(|_| Usage { slots: 2, ..Usage::open(None) }).collect();
+    let all: Vec<_> = (0..ROUNDS).map(|_| fewer(2, Usage::open(None))).collect();
     let there = AtomicUsize::new(0);
     let keys = |round: usize| [path(0), path(if round.is_multiple_of(4) { 0 } else { 3 })];
     std::thread::scope(|scope| {
@@ -380,10 +382,23 @@ fn what_is_no_memory_of_this_layout_is_left_alone() {
 fn reading_makes_no_pages() {
     let file = create(true).unwrap();
     let pages = || rustix::fs::fstat(&file).unwrap().st_blocks * 512 / PAGE as i64;
-    server(&file, SLOTS).touch(path(1).as_str().as_bytes());
+    let usage = server(&file, SLOTS);
+    usage.touch(path(1).as_str().as_bytes());
+    usage.add(Kind::Lookup);
     let before = pages();
     Snapshot::read(&file).unwrap();
-    assert_eq!((before, pages()), (2, 2));
+    assert_eq!((before, pages()), (3, 3));
+}
+
+/// A small container's closure is not scattered over all of it.
+#[test]
+fn few_members_take_little_memory() {
+    let file = create(true).unwrap();
+    let usage = server(&file, SLOTS);
+    (0..400).for_each(|n| usage.touch(path(n).as_str().as_bytes()));
+    usage.add(Kind::Lookup);
+    let pages = rustix::fs::fstat(&file).unwrap().st_blocks * 512 / PAGE as i64;
+    assert!(pages <= 12, "{pages}");
 }
 
 #[test]
