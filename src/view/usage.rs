@@ -154,8 +154,8 @@ pub fn create(whole: bool) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// A number that only the memory in `file` has; none: it is no such memory. What is kept beyond a mount must not be counted on for the
-/// next one.
+/// A number that only the memory in `file` has; none: it is no such memory. What was counted of
+/// one mount says nothing of the next.
 #[must_use]
 pub fn token(file: impl AsFd) -> Option<u64> {
     let mut head = [0; TOKEN_AT + WORD];
