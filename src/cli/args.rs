@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 
-use super::{diff, reload, why};
+use super::{diff, reload, report, status, why};
 use crate::closure::dump::Format;
 use crate::log::LogSettings;
 use crate::protocol::handshake::Io;
@@ -30,7 +30,8 @@ Exit codes:
   9   a garbage collector root cannot be created in the directory of --gc-root
   10  what an earlier process left of the view (state, node journal) is damaged or of another version
   11  a view that was served has ended: its connection was aborted, or no server can resume it
-  12  what was asked about is not there: 'why' a path that is no member of the closure
+  12  what was asked about is not there: a path that is no member of the closure, a view that is not served
+  13  a running view does not tell of itself
   75  handed over (SIGUSR2): the mount is left to a successor
 
 Signals: SIGTERM and SIGINT unmount; SIGHUP reloads; SIGUSR2 hands over to the next
@@ -111,6 +112,8 @@ pub(super) struct Args {
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     Reload(reload::Args),
+    Status(status::Args),
+    Report(report::Args),
     Why(why::Args),
     Diff(diff::Args),
 }
@@ -183,6 +186,8 @@ impl Args {
         match &self.command {
             None => self.log.settings(),
             Some(Command::Reload(args)) => args.log.settings(),
+            Some(Command::Status(args)) => args.log.settings(),
+            Some(Command::Report(args)) => args.log.settings(),
             Some(Command::Why(args)) => args.log.settings(),
             Some(Command::Diff(args)) => args.log.settings(),
         }

@@ -50,6 +50,16 @@ impl Resolved {
         Self::all(systems.map(roots), store)
     }
 
+    /// Asks the store for the closure of `roots`, which are store paths.
+    ///
+    /// # Errors
+    /// Those of the roots and of the store.
+    pub(super) fn roots(roots: &[StorePath], store: Option<String>) -> Result<Self, Failure> {
+        let paths = roots.iter().map(|root| root.as_str().into()).collect();
+        let [resolved] = Self::all([Roots { paths, ..Roots::default() }], store)?;
+        Ok(resolved)
+    }
+
     /// One store for all of them: Nix keeps the temporary roots of a process in one file.
     fn all<const N: usize>(all: [Roots; N], store: Option<String>) -> Result<[Self; N], Failure> {
         // The store may take its thread into another mount namespace: here that harms nobody, but a thread of its own is

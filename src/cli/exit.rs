@@ -1,16 +1,18 @@
 //! Exit codes, and what each failure exits with.
 
 use std::io;
+use std::path::PathBuf;
 
 use crate::closure::dump::DumpError;
 use crate::closure::resolve::ResolveError;
 use crate::monitor::MonitorError;
 use crate::monitor::mount::MountError;
 use crate::monitor::state::StateError;
-use crate::protocol::control::ReloadError;
+use crate::protocol::control::{AskError, ReloadError};
 use crate::store::StoreError;
 
 use super::config::ConfigError;
+use super::status::Unanswered;
 use super::why::WhyError;
 
 /// How the program ends. `--help` lists the same.
@@ -43,6 +45,8 @@ pub enum Exit {
     Ended = 11,
     /// What was asked about is not there.
     Absent = 12,
+    /// A running view does not answer.
+    Unanswered = 13,
     /// The mount is left to a successor (`EX_TEMPFAIL` of sysexits(3)).
     HandedOver = 75,
 }
@@ -74,6 +78,18 @@ pub enum Failure {
     /// A chain to a path could not be shown.
     #[error(transparent)]
     Why(#[from] WhyError),
+    /// A running view has not told of itself.
+    #[error(transparent)]
+    Unanswered(#[from] Unanswered),
+    /// The directory of the views' states could not be read.
+    #[error("cannot list the views in '{}'", path.display())]
+    Views {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// Standard output could not be written.
     #[error("cannot write to standard output")]
     Output(#[source] io::Error),
@@ -93,10 +109,14 @@ impl Failure {
             Self::Mount(error) => mount(error),
             Self::State(error) => state(error),
             Self::Reload(_) => Exit::Reload,
-            Self::Why(WhyError::NotAMember { .. }) => Exit::Absent,
-            Self::Why(WhyError::Search(_)) | Self::Dump(_) | Self::Output(_) | Self::Panicked => {
-                Exit::Failure
-            }
+            Self::Why(WhyError::NotAMember { .. })
+            | Self::Unanswered(Unanswered { why: AskError::NotServed(_), .. }) => Exit::Absent,
+            Self::Unanswered(_) => Exit::Unanswered,
+            Self::Views { .. }
+            | Self::Why(WhyError::Search(_))
+            | Self::Dump(_)
+            | Self::Output(_)
+            | Self::Panicked => Exit::Failure,
         }
     }
 }
@@ -180,6 +200,7 @@ mod tests {
             Exit::Leftovers,
             Exit::Ended,
             Exit::Absent,
+            Exit::Unanswered,
             Exit::HandedOver,
         ] {
             let code = exit as u8;

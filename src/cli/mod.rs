@@ -1,7 +1,7 @@
 //! Arguments in, exit code out.
 //!
 //! [`args`] has what is typed, and a file for each thing that the program does has its own arguments, what it prints and how it
-//! ends: [`serve`], [`dump`], [`reload`], [`why`], [`diff`], [`version`]. What they share: whose closure is meant ([`config`], [`closures`]), which view
+//! ends: [`serve`], [`dump`], [`reload`], [`status`], [`report`], [`why`], [`diff`], [`version`]. What they share: whose closure is meant ([`config`], [`closures`]), which view
 //! ([`views`]), standard output ([`output`]), exit codes ([`exit`]). Help, version and a wrong flag need no store, no
 //! `/dev/fuse` and no rights.
 
@@ -13,7 +13,9 @@ mod dump;
 mod exit;
 mod output;
 mod reload;
+mod report;
 mod serve;
+mod status;
 mod version;
 mod views;
 mod why;
@@ -29,6 +31,7 @@ use crate::{error, log, panics, startup, sys};
 use args::{Args, Command};
 pub use config::ConfigError;
 pub use exit::{Exit, Failure};
+pub use status::Unanswered;
 pub use why::WhyError;
 
 /// How long the end of a process waits for whoever reads its log.
@@ -113,6 +116,8 @@ fn run(args: Args, stored: Stored) -> Result<Exit, Failure> {
     log::start();
     match args.command {
         Some(Command::Reload(args)) => reload::run(&args),
+        Some(Command::Status(args)) => status::run(&args),
+        Some(Command::Report(args)) => report::run(&args),
         Some(Command::Why(args)) => why::run(args),
         Some(Command::Diff(args)) => diff::run(args),
         None if args.version => {

@@ -57,6 +57,11 @@ pub(super) fn print(
     }
 }
 
+/// `1 name`, `2 names`.
+pub(super) fn many(count: u64, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
+}
+
 /// Text that somebody else has chosen, for a line that a person reads: what is not printable, and bytes that are no UTF-8, as escapes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Harmless<'a>(&'a [u8]);

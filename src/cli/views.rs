@@ -1,10 +1,11 @@
 //! Which view a person means, and where views and their state are.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::exit::Failure;
+use crate::monitor;
 use crate::monitor::mount::{self, MountError};
-use crate::monitor::{self};
 use crate::protocol::control::ReloadError;
 
 /// Where views and their state are: `/run/nix-store-fs`, for ordinary users in their own runtime directory.
@@ -65,6 +66,27 @@ impl Running {
             _ => error,
         }
     }
+}
+
+/// All views of this user that somebody serves, or should, in the order of their names.
+///
+/// # Errors
+/// [`Failure::Views`].
+pub(super) fn all() -> Result<Vec<Running>, Failure> {
+    let states = states();
+    let entries = match states.read_dir() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries,
+    };
+    let names = entries
+        .and_then(|entries| entries.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>());
+    let names = names.map_err(|source| Failure::Views { path: states.clone(), source })?;
+    let names = names.into_iter().filter_map(|name| name.into_string().ok()).filter(|name| is_name(name));
+    let mut all: Vec<Running> = names.map(|name| Running { state: states.join(&name), name }).collect();
+    // One that begins has no socket yet, and one that has ended has none any more.
+    all.retain(|view| view.control().exists() && monitor::state::examine(&view.state).is_ok());
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(all)
 }
 
 /// The name of the view that a person calls `view`: by its name, or by where it is mounted. A name that is served wins.

@@ -36,6 +36,8 @@ struct Facts<'a> {
     is_root: bool,
     /// The next one on a shortest chain to a root, and the number of references on it; none: no root reaches it.
     towards_root: Option<(Option<Node>, u32)>,
+    /// The nearest other one that dominates it; none: a root is reached without any, or no root reaches it.
+    dominator: Option<Node>,
     /// Bytes that go with it.
     alone: u64,
     /// The numbers that it and what it dominates have in a walk of the tree of dominators: see [`Graph::dominates`].
@@ -64,6 +66,7 @@ impl<'a> Graph<'a> {
             referrers: Vec::new(),
             is_root: false,
             towards_root: None,
+            dominator: None,
             alone: info.nar_size,
             span: UNREACHED,
             holders: 0,
@@ -142,6 +145,10 @@ impl<'a> Graph<'a> {
             let alone = self.facts.get(node.index()).map_or(0, |facts| facts.alone);
             if let Some(above) = self.facts.get_mut(above.index()) {
                 above.alone = above.alone.saturating_add(alone);
+            }
+            let dominator = u32::try_from(above.index()).ok().map(Node).filter(|_| above != entry);
+            if let Some(facts) = self.facts.get_mut(node.index()) {
+                facts.dominator = dominator;
             }
         }
         for (facts, span) in self.facts.iter_mut().zip(spans(&tree, entry)) {
@@ -243,6 +250,12 @@ impl<'a> Graph<'a> {
     #[must_use]
     pub fn holders(&self, node: Node) -> usize {
         self.of(node).map_or(0, |facts| facts.holders)
+    }
+
+    /// The nearest other member that dominates `node`; none: there is none, or no root reaches it.
+    #[must_use]
+    pub fn dominator(&self, node: Node) -> Option<Node> {
+        self.of(node)?.dominator
     }
 
     /// Whether every chain from a root to `node` passes `by`, or they are the same.

@@ -114,6 +114,9 @@ proptest! {
                 let both = all.contains(&member) && all.contains(&other);
                 prop_assert_eq!(graph.dominates(node(member), node(other)), both && gone.contains(&other));
             }
+            let dominators = || graph.nodes().filter(|by| *by != node(member) && graph.dominates(*by, node(member)));
+            let nearest = dominators().find(|by| dominators().all(|other| graph.dominates(other, *by)));
+            prop_assert_eq!(graph.dominator(node(member)), nearest);
             for to in &members[member].1 {
                 let cut = reached(&members, &roots, None, Some((member, *to)));
                 let expected = size(&members, &(&all - &cut));

@@ -9,10 +9,11 @@ use serde::Serialize;
 use super::memory;
 use super::mount::Mounted;
 use super::runtime::Runtime;
-use super::supervisor::Supervisor;
-use crate::protocol::control::report::{self, Member, Report, Used};
-use crate::protocol::control::status::{self, Asked, Process, Settings, Status, Store, Usage};
+use super::supervisor::{Content, Supervisor};
+use crate::protocol::control::report::{self, Member, Report, Used, UsedMember};
+use crate::protocol::control::status::{self, Asked, Process, Seconds, Settings, Status, Store, Usage};
 use crate::protocol::control::{Document, Question};
+use crate::view::usage::{self, Snapshot, Uses};
 
 /// How long the record of missed names is waited for. Whoever has it needs it for microseconds, and runs when others let it.
 const RECORD: Duration = Duration::from_millis(250);
@@ -83,7 +84,7 @@ impl Runtime {
             roots: content.map(|content| content.roots.iter().cloned().collect()).unwrap_or_default(),
             members: members.map(|(path, nar_size)| Member { path: path.clone(), nar_size }).collect(),
             missed,
-            used: self.used(),
+            used: content.and_then(|content| self.used(content)),
         })
     }
 
@@ -98,19 +99,40 @@ impl Runtime {
     }
 
     // ---- what servers count ------------------------------------------------------------------------------------
-    //
-    // The counters that a server and this monitor share are to be read here, and nowhere else.
+
+    /// The counters that servers and this monitor share, as they are now.
+    fn counted(&self) -> Option<Snapshot> {
+        let counted = Snapshot::read(self.usage.as_ref()?);
+        counted.inspect_err(|error| tracing::warn!(%error, "cannot read what was asked of the view")).ok()
+    }
 
     /// What was asked of the view.
-    #[expect(clippy::unused_self, reason = "nothing is counted yet")]
     fn usage(&self) -> Option<Usage> {
-        None
+        let counted = self.counted()?;
+        Some(Usage {
+            since: counted.since.map(Seconds::from),
+            whole: counted.whole,
+            requests: counted.requests.iter().map(|(kind, count)| (kind.name().to_owned(), *count)).collect(),
+            bytes_read: counted.bytes,
+            names_known: counted.nodes,
+            panics: counted.panics,
+        })
     }
 
     /// Members that were used.
-    #[expect(clippy::unused_self, reason = "nothing is counted yet")]
-    fn used(&self) -> Option<Vec<Used>> {
-        None
+    fn used(&self, content: &Content) -> Option<Used> {
+        let counted = self.counted()?;
+        let members = content.view.names().filter_map(|path| match counted.of(path) {
+            usage::Asked::For(Uses { opens, bytes }) => {
+                Some(UsedMember { path: path.clone(), opens, bytes_read: bytes })
+            }
+            usage::Asked::Never | usage::Asked::Unknown => None,
+        });
+        Some(Used {
+            since: counted.since.map(Seconds::from),
+            complete: counted.whole && counted.unknown == 0,
+            members: members.collect(),
+        })
     }
 }
 

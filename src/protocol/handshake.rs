@@ -33,6 +33,17 @@ pub enum Io {
     Passthrough,
 }
 
+impl Io {
+    /// What it is called on the command line and in what is told of a view.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cached => "cached",
+            Self::Passthrough => "passthrough",
+        }
+    }
+}
+
 /// How long the kernel caches what it is told of a name that may change at a reload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -61,24 +61,6 @@ struct Data<'a> {
     references: Vec<Vec<usize>>,
 }
 
-/// For each member the nearest other one that dominates it.
-fn dominators(graph: &Graph<'_>) -> Vec<Option<Node>> {
-    let mut found: Vec<Option<Node>> = graph.nodes().map(|_| None).collect();
-    let mut nodes: Vec<Node> = graph.nodes().collect();
-    // The parent of each comes before it. What dominates a node dominates its parent, or is it.
-    nodes.sort_by_key(|node| graph.distance(*node));
-    for node in nodes {
-        let mut above = graph.parent(node);
-        while let Some(candidate) = above.filter(|candidate| !graph.dominates(*candidate, node)) {
-            above = found.get(candidate.place()).copied().flatten();
-        }
-        if let Some(place) = found.get_mut(node.place()) {
-            *place = above;
-        }
-    }
-    found
-}
-
 fn data<'a>(closure: &'a Closure, graph: &Graph<'a>, store_dir: &Path) -> Data<'a> {
     let place = |node: Option<Node>| node.and_then(|node| i64::try_from(node.place()).ok()).unwrap_or(NONE);
     let places = |nodes: &[Node]| nodes.iter().map(|node| node.place()).collect::<Vec<_>>();
@@ -90,7 +72,7 @@ fn data<'a>(closure: &'a Closure, graph: &Graph<'a>, store_dir: &Path) -> Data<'
         alone: graph.nodes().map(|node| graph.alone(node)).collect(),
         holders: graph.nodes().map(|node| graph.holders(node)).collect(),
         parents: graph.nodes().map(|node| place(graph.parent(node))).collect(),
-        dominators: dominators(graph).into_iter().map(place).collect(),
+        dominators: graph.nodes().map(|node| place(graph.dominator(node))).collect(),
         references: graph.nodes().map(|node| places(graph.references(node))).collect(),
     }
 }

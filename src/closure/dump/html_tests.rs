@@ -81,24 +81,4 @@ proptest! {
         prop_assert_eq!(data["storeDir"].as_str(), Some(dir.as_str()));
         prop_assert_eq!(page.matches("<script").count(), 2);
     }
-
-    /// The nearest dominator is dominated by all the others.
-    #[test]
-    fn a_path_stands_in_the_nearest_one_that_dominates_it(
-        (references, roots) in (1usize..14).prop_flat_map(|count| (
-            proptest::collection::vec(proptest::collection::vec(0..count, 0..4), count),
-            proptest::collection::vec(0..count, 0..4),
-        ))
-    ) {
-        let closure = closure(&references, &roots);
-        let graph = Graph::new(&closure);
-        for (node, nearest) in graph.nodes().zip(dominators(&graph)) {
-            let all: Vec<Node> = graph.nodes().filter(|by| *by != node && graph.dominates(*by, node)).collect();
-            prop_assert_eq!(nearest.is_some(), !all.is_empty());
-            if let Some(nearest) = nearest {
-                prop_assert!(all.contains(&nearest));
-                prop_assert!(all.iter().all(|by| graph.dominates(*by, nearest)));
-            }
-        }
-    }
 }

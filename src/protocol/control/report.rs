@@ -27,8 +27,8 @@ pub struct Report {
     pub members: Vec<Member>,
     /// What was missed; absent if that is not recorded, as the view is served without `--report`.
     pub missed: Option<Missed>,
-    /// Members that were used, sorted by name: what is not among them was not. Absent where that is not counted.
-    pub used: Option<Vec<Used>>,
+    /// What was used; absent where that is not counted.
+    pub used: Option<Used>,
 }
 
 /// A store path that is served.
@@ -95,14 +95,28 @@ pub struct LeftOut {
     pub not_examined: u64,
 }
 
-/// A member that was used.
+/// What was used: the word of the view's servers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Used {
+    /// Since when it is counted; absent: nobody knows.
+    pub since: Option<Seconds>,
+    /// Whether what is not among the members was not used since the view was mounted. Otherwise nobody knows: the counting began later,
+    /// or had no room for all.
+    pub complete: bool,
+    /// The members that were used, sorted by name.
+    pub members: Vec<UsedMember>,
+}
+
+/// A member that was used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UsedMember {
     /// Its base name.
     pub path: StorePath,
-    /// Files in it whose contents were asked for.
-    pub files: u64,
-    /// Bytes of them that servers have read for readers.
+    /// How often the beginning of a file in it was read from the store, or a file opened that the kernel reads itself. What the
+    /// kernel has cached is read without the server being asked.
+    pub opens: u64,
+    /// Bytes of its files that servers have read for readers.
     pub bytes_read: u64,
 }

@@ -196,14 +196,20 @@ pub struct Missed {
     pub not_examined: u64,
 }
 
-/// What was asked of a view since it was mounted.
+/// What was asked of a view: its servers' word, all of which have counted in the same memory.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Usage {
+    /// Since when it is counted; absent: nobody knows.
+    pub since: Option<Seconds>,
+    /// Whether that was when the view was mounted: otherwise there was more before.
+    pub whole: bool,
     /// Requests of the kernel by kind, as fuse(4) names them, in lower case: `lookup`, `read`, ...
     pub requests: BTreeMap<String, u64>,
     /// Bytes of files that servers have read for readers.
     pub bytes_read: u64,
-    /// Names that the kernel knows now; absent if that is not counted.
-    pub names_known: Option<u64>,
+    /// Names that the kernel may know now.
+    pub names_known: u64,
+    /// Requests that ended with an error because of a defect of the server.
+    pub panics: u64,
 }

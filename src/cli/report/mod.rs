@@ -1,0 +1,184 @@
+//! `report`: what was asked of a running view in vain, what was used of it, and what was not.
+//!
+//! The monitor knows what was asked and how large each member is. What a member alone brings in is the store's to tell: it is asked for the
+//! closure of the same roots. Where it cannot be, that part is left out, and a warning says why.
+
+mod text;
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::args::LogArgs;
+use super::closures::Resolved;
+use super::exit::{Exit, Failure};
+use super::output::{Color, print};
+use super::status::Unanswered;
+use super::views::Running;
+use crate::closure::graph::Graph;
+use crate::error;
+use crate::protocol::control;
+use crate::protocol::control::report::{Missed, Report, Used, UsedMember};
+use crate::protocol::control::status::{Asked, Seconds, Store};
+use crate::values::{StorePath, total};
+
+/// Version of what `--json` prints: docs/schema/report.json.
+const VERSION: u32 = 1;
+
+/// Tell what was missed in a running view, what was used of it, and what was never asked for
+///
+/// What was missed is recorded by views that are served with --report. What was used is what a look-up, a read or a listing
+/// has named: a walk through the whole view uses all of it.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Exit codes: 12: there is no such view; 13: it does not answer. All others: nix-store-fs --help"
+)]
+pub(super) struct Args {
+    /// The view: its name, or where it is mounted
+    #[arg(value_name = "NAME|MOUNTPOINT")]
+    view: PathBuf,
+
+    /// Print JSON: docs/schema/report.json
+    #[arg(long, conflicts_with_all = ["color", "all"])]
+    json: bool,
+
+    /// Show all lines of each list, and not only the first ones
+    #[arg(long)]
+    all: bool,
+
+    #[command(flatten)]
+    color: Color,
+
+    #[command(flatten)]
+    pub(super) log: LogArgs,
+}
+
+pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
+    let view = Running::find(&args.view)?;
+    let report =
+        control::ask_report(&view.control()).map_err(|why| Unanswered { view: view.name.clone(), why })?;
+    let resolved = resolve(&report);
+    let graph = resolved.as_ref().map(|resolved| Graph::new(&resolved.closure));
+    let told = tell(report, graph.as_ref());
+    if args.json {
+        print(Color::NONE, |out| json(&told, out))?;
+    } else {
+        print(args.color, |out| text::write(&told, args.all, out))?;
+    }
+    Ok(Exit::Success)
+}
+
+/// The closure of the view's roots, if the store tells it.
+fn resolve(report: &Report) -> Option<Resolved> {
+    let why = match Resolved::roots(&report.roots, report.store.address.clone()) {
+        Ok(resolved) => return Some(resolved),
+        Err(failure) => error::chain(&failure),
+    };
+    tracing::warn!("what each path alone brings in is left out, as the store does not tell: {why}");
+    None
+}
+
+/// All that is told.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Told {
+    version: u32,
+    name: String,
+    store: Store,
+    asked: Asked,
+    roots: Vec<StorePath>,
+    /// All that is served.
+    served: Sum,
+    missed: Option<Missed>,
+    usage: Option<Usage>,
+}
+
+/// What was used, and what was not.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Usage {
+    since: Option<Seconds>,
+    complete: bool,
+    /// The roots and what was used: the closure that would have been enough.
+    enough: Sum,
+    used: Vec<UsedMember>,
+    unused: Vec<Unused>,
+}
+
+/// Store paths, and the sum of their sizes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Sum {
+    paths: usize,
+    nar_size: u64,
+}
+
+/// A member that was not used.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Unused {
+    path: StorePath,
+    nar_size: u64,
+    /// Bytes that would go with it.
+    alone: Option<u64>,
+    /// Used members that would go with it as well.
+    brings_used: Option<usize>,
+    /// Another unused member that alone brings it in.
+    within: Option<StorePath>,
+}
+
+impl Sum {
+    fn of(sizes: impl Iterator<Item = u64> + Clone) -> Self {
+        Self { paths: sizes.clone().count(), nar_size: total(sizes) }
+    }
+}
+
+/// Puts together what the monitor and the store have told.
+fn tell(report: Report, graph: Option<&Graph<'_>>) -> Told {
+    let sizes: BTreeMap<&StorePath, u64> =
+        report.members.iter().map(|member| (&member.path, member.nar_size)).collect();
+    let served = Sum::of(sizes.values().copied());
+    let usage = report.used.as_ref().map(|used| usage(used, &report.roots, &sizes, graph));
+    let Report { name, store, asked, roots, missed, .. } = report;
+    Told { version: VERSION, name, store, asked, roots, served, missed, usage }
+}
+
+fn usage(
+    used: &Used,
+    roots: &[StorePath],
+    sizes: &BTreeMap<&StorePath, u64>,
+    graph: Option<&Graph<'_>>,
+) -> Usage {
+    let by_path: BTreeMap<&StorePath, &UsedMember> =
+        used.members.iter().map(|member| (&member.path, member)).collect();
+    let is_needed = |path: &StorePath| by_path.contains_key(path) || roots.contains(path);
+    let enough = sizes.iter().filter(|(path, _)| is_needed(path)).map(|(_, size)| *size);
+    let unused = sizes.iter().filter(|(path, _)| !is_needed(path)).map(|(path, size)| {
+        let node = graph.and_then(|graph| Some((graph, graph.node(path)?)));
+        let is_unused = |path: &StorePath| !is_needed(path);
+        let above = node.and_then(|(graph, node)| graph.info(graph.dominator(node)?)).map(|info| &info.path);
+        let brings = node.map(|(graph, node)| {
+            let used = by_path.keys().filter_map(|path| graph.node(path));
+            used.filter(|used| graph.dominates(node, *used)).count()
+        });
+        Unused {
+            path: (*path).clone(),
+            nar_size: *size,
+            alone: node.map(|(graph, node)| graph.alone(node)),
+            brings_used: brings,
+            within: above.filter(|above| is_unused(above)).cloned(),
+        }
+    });
+    let mut unused: Vec<Unused> = unused.collect();
+    unused.sort_by(|a, b| (b.alone, b.nar_size, &a.path).cmp(&(a.alone, a.nar_size, &b.path)));
+    let mut members = used.members.clone();
+    members.sort_by(|a, b| (b.bytes_read, b.opens, &a.path).cmp(&(a.bytes_read, a.opens, &b.path)));
+    Usage { since: used.since, complete: used.complete, enough: Sum::of(enough), used: members, unused }
+}
+
+fn json(told: &Told, out: &mut dyn Write) -> io::Result<()> {
+    serde_json::to_writer_pretty(&mut *out, told)?;
+    writeln!(out)
+}
