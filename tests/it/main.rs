@@ -21,6 +21,7 @@ mod chosen_roots;
 mod collector;
 mod command_line;
 mod container;
+mod corpus;
 mod diff;
 mod ending;
 mod failing_disk;
