@@ -20,6 +20,7 @@
 
 mod error;
 mod ffi;
+mod place;
 mod uri;
 
 #[cfg(test)]
@@ -43,6 +44,7 @@ use rustix::fs::{Access, StatVfsMountFlags};
 use crate::values::{PathInfo, StorePath};
 pub use error::StoreError;
 use ffi::{Failure, Kind, bridge};
+pub use place::Place;
 use uri::StoreUri;
 
 /// The Nix that `cpp/store.cc` was compiled with.

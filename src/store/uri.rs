@@ -115,6 +115,11 @@ impl StoreUri {
             .unwrap_or_else(|| default.to_owned())
     }
 
+    /// What the store's paths begin with, if the address names it.
+    pub(super) fn logical_dir(&self) -> Option<PathBuf> {
+        self.directory("store")
+    }
+
     /// Where the store's files are.
     pub(super) fn real_dir(&self, default: &Path) -> PathBuf {
         self.directory("real")
