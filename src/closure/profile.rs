@@ -171,20 +171,21 @@ pub fn follow(typed: &Path, dirs: StoreDirs<'_>, trust: &Trust) -> Followed {
     Followed { result, depends_on: walk.depends_on }
 }
 
-/// A file of roots that was read.
+/// A file that says what is served, and was read.
 #[derive(Debug)]
 pub struct ReadFile {
     /// Its contents, or why it cannot be read; an error of its own if it must not be.
-    pub result: Result<io::Result<String>, ProfileError>,
+    pub result: Result<io::Result<Vec<u8>>, ProfileError>,
     /// The links that the kernel follows to it, and itself: all examined before it was read.
     pub depends_on: Vec<Dependency>,
 }
 
-/// Reads a file that names roots.
+/// Reads a file that says what is served: of roots, or of a closure. One with more than `limit` bytes is an error of the kind
+/// [`io::ErrorKind::FileTooLarge`].
 #[must_use]
-pub fn read_file(file: &Path, dirs: StoreDirs<'_>, trust: &Trust) -> ReadFile {
+pub fn read_file(file: &Path, dirs: StoreDirs<'_>, trust: &Trust, limit: u64) -> ReadFile {
     let mut walk = Walk::new(file, dirs, trust, Goal::File);
-    let result = walk.contents_of(file);
+    let result = walk.contents_of(file, limit);
     ReadFile { result, depends_on: walk.depends_on }
 }
 
@@ -211,6 +212,19 @@ fn wait_for_writer(file: &File) -> io::Result<Option<File>> {
         return Ok(None);
     }
     File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).map(Some)
+}
+
+/// Everything in `file`, if that is no more than `limit` bytes. A file that is longer is not read at all.
+fn read_at_most(file: &File, limit: u64) -> io::Result<Vec<u8>> {
+    let too_long = || io::Error::new(io::ErrorKind::FileTooLarge, format!("it is longer than {limit} bytes"));
+    let meta = file.metadata()?;
+    // Of a directory or a pipe it says nothing.
+    if meta.is_file() && meta.len() > limit {
+        return Err(too_long());
+    }
+    let mut bytes = Vec::new();
+    file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+    if u64::try_from(bytes.len()).is_ok_and(|length| length <= limit) { Ok(bytes) } else { Err(too_long()) }
 }
 
 enum End {
@@ -276,7 +290,7 @@ impl<'a> Walk<'a> {
         examined.and_then(Dependency::found).map(|found| found.rights)
     }
 
-    fn contents_of(&mut self, file: &Path) -> Result<io::Result<String>, ProfileError> {
+    fn contents_of(&mut self, file: &Path, limit: u64) -> Result<io::Result<Vec<u8>>, ProfileError> {
         let opened = match self.follow(file) {
             Ok(End::Store(_)) => Err(Errno::ISDIR),
             Ok(End::Directory(at) | End::Other(at)) => {
@@ -308,8 +322,7 @@ impl<'a> Walk<'a> {
             Ok(None) => {}
             Err(error) => return Ok(Err(error)),
         }
-        let mut text = String::new();
-        Ok(opened.read_to_string(&mut text).map(|_| text))
+        Ok(read_at_most(&opened, limit))
     }
 
     fn store_path_of(&mut self, typed: &Path) -> Result<StorePath, ProfileError> {

@@ -143,11 +143,11 @@ fn a_file_depends_on_the_links_to_it_and_on_itself() {
     chroot.link("through-store", chroot.real.join(SYSTEM_PATH).join("out").to_str().unwrap());
     symlink(&file, chroot.real.join(SYSTEM_PATH).join("out")).unwrap();
     let read = |typed: &str| {
-        let ReadFile { result, depends_on } = read_file(&chroot.path(typed), dirs, &trust());
+        let ReadFile { result, depends_on } = read_file(&chroot.path(typed), dirs, &trust(), 100);
         let wanted =
             |one: &&Dependency| matches!(one.seen(), Seen::Link(_) | Seen::File { .. } | Seen::Absent);
         let names: Vec<PathBuf> = depends_on.iter().filter(wanted).map(|one| one.path().to_owned()).collect();
-        (result.unwrap().map_err(|error| error.kind()), names)
+        (result.unwrap().map(text).map_err(|error| error.kind()), names)
     };
     let paths = |names: &[&str]| names.iter().map(|name| chroot.path(name)).collect::<Vec<_>>();
     let outside = || Ok("outside".to_owned());
@@ -157,6 +157,36 @@ fn a_file_depends_on_the_links_to_it_and_on_itself() {
     assert_eq!(read("absent"), (Err(io::ErrorKind::NotFound), paths(&["absent"])));
     assert_eq!(read("plain").0, Err(io::ErrorKind::IsADirectory));
     assert!(read("round").0.is_err());
+}
+
+fn text(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap()
+}
+
+/// Neither a file nor a pipe is read beyond the limit.
+#[test]
+fn what_is_too_long_is_not_read() {
+    use std::io::Write;
+    use std::os::fd::AsRawFd;
+    let chroot = Chroot::new();
+    let dirs = StoreDirs { logical: Path::new("/nix/store"), real: &chroot.real };
+    let read = |file: &Path, limit| {
+        let read = read_file(file, dirs, &trust(), limit).result.unwrap();
+        read.map(text).map_err(|error| error.kind())
+    };
+    let (file, huge) = (chroot.path("file"), chroot.path("huge"));
+    std::fs::write(&file, "four").unwrap();
+    std::fs::File::create(&huge).unwrap().set_len(1 << 40).unwrap();
+    assert_eq!(read(&file, 4), Ok("four".to_owned()));
+    assert_eq!(read(&file, 3), Err(io::ErrorKind::FileTooLarge));
+    assert_eq!(read(&huge, 1 << 39), Err(io::ErrorKind::FileTooLarge));
+    for (limit, expected) in [(4, Ok("four".to_owned())), (3, Err(io::ErrorKind::FileTooLarge))] {
+        let (reader, mut writer) = io::pipe().unwrap();
+        writer.write_all(b"four").unwrap();
+        drop(writer);
+        let at = format!("/dev/fd/{}", reader.as_raw_fd());
+        assert_eq!(read(Path::new(&at), limit), expected);
+    }
 }
 
 /// What has no name can be reached by a link of proc(5) alone.
@@ -170,7 +200,7 @@ fn roots_are_read_from_a_pipe() {
     writer.write_all(b"piped").unwrap();
     drop(writer);
     let at = format!("/dev/fd/{}", reader.as_raw_fd());
-    assert_eq!(read_file(Path::new(&at), dirs, &trust()).result.unwrap().unwrap(), "piped");
+    assert_eq!(read_file(Path::new(&at), dirs, &trust(), 100).result.unwrap().unwrap(), b"piped");
 }
 
 /// Each place where a stranger could decide is judged, and a file before it is read.
@@ -200,8 +230,8 @@ fn nobody_else_decides() {
         std::fs::set_permissions(chroot.path(name), std::fs::Permissions::from_mode(mode)).unwrap();
     };
     let read = |name: &str| {
-        let result = read_file(&chroot.path(name), dirs, &trust()).result;
-        result.map(Result::unwrap)
+        let result = read_file(&chroot.path(name), dirs, &trust(), 100).result;
+        result.map(|read| text(read.unwrap()))
     };
     mode(profiles, 0o757);
     assert_eq!(entry(followed("absolute", &trust())), chroot.path(profiles));
@@ -242,7 +272,7 @@ fn nobody_else_moves_what_decides() {
     };
     let usual = StoreDirs { logical: Path::new("/nix/store"), real: &chroot.real };
     let followed = |typed: &str| moved(follow(&chroot.path(typed), usual, &trust()).result.map(|_| ()));
-    let read = |typed: &str| moved(read_file(&chroot.path(typed), dirs, &trust()).result.map(|_| ()));
+    let read = |typed: &str| moved(read_file(&chroot.path(typed), dirs, &trust(), 100).result.map(|_| ()));
     let public = |name: &str| Some((chroot.path("public").join(name), chroot.path("public")));
     assert_eq!(followed("public/link"), public("link"));
     assert_eq!(followed("public/dir/link"), public("link"));

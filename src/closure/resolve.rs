@@ -15,6 +15,9 @@ use crate::closure::{Closure, NotAClosure};
 use crate::store::{Store, StoreError};
 use crate::values::{StorePath, View};
 
+/// Bytes that a file of roots may have.
+const FILE_LIMIT: u64 = 16 << 20;
+
 /// What is to be served, as the user names it; any of it may be a link and lead elsewhere the next time.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Roots {
@@ -93,7 +96,10 @@ impl ResolveError {
             // A new file, or other contents, are a change. Permissions are not watched.
             Self::File { source, .. } => !matches!(
                 source.kind(),
-                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::InvalidData
+                io::ErrorKind::NotFound
+                    | io::ErrorKind::NotADirectory
+                    | io::ErrorKind::InvalidData
+                    | io::ErrorKind::FileTooLarge
             ),
             Self::NotAClosure(_) => true,
             Self::Roots(error) => error.may_pass(),
@@ -192,9 +198,12 @@ fn follow_all(
         given.map(|path| (path.as_path(), false, None)).collect();
     let lines: Vec<Line>;
     if let Some(path) = &roots.file {
-        let read = profile::read_file(path, dirs, trust);
+        let read = profile::read_file(path, dirs, trust, FILE_LIMIT);
         depends_on.extend(read.depends_on);
-        let text = read.result?.map_err(|source| ResolveError::File { path: path.clone(), source })?;
+        let text = read.result?.and_then(|bytes| {
+            String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+        });
+        let text = text.map_err(|source| ResolveError::File { path: path.clone(), source })?;
         lines = parse(&text);
         let origin = |number| Some(Origin { file: path.clone(), number });
         all.extend(lines.iter().map(|line| (line.path.as_path(), line.awaited, origin(line.number))));
