@@ -21,7 +21,8 @@ Exit codes:
   0   success: the view was unmounted, or what was asked for was printed
   1   another failure
   2   wrong usage
-  3   a system or root path cannot be used: absent, dangling, not in the store, writable by others
+  3   a system, a root or the file of --from cannot be used: absent, dangling, not in the store,
+      not a closure, writable by others
   4   a store path is not valid: the store does not have it
   5   the store cannot be opened or asked
   6   the mount point or the state directory cannot be used, or the view's name is taken
@@ -63,7 +64,7 @@ pub(super) struct Args {
 
     /// `reload`, as it was spelt before there were subcommands
     #[arg(long, value_name = "NAME|MOUNTPOINT", hide = true,
-          conflicts_with_all = ["mountpoint", "system", "roots", "roots_file", "untrusted", "store", "name", "io", "idle_polling",
+          conflicts_with_all = ["mountpoint", "system", "roots", "roots_file", "from", "untrusted", "store", "name", "io", "idle_polling",
                                 "watch", "prune", "report", "gc_root", "sandbox", "threads"])]
     pub(super) reload: Option<PathBuf>,
 
@@ -89,7 +90,7 @@ pub(super) struct Args {
 
     /// Create garbage collector roots in DIR, links that outlive this process and are removed when the view ends;
     /// DIR is made if absent
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with = "from")]
     pub(super) gc_root: Option<PathBuf>,
 
     /// Whether monitor and servers give up every right that they do not need
@@ -135,7 +136,12 @@ pub(super) struct RootArgs {
     #[arg(long, value_name = "FILE")]
     pub(super) roots_file: Option<PathBuf>,
 
-    /// Resolve no root through DIR, an absolute path, or anything in it; repeatable. For what others can write as root:
+    /// A file with the closure itself, as --dump-closure=json or =store-paths has printed it: the store is not opened, and nothing
+    /// keeps the garbage collector away
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["system", "roots", "roots_file"])]
+    pub(super) from: Option<PathBuf>,
+
+    /// Resolve no root and read no file through DIR, an absolute path, or anything in it; repeatable. For what others can write as root:
     /// what a container without private users has bound writable
     #[arg(long, value_name = "DIR")]
     pub(super) untrusted: Vec<PathBuf>,
@@ -209,7 +215,7 @@ mod tests {
     #[test]
     fn options_that_mean_nothing_are_refused() {
         let everywhere = ["verbose", "quiet", "log_format", "version", "help"];
-        let roots_and_store = ["store", "system", "roots", "roots_file", "untrusted"];
+        let roots_and_store = ["store", "system", "roots", "roots_file", "from", "untrusted"];
         let cases = [
             ("--reload=web", "reload", [].as_slice()),
             ("--dump-closure", "dump_closure", roots_and_store.as_slice()),

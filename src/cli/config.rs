@@ -5,12 +5,13 @@ use std::path::PathBuf;
 
 use super::args::RootArgs;
 use crate::closure::resolve::Roots;
+use crate::closure::source::{SavedFile, Source};
 
 /// Why the arguments do not go together.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// Nothing to serve.
-    #[error("nothing to serve: give --system, --root or --roots-file (see --help)")]
+    #[error("nothing to serve: give --system, --root, --roots-file or --from (see --help)")]
     NoRoots,
     /// The same, and what would be the mount point is a command.
     #[error("nothing to serve: '{0}' is a command as the first word only: nix-store-fs {0} … (see --help)")]
@@ -42,15 +43,19 @@ impl RootArgs {
     ///
     /// # Errors
     /// [`ConfigError::NoRoots`], [`ConfigError::Untrusted`].
-    pub(super) fn check(self) -> Result<(Roots, Option<String>), ConfigError> {
+    pub(super) fn check(self) -> Result<(Source, Option<String>), ConfigError> {
         // The directory that a change shows in is watched: a bare name has none. What cannot be read is said later.
-        let file = self.roots_file.map(|path| std::path::absolute(&path).unwrap_or(path));
+        let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
         check_untrusted(&self.untrusted)?;
+        if let Some(path) = self.from.map(absolute) {
+            return Ok((Source::Saved(SavedFile { path, untrusted: self.untrusted }), self.store));
+        }
+        let file = self.roots_file.map(absolute);
         let roots = Roots { system: self.system, paths: self.roots, file, untrusted: self.untrusted };
         if roots.is_empty() {
             return Err(ConfigError::NoRoots);
         }
-        Ok((roots, self.store))
+        Ok((Source::Roots(roots), self.store))
     }
 }
 

@@ -7,7 +7,7 @@ use anstyle::{AnsiColor, Style};
 use serde::Serialize;
 
 use super::args::LogArgs;
-use super::closures::Resolved;
+use super::closures::{Known, Resolved};
 use super::exit::{Exit, Failure};
 use super::output::{Color, Harmless, print};
 use crate::closure::diff::{self, Change, Kind, Side};
@@ -27,7 +27,7 @@ const NONE: &str = "(none)";
 /// Tell in what two closures differ, by package
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// What was: a system, a profile, a generation (web-12-link)
+    /// What was: a system, a profile, a generation (web-12-link), or a file to which --dump-closure=json was saved
     old: PathBuf,
 
     /// What is, in the same ways
@@ -54,7 +54,8 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> Result<Exit, Failure> {
     super::config::check_untrusted(&args.untrusted)?;
-    let [old, new] = Resolved::systems([&args.old, &args.new], &args.untrusted, args.store)?;
+    let [old, new] = Known::systems([&args.old, &args.new], &args.untrusted, args.store)?;
+    let (old, new) = (old.closure("'diff'")?, new.closure("'diff'")?);
     let (before, after) = (Graph::new(&old.closure), Graph::new(&new.closure));
     let changes = diff::diff(&before, &after);
     let printer = Printer { names: [&args.old, &args.new], old: &old, new: &new, before, after, changes };

@@ -5,12 +5,14 @@ use std::path::PathBuf;
 
 use crate::closure::dump::DumpError;
 use crate::closure::resolve::ResolveError;
+use crate::closure::saved::AbsentError;
 use crate::monitor::MonitorError;
 use crate::monitor::mount::MountError;
 use crate::monitor::state::StateError;
 use crate::protocol::control::{AskError, ReloadError};
 use crate::store::StoreError;
 
+use super::closures::NamesOnly;
 use super::config::ConfigError;
 use super::status::Unanswered;
 use super::why::WhyError;
@@ -63,6 +65,9 @@ pub enum Failure {
     /// The roots do not give a closure.
     #[error(transparent)]
     Resolve(#[from] ResolveError),
+    /// More has to be known of a closure than a file says.
+    #[error(transparent)]
+    NamesOnly(#[from] NamesOnly),
     /// The closure has no form in the format asked for.
     #[error(transparent)]
     Dump(#[from] DumpError),
@@ -106,6 +111,7 @@ impl Failure {
             Self::Config(_) => Exit::Usage,
             Self::Monitor(error) => monitor(error),
             Self::Resolve(error) => resolve(error),
+            Self::NamesOnly(_) => Exit::Path,
             Self::Mount(error) => mount(error),
             Self::State(error) => state(error),
             Self::Reload(_) => Exit::Reload,
@@ -151,9 +157,16 @@ fn state(error: &StateError) -> Exit {
 
 fn resolve(error: &ResolveError) -> Exit {
     match error.cause() {
-        ResolveError::Profile(_) | ResolveError::File { .. } | ResolveError::Line { .. } => Exit::Path,
-        ResolveError::Store(StoreError::Invalid { .. }) => Exit::Invalid,
-        ResolveError::Store(_) | ResolveError::NotAClosure(_) => Exit::Store,
+        ResolveError::Profile(_)
+        | ResolveError::File { .. }
+        | ResolveError::Line { .. }
+        | ResolveError::Saved(_)
+        | ResolveError::OtherStore { .. } => Exit::Path,
+        ResolveError::Store(StoreError::Invalid { .. })
+        | ResolveError::Absent(AbsentError::Absent { .. }) => Exit::Invalid,
+        ResolveError::Store(_)
+        | ResolveError::NotAClosure(_)
+        | ResolveError::Absent(AbsentError::Examine { .. }) => Exit::Store,
         ResolveError::Roots(_) => Exit::Roots,
     }
 }

@@ -29,6 +29,7 @@ use clap::{CommandFactory, Parser};
 use crate::startup::Stored;
 use crate::{error, log, panics, startup, sys};
 use args::{Args, Command};
+pub use closures::NamesOnly;
 pub use config::ConfigError;
 pub use exit::{Exit, Failure};
 pub use status::Unanswered;

@@ -9,7 +9,7 @@ use super::config::ConfigError;
 use super::exit::{Exit, Failure};
 use super::views;
 use crate::closure::profile;
-use crate::closure::resolve::Roots;
+use crate::closure::source::Source;
 use crate::monitor::{self, Ending, Settings, mount};
 use crate::startup::Stored;
 
@@ -31,18 +31,18 @@ pub(super) fn run(args: Args, stored: Stored) -> Result<Exit, Failure> {
 /// Checks `args` without touching the store, FUSE or the mount point.
 fn check(args: Args) -> Result<Settings, ConfigError> {
     let log = args.log();
-    let (roots, store) =
+    let (source, store) =
         args.roots.check().map_err(|error| match args.mountpoint.as_deref().and_then(command) {
             Some(word) if matches!(error, ConfigError::NoRoots) => ConfigError::CommandLater(word),
             _ => error,
         })?;
-    let name = args.name.or_else(|| made_up(&roots)).ok_or(ConfigError::NoName)?;
+    let name = args.name.or_else(|| made_up(&source)).ok_or(ConfigError::NoName)?;
     check_name(&name)?;
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     Ok(Settings {
         mountpoint: args.mountpoint.unwrap_or_else(|| views::base().join(&name)),
         state: views::states().join(&name),
-        roots,
+        source,
         store,
         threads: args.threads.map_or(cores.clamp(*THREADS.start(), *THREADS.end()), usize::from),
         io: args.io,
@@ -68,10 +68,15 @@ fn absolute(path: PathBuf) -> Result<PathBuf, ConfigError> {
     std::path::absolute(&path).map_err(|source| ConfigError::GcRoot { path, source })
 }
 
-fn made_up(roots: &Roots) -> Option<String> {
-    let path = roots.system.as_ref().or(roots.paths.first());
-    let from_file = || Some(roots.file.as_ref()?.file_stem()?.to_str()?.to_owned());
-    path.map_or_else(from_file, |path| profile::view_name(path))
+fn made_up(source: &Source) -> Option<String> {
+    let stem = |file: &Path| Some(file.file_stem()?.to_str()?.to_owned());
+    match source {
+        Source::Roots(roots) => match roots.system.as_ref().or(roots.paths.first()) {
+            Some(path) => profile::view_name(path),
+            None => stem(roots.file.as_ref()?),
+        },
+        Source::Saved(file) => stem(&file.path),
+    }
 }
 
 fn check_name(name: &str) -> Result<(), ConfigError> {
@@ -83,6 +88,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
+    use crate::closure::source::SavedFile;
 
     fn check(args: &[&str]) -> Result<Settings, ConfigError> {
         super::check(Args::parse_from([&["nix-store-fs"], args].concat()))
@@ -97,6 +103,8 @@ mod tests {
         assert_eq!(name(&["--system", "/profiles/per-container/web"]), "web");
         assert_eq!(name(&["--root", "/a/b", "--roots-file", "/c"]), "b");
         assert_eq!(name(&["--roots-file", "/etc/nix-store-fs/db.roots"]), "db");
+        assert_eq!(name(&["--from", "/etc/nix-store-fs/db.json"]), "db");
+        assert_eq!(name(&["--from", "closure"]), "closure");
         assert_eq!(name(&["--system", "/a", "--name", "other"]), "other");
     }
 
@@ -113,9 +121,15 @@ mod tests {
 
     #[test]
     fn a_roots_file_is_watched_where_it_lies() {
-        let file = |file: &str| check(&["--roots-file", file, "--watch"]).unwrap().roots.file.unwrap();
+        let file = |file: &str| match check(&["--roots-file", file, "--watch"]).unwrap().source {
+            Source::Roots(roots) => roots.file.unwrap(),
+            Source::Saved(file) => panic!("{file:?}"),
+        };
         assert_eq!(file("/etc/web.roots"), Path::new("/etc/web.roots"));
         assert_eq!(file("roots"), std::env::current_dir().unwrap().join("roots"));
+        let from = check(&["--from", "saved", "--untrusted", "/a"]).unwrap().source;
+        let path = std::env::current_dir().unwrap().join("saved");
+        assert_eq!(from, Source::Saved(SavedFile { path, untrusted: vec!["/a".into()] }));
     }
 
     #[test]
@@ -137,7 +151,7 @@ mod tests {
     fn what_is_not_trusted_is_absolute() {
         let untrusted = |dir: &str| match check(&["--system", "/a", "--untrusted", dir, "--untrusted", "/c"])
         {
-            Ok(settings) => Some(settings.roots.untrusted),
+            Ok(settings) => Some(settings.source.untrusted().to_vec()),
             Err(ConfigError::Untrusted(path)) if path == Path::new(dir) => None,
             other => panic!("{other:?}"),
         };

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::args::{LogArgs, RootArgs};
-use super::closures::Resolved;
+use super::closures::{Known, Resolved};
 use super::exit::{Exit, Failure};
 use super::output::{Color, Harmless, print};
 use crate::closure::graph::{Graph, Node};
@@ -64,7 +64,7 @@ pub enum WhyError {
 }
 
 pub(super) fn run(args: Args) -> Result<Exit, Failure> {
-    let resolved = Resolved::of(args.roots)?;
+    let resolved = Known::of(args.roots)?.closure("'why'")?;
     let graph = Graph::new(&resolved.closure);
     let asked = asked_for(&args.path, &resolved);
     let found = why::named(&graph, &asked);

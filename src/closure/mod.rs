@@ -1,7 +1,7 @@
 //! From a path that a person types to a closure: [`profile`] follows links and returns what that depended on
 //! ([`dependency`]) where nobody else decides ([`trust`]) or makes up who does ([`mounter`]), [`resolve`] asks the store and holds what it answers, [`roots`]
 //! are the links that hold it beyond this process, in a [`directory`] that nobody else chooses, [`dump`] prints it,
-//! and [`saved`] reads what was printed.
+//! and [`saved`] reads what was printed. [`source`] tells where the closure that is served comes from.
 //!
 //! [`graph`] tells who refers to whom and what goes with it, [`why`] which chains lead to a path, [`occurrences`] where in its
 //! files one path names another, [`diff`] in what two closures differ, [`package`] what is a version in a name.
@@ -21,6 +21,7 @@ pub mod profile;
 pub mod resolve;
 pub mod roots;
 pub mod saved;
+pub mod source;
 pub mod trust;
 pub mod why;
 

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use crate::closure::dependency::Dependency;
 use crate::closure::profile::{self, ProfileError, StoreDirs};
 use crate::closure::roots::RootsError;
+use crate::closure::saved::{AbsentError, Problem, SavedError};
 use crate::closure::trust::Trust;
 use crate::closure::{Closure, NotAClosure};
 use crate::store::{Store, StoreError};
@@ -68,6 +69,25 @@ pub enum ResolveError {
         #[source]
         source: io::Error,
     },
+    /// No closure can be read from a file.
+    #[error(transparent)]
+    Saved(#[from] SavedError),
+    /// A file names another store than the address.
+    #[error(
+        "the closure in '{}' is one of the store directory '{}', and --store means a store of '{}'; give the store that it was saved from",
+        file.display(), saved.display(), dir.display()
+    )]
+    OtherStore {
+        /// The file.
+        file: PathBuf,
+        /// The store directory in it.
+        saved: PathBuf,
+        /// That of the address.
+        dir: PathBuf,
+    },
+    /// Members of a closure from a file are not there.
+    #[error(transparent)]
+    Absent(#[from] AbsentError),
     /// The store answered nonsense.
     #[error(transparent)]
     NotAClosure(#[from] NotAClosure),
@@ -94,14 +114,18 @@ impl ResolveError {
             Self::Profile(error) => error.may_pass(),
             Self::Store(error) => error.may_pass(),
             // A new file, or other contents, are a change. Permissions are not watched.
-            Self::File { source, .. } => !matches!(
-                source.kind(),
-                io::ErrorKind::NotFound
-                    | io::ErrorKind::NotADirectory
-                    | io::ErrorKind::InvalidData
-                    | io::ErrorKind::FileTooLarge
-            ),
-            Self::NotAClosure(_) => true,
+            Self::File { source, .. } | Self::Saved(SavedError { problem: Problem::Read(source), .. }) => {
+                !matches!(
+                    source.kind(),
+                    io::ErrorKind::NotFound
+                        | io::ErrorKind::NotADirectory
+                        | io::ErrorKind::InvalidData
+                        | io::ErrorKind::FileTooLarge
+                )
+            }
+            Self::Saved(_) | Self::OtherStore { .. } => false,
+            // The store itself is not watched.
+            Self::NotAClosure(_) | Self::Absent(_) => true,
             Self::Roots(error) => error.may_pass(),
             Self::Line { why, .. } => why.may_pass(),
         }
@@ -135,11 +159,11 @@ pub struct Root {
     pub origin: Option<Origin>,
 }
 
-/// Roots that were followed.
+/// What links and files led to: roots, unless it says otherwise.
 #[derive(Debug)]
-pub struct Followed {
-    /// The store paths that they lead to.
-    pub result: Result<Vec<Root>, ResolveError>,
+pub struct Followed<T = Vec<Root>> {
+    /// What they lead to.
+    pub result: Result<T, ResolveError>,
     /// Everything whose change may change that: whatever was at the paths that were examined.
     pub depends_on: Vec<Dependency>,
 }
@@ -328,6 +352,7 @@ mod tests {
         let profile = |error: ProfileError| ResolveError::Profile(error);
         let daemon = || StoreError::Daemon { uri: "daemon".into(), cause: String::new() };
         let in_line = |why| ResolveError::Line { file: "/roots".into(), number: 3, why: Box::new(why) };
+        let saved = |problem| ResolveError::from(SavedError { file: "/saved".into(), problem });
         let bad = || StoreError::UnknownUri { uri: "ssh://".into() };
         let cases = [
             (profile(ProfileError::Absent("/a".into())), false),
@@ -358,6 +383,13 @@ mod tests {
             (StoreError::Initialise { cause: String::new() }.into(), false),
             (StoreError::Version { built: "2.26", loaded: "2.27".into() }.into(), false),
             (NotAClosure(root()).into(), true),
+            (saved(Problem::Read(io(io::ErrorKind::NotFound))), false),
+            (saved(Problem::Read(io(io::ErrorKind::PermissionDenied))), true),
+            (saved(Problem::Read(io(io::ErrorKind::ResourceBusy))), true),
+            (saved(Problem::Format), false),
+            (saved(Problem::TooLong(1)), false),
+            (ResolveError::OtherStore { file: "/a".into(), saved: "/b".into(), dir: "/c".into() }, false),
+            (AbsentError::Absent { dir: "/a".into(), first: vec![root()], count: 1, all: 1 }.into(), true),
             (RootsError::NotADirectory("/roots".into()).into(), true),
             (
                 RootsError::Untrusted {

@@ -19,6 +19,7 @@ use super::runtime::Runtime;
 use super::state::{self, State, StateDir, StateError};
 use super::supervisor::{Action, Content, Event, Note, Notice, Refusal, Seen, Slow, Supervisor};
 use super::systemd;
+use crate::closure::source::Source;
 use crate::error;
 use crate::fuse::ledger;
 use crate::protocol::control::Outcome;
@@ -88,7 +89,7 @@ impl Runtime {
                     Notice::Reloading => systemd::reloading(),
                     Notice::Ready(status) => systemd::ready(&status),
                     Notice::Status(status) => systemd::status(&status),
-                    Notice::Starting(slow) => systemd::starting(waits_for(slow)),
+                    Notice::Starting(slow) => systemd::starting(waits_for(slow, &self.settings.source)),
                 }
                 None
             }
@@ -386,7 +387,9 @@ impl Runtime {
             Note::NoJournal => {
                 tracing::error!("cannot hand over: there is no node journal for a successor to resume from");
             }
-            Note::Slow(slow) => tracing::warn!("still waiting: {}", waits_for(slow)),
+            Note::Slow(slow) => {
+                tracing::warn!("still waiting: {}", waits_for(slow, &self.settings.source));
+            }
         }
     }
 }
@@ -435,8 +438,11 @@ fn knock_elsewhere(mounted: Mounted) -> io::Result<()> {
 }
 
 /// What a wait is for, in words.
-fn waits_for(slow: Slow) -> &'static str {
+fn waits_for(slow: Slow, source: &Source) -> &'static str {
     match slow {
+        Slow::Store if matches!(source, Source::Saved(_)) => {
+            "the file of --from has not been read yet, or the store directory does not answer; a pipe is read when somebody has written to it"
+        }
         Slow::Store => "the Nix store has not resolved the roots yet; a garbage collection may hold its lock",
         Slow::Mount => "the mount point does not answer yet; its file system may hang",
         Slow::Server => {

@@ -10,6 +10,7 @@ use super::memory;
 use super::mount::Mounted;
 use super::runtime::Runtime;
 use super::supervisor::{Content, Supervisor};
+use crate::closure::source::Source;
 use crate::protocol::control::report::{self, Member, Report, Used, UsedMember};
 use crate::protocol::control::status::{self, Asked, Process, Seconds, Settings, Status, Store, Usage};
 use crate::protocol::control::{Document, Question};
@@ -94,8 +95,17 @@ impl Runtime {
     }
 
     fn asked(&self) -> Asked {
-        let roots = &self.settings.roots;
-        Asked { system: roots.system.clone(), roots: roots.paths.clone(), roots_file: roots.file.clone() }
+        match &self.settings.source {
+            Source::Roots(roots) => Asked {
+                system: roots.system.clone(),
+                roots: roots.paths.clone(),
+                roots_file: roots.file.clone(),
+                from: None,
+            },
+            Source::Saved(file) => {
+                Asked { system: None, roots: Vec::new(), roots_file: None, from: Some(file.path.clone()) }
+            }
+        }
     }
 
     // ---- what servers count ------------------------------------------------------------------------------------

@@ -148,12 +148,7 @@ impl Runtime {
                 Err(error) => return events.push(unresolved(error, true)),
             }
         }
-        let closure = answer.closure;
-        let found = Found {
-            number: answer.number,
-            view: closure.view(),
-            roots: closure.roots().iter().cloned().collect(),
-        };
+        let found = Found { number: answer.number, view: answer.view, roots: answer.roots };
         events.push(Event::Resolved(Ok(found)));
     }
 

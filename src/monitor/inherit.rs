@@ -73,7 +73,7 @@ pub(super) fn begin(settings: Settings, signals: SignalFd, stored: Stored) -> Re
         }
     };
     // The store's owner joins them when it is open.
-    let trust = Trust::of_process(None).with_untrusted(&settings.roots.untrusted);
+    let trust = Trust::of_process(None).with_untrusted(settings.source.untrusted());
     let former = link_dirs.iter().filter(|dir| settings.gc_root.as_ref() != Some(*dir));
     let former =
         former.map(|dir| RootLinks::new(dir, &settings.name, BTreeSet::new(), trust.clone())).collect();
@@ -84,7 +84,7 @@ pub(super) fn begin(settings: Settings, signals: SignalFd, stored: Stored) -> Re
     let (arming, watch) = settings.watch.then(watch::start).flatten().unzip();
     let task = Task {
         uri: settings.store.clone(),
-        roots: settings.roots.clone(),
+        source: settings.source.clone(),
         held,
         links,
         former,

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::closure::resolve::Roots;
+use crate::closure::source::Source;
 use crate::log::LogSettings;
 use crate::protocol::handshake::Io;
 use crate::sandbox::Sandbox;
@@ -16,8 +16,8 @@ pub struct Settings {
     /// Where it is mounted.
     pub mountpoint: PathBuf,
     /// What it shows.
-    pub roots: Roots,
-    /// The store's address; without one, the store that Nix's commands open.
+    pub source: Source,
+    /// The store's address; without one, the store that Nix's commands open, or that of a saved closure.
     pub store: Option<String>,
     /// Threads that answer requests.
     pub threads: usize,

@@ -1,4 +1,4 @@
-//! The store thread: the one thread that owns the Nix store and all garbage collector roots.
+//! The store thread: the one thread that owns the Nix store and all garbage collector roots, or reads the file that has the closure.
 //!
 //! Opening a store may put the thread into a mount namespace of its own ([`Store::open`]), and Nix's calls may
 //! take long: so the store lives on a thread that does nothing else, and temporary roots last as long as it. Links of the
@@ -7,13 +7,15 @@
 //! Invariants:
 //! - What a resolution depended on is watched before it is answered, whether it succeeded or not. If the store cannot be
 //!   opened, nothing is followed and the watches stay as they are.
-//! - A resolution is answered when it is held: by temporary roots, and by links if links were asked for.
+//! - A resolution is answered when it is held: by temporary roots, and by links if links were asked for. What is from a file is
+//!   held by nobody, and each member of it was there a moment ago; no store is opened then.
 //! - Once the store is open it changes nothing but Nix's state and the links ([`sandbox::StoreThread`]). Before it needs more: a mount
 //!   namespace, and to make a read-only store writable in it.
 //! - Links are made and removed by this thread alone, unless it does not answer at the end.
 //! - The end waits for this thread for a limited time: it may hang in a call of Nix. Then the ending thread forbids
 //!   further links and removes the existing ones itself ([`StoreThread::end`]).
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,13 +25,13 @@ use std::time::Duration;
 
 use super::error::MonitorError;
 use super::{opening, poll};
-use crate::closure::Closure;
 use crate::closure::profile::StoreDirs;
 use crate::closure::resolve::{self, ResolveError, Roots};
 use crate::closure::roots::{Ledger, RootLinks};
+use crate::closure::source::{Located, SavedFile, Source};
 use crate::sandbox::{self, Sandbox};
 use crate::server::stops::{self, Stop};
-use crate::store::Store;
+use crate::store::{Place, Store};
 use crate::values::{StorePath, View};
 
 use super::watch::Arming;
@@ -64,8 +66,10 @@ pub(super) enum Left {
 pub(super) struct Answer {
     /// Later resolutions have greater numbers.
     pub(super) number: u64,
-    /// The closure.
-    pub(super) closure: Closure,
+    /// The closure, as servers know it.
+    pub(super) view: View,
+    /// Its roots; each member, where it is not known which of them were.
+    pub(super) roots: BTreeSet<StorePath>,
     /// The physical store directory.
     pub(super) store: PathBuf,
     /// The same, opened here: the disk may not answer.
@@ -75,10 +79,10 @@ pub(super) struct Answer {
 /// What the thread works with.
 #[derive(Debug)]
 pub(super) struct Task {
-    /// The store's address; without one, the store that Nix's commands open.
+    /// The store's address; without one, the store that Nix's commands open, or that of a saved closure.
     pub(super) uri: Option<String>,
     /// What is to be served.
-    pub(super) roots: Roots,
+    pub(super) source: Source,
     /// Served already by an earlier process: to be held as well.
     pub(super) held: View,
     /// Links that hold the roots beyond this process.
@@ -101,6 +105,8 @@ pub(super) struct StoreThread {
     links: Option<Ledger>,
     /// Of [`Task::former`].
     former: Vec<Ledger>,
+    /// What the thread may wait for, in words.
+    awaited: &'static str,
 }
 
 impl StoreThread {
@@ -115,11 +121,15 @@ impl StoreThread {
         let (answer, answers) = channel();
         let links = task.links.as_ref().map(RootLinks::ledger);
         let former = task.former.iter().map(RootLinks::ledger).collect();
-        let worker = Worker { task, store: None, confined: false, inherited: false, number: 0 };
+        let awaited = match &task.source {
+            Source::Roots(_) => "the Nix store",
+            Source::Saved(_) => "the file of --from, or the store directory,",
+        };
+        let worker = Worker { task, answerer: None, confined: false, inherited: false, number: 0 };
         thread::Builder::new()
             .name("store".to_owned())
             .spawn(move || worker.work(&asked, &answer, &signal))?;
-        Ok(Self { questions, answers, ready, links, former })
+        Ok(Self { questions, answers, ready, links, former, awaited })
     }
 
     /// Asks for a resolution; the answer comes later.
@@ -139,7 +149,7 @@ impl StoreThread {
         if self.questions.send(Question::End(left, done)).is_ok() && is_done.recv_timeout(END_GRACE).is_ok() {
             return;
         }
-        tracing::warn!("the Nix store does not answer; ending without waiting for it");
+        tracing::warn!("{} does not answer; ending without waiting for it", self.awaited);
         // None but `links` ever makes a link.
         let making = match left {
             Left::Nothing => {
@@ -174,11 +184,28 @@ impl StoreThread {
     }
 }
 
+/// What the thread asks.
+#[derive(Debug)]
+enum Answerer {
+    Store(Store, Roots),
+    File(Place, SavedFile),
+}
+
+impl Answerer {
+    fn open(task: &Task) -> Result<Self, ResolveError> {
+        let uri = task.uri.as_deref();
+        Ok(match &task.source {
+            Source::Roots(roots) => Self::Store(Store::open_given(uri)?, roots.clone()),
+            Source::Saved(file) => Self::File(Place::of(uri)?, file.clone()),
+        })
+    }
+}
+
 /// The thread's own.
 #[derive(Debug)]
 struct Worker {
     task: Task,
-    store: Option<Store>,
+    answerer: Option<Answerer>,
     /// Whether the thread has given up its rights.
     confined: bool,
     /// Whether what an earlier process served has temporary roots.
@@ -219,7 +246,7 @@ impl Worker {
                     }
                     // Nix's exit handlers must not run beside a store that is being closed: closed before the
                     // answer, as the process ends after it.
-                    drop(self.store.take());
+                    drop(self.answerer.take());
                     let _ = done.send(());
                     break;
                 }
@@ -228,28 +255,61 @@ impl Worker {
     }
 
     fn resolve(&mut self) -> Result<Answer, MonitorError> {
-        let Self { task, store: kept, confined, inherited, number } = self;
-        let store = match kept {
-            Some(store) => store,
-            None => kept.insert(Store::open_given(task.uri.as_deref()).map_err(ResolveError::from)?),
+        let Self { task, answerer: kept, confined, inherited, number } = self;
+        let answerer = match kept {
+            Some(answerer) => answerer,
+            None => kept.insert(Answerer::open(task)?),
         };
         if !*confined {
-            confine(task, store)?;
+            confine(task, answerer)?;
             *confined = true;
         }
-        Ok(Self::ask(task, store, inherited, number)?)
+        Ok(match answerer {
+            Answerer::Store(store, roots) => Self::ask(task, store, roots, inherited, number)?,
+            Answerer::File(place, file) => Self::read(task, place, file, number)?,
+        })
+    }
+
+    fn read(
+        task: &mut Task,
+        place: &Place,
+        file: &SavedFile,
+        number: &mut u64,
+    ) -> Result<Answer, ResolveError> {
+        let read = || file.read(place, &file.trust(place));
+        let found = match &mut task.watch {
+            Some(watch) => watch.follow(read),
+            None => read(),
+        };
+        let Located { saved, real_dir } = file.locate(&found.result?, place)?;
+        saved.check_present(&real_dir)?;
+        *number += 1;
+        if *number == 1 {
+            tracing::warn!(
+                file = %file.path.display(),
+                "nothing keeps the garbage collector away from a closure that is read from a file; make roots of it, or do not collect while it is served"
+            );
+        }
+        Ok(Answer {
+            number: *number,
+            view: saved.view(),
+            roots: saved.roots().into_iter().cloned().collect(),
+            opened: opening::open(&real_dir),
+            store: real_dir,
+        })
     }
 
     fn ask(
         task: &mut Task,
         store: &Store,
+        roots: &Roots,
         inherited: &mut bool,
         number: &mut u64,
     ) -> Result<Answer, ResolveError> {
         store.forget();
         // First, so that it is watched even if what comes next fails.
         let dirs = StoreDirs::of(store);
-        let follow = || resolve::follow(&task.roots, dirs);
+        let follow = || resolve::follow(roots, dirs);
         let found = match &mut task.watch {
             Some(watch) => watch.follow(follow),
             None => follow(),
@@ -275,18 +335,27 @@ impl Worker {
             links.announce(*number, closure.roots(), make)?;
         }
         let store = store.real_dir().to_owned();
-        Ok(Answer { number: *number, closure, opened: opening::open(&store), store })
+        Ok(Answer {
+            number: *number,
+            view: closure.view(),
+            roots: closure.roots().iter().cloned().collect(),
+            opened: opening::open(&store),
+            store,
+        })
     }
 }
 
-/// Gives up what this thread needed to open `store`.
-fn confine(task: &mut Task, store: &Store) -> Result<(), MonitorError> {
-    let Task { roots, links, former, sandbox, .. } = task;
-    let trust = resolve::trust(roots, StoreDirs::of(store));
+/// Gives up what this thread needed to open a store.
+fn confine(task: &mut Task, answerer: &Answerer) -> Result<(), MonitorError> {
+    let Task { links, former, sandbox, .. } = task;
+    let (trust, written) = match answerer {
+        Answerer::Store(store, roots) => (resolve::trust(roots, StoreDirs::of(store)), store.written_dirs()),
+        Answerer::File(place, file) => (file.trust(place), Vec::new()),
+    };
     links.iter_mut().chain(&mut *former).for_each(|links| links.set_trust(trust.clone()));
     // What is not there cannot be allowed.
     links.iter_mut().try_for_each(RootLinks::prepare).map_err(ResolveError::from)?;
     let links: Vec<_> = links.iter().chain(&*former).map(|links| links.dir().to_owned()).collect();
-    sandbox::StoreThread { written: &store.written_dirs(), links: &links }.confine(*sandbox)?;
+    sandbox::StoreThread { written: &written, links: &links }.confine(*sandbox)?;
     Ok(())
 }

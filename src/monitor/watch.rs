@@ -106,9 +106,9 @@ fn advice(error: Errno) -> &'static str {
 }
 
 impl Arming {
-    /// Follows the roots by `follow`, and watches what the result depends on. The result is of a moment after which
+    /// Follows the roots, or reads what is served, by `follow`, and watches what the result depends on. The result is of a moment after which
     /// every change is reported.
-    pub(super) fn follow(&mut self, mut follow: impl FnMut() -> Followed) -> Followed {
+    pub(super) fn follow<T>(&mut self, mut follow: impl FnMut() -> Followed<T>) -> Followed<T> {
         let mut attempt = 1;
         loop {
             let followed = follow();

@@ -126,7 +126,7 @@ fn a_result_that_is_outdated_each_time_is_a_change() {
     let mut times = 0;
     arming.follow(|| {
         times += 1;
-        Followed { result: Ok(Vec::new()), depends_on: vec![outdated.clone()] }
+        Followed { result: Ok(()), depends_on: vec![outdated.clone()] }
     });
     assert_eq!(times, ATTEMPTS);
     assert!(readable(&changes) && changes.take());

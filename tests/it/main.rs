@@ -28,6 +28,7 @@ mod failing_disk;
 mod few_descriptors;
 mod file_systems;
 mod formats;
+mod from;
 mod full_disk;
 mod handles;
 mod handover;

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::args::LogArgs;
-use super::closures::Resolved;
+use super::closures::{Known, Resolved};
 use super::exit::{Exit, Failure};
 use super::output::{Color, print};
 use super::status::Unanswered;
@@ -72,7 +72,8 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
 
 /// The closure of the view's roots, if the store tells it.
 fn resolve(report: &Report) -> Option<Resolved> {
-    let why = match Resolved::roots(&report.roots, report.store.address.clone()) {
+    let known = Known::shown(report.asked.from.clone(), &report.roots, report.store.address.clone());
+    let why = match known.and_then(|known| Ok(known.closure("what each path alone brings in")?)) {
         Ok(resolved) => return Some(resolved),
         Err(failure) => error::chain(&failure),
     };

@@ -126,8 +126,9 @@ fn asked(view: &Status) -> String {
     let system = view.asked.system.iter().map(|path| format!("--system {}", Harmless::path(path)));
     let roots = view.asked.roots.iter().map(|path| format!("--root {}", Harmless::path(path)));
     let file = view.asked.roots_file.iter().map(|path| format!("--roots-file {}", Harmless::path(path)));
+    let from = view.asked.from.iter().map(|path| format!("--from {}", Harmless::path(path)));
     let store = view.store.address.iter().map(|address| format!("--store {}", Harmless::text(address)));
-    system.chain(roots).chain(file).chain(store).collect::<Vec<_>>().join(" ")
+    system.chain(roots).chain(file).chain(from).chain(store).collect::<Vec<_>>().join(" ")
 }
 
 fn names(paths: &[StorePath]) -> String {

@@ -126,6 +126,9 @@ pub struct Asked {
     /// `--roots-file`.
     #[serde(with = "lossless::optional")]
     pub roots_file: Option<PathBuf>,
+    /// `--from`.
+    #[serde(default, with = "lossless::optional")]
+    pub from: Option<PathBuf>,
 }
 
 /// How a view is served.

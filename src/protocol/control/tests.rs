@@ -151,7 +151,7 @@ fn status() -> Status {
         reload: Some(status::Stage::Switching),
         mount_point: PathBuf::from(OsString::from_vec(b"/run/\xff\n\x1b[2J".to_vec())),
         store: Store { address: None, directory: Some("/nix/store".into()) },
-        asked: status::Asked { system: Some("/a b".into()), roots: Vec::new(), roots_file: None },
+        asked: status::Asked { system: Some("/a b".into()), roots: Vec::new(), roots_file: None, from: None },
         roots: vec![StorePath::new("00000000000000000000000000000000-n").unwrap()],
         paths: 1,
         nar_size: u64::MAX,
