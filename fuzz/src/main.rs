@@ -21,6 +21,7 @@ const TARGETS: [(&str, fn(&[u8])); 15] = [
     ("store_path", texts::store_path),
     ("view", texts::view),
     ("roots_file", texts::roots_file),
+    ("saved", texts::saved),
     ("root_links", texts::root_links),
     ("listen_fds", texts::listen_fds),
     ("state", messages::state),

@@ -1,12 +1,14 @@
-//! Plain functions of text: names of store paths, what is served, files of roots, links of roots, variables of the environment, the mount
+//! Plain functions of text: names of store paths, what is served, files of roots and of closures, links of roots, variables of the environment, the mount
 //! table.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
 
+use nix_store_fs::closure::dump::{self, Format};
 use nix_store_fs::closure::resolve;
 use nix_store_fs::closure::roots::Targets;
+use nix_store_fs::closure::saved::{Content, Saved};
 use nix_store_fs::monitor::mount;
 use nix_store_fs::startup;
 use nix_store_fs::values::{StorePath, View};
@@ -68,6 +70,52 @@ pub(crate) fn roots_file(data: &[u8]) {
     };
     assert!(lines.iter().all(|line| text.lines().nth(line.number - 1).is_some()));
     assert_eq!(without_numbers(resolve::parse(&again)), without_numbers(lines));
+}
+
+/// A closure from a file: what is understood is a closure, in one directory, and the same when it is printed and read again.
+pub(crate) fn saved(data: &[u8]) {
+    let saved = match Saved::parse(data) {
+        Ok(saved) => saved,
+        Err(problem) => {
+            let text = problem.to_string();
+            assert!(text.len() < 4096 && !text.contains(char::is_control), "{text:?}");
+            return;
+        }
+    };
+    let dir = saved.store_dir();
+    assert!(dir.is_absolute() && dir.components().collect::<std::path::PathBuf>() == dir, "{dir:?}");
+    assert!(dir.components().skip(1).all(|part| matches!(part, Component::Normal(_))), "{dir:?}");
+    let members: BTreeSet<_> = saved.members().into_iter().collect();
+    assert!(members.iter().all(|path| is_store_path(path.as_str())));
+    assert!(saved.roots().iter().all(|root| members.contains(root)));
+    assert_eq!(saved.view().len(), members.len());
+    let again = match saved.content() {
+        Content::Names(_) => {
+            let line =
+                |path: &&StorePath| [dir.as_os_str().as_bytes(), b"/", path.as_str().as_bytes()].concat();
+            members.iter().map(line).collect::<Vec<_>>().join(&b'\n')
+        }
+        Content::Closure(closure) => {
+            let references = |path: &StorePath| {
+                let info = closure.members().find(|info| info.path == *path).unwrap();
+                info.references.clone()
+            };
+            let mut reached = BTreeSet::new();
+            let mut todo: Vec<StorePath> = closure.roots().to_vec();
+            while let Some(path) = todo.pop() {
+                if reached.insert(path.clone()) {
+                    todo.extend(references(&path));
+                }
+            }
+            assert!(reached.iter().eq(members.iter().copied()), "no closure: {reached:?}");
+            // Not every hash that is read has a form in each format.
+            for format in [Format::Text, Format::StorePaths, Format::Registration, Format::Dot] {
+                let _ = dump::render(closure, dir, format);
+            }
+            dump::render(closure, dir, Format::Json).unwrap()
+        }
+    };
+    assert_eq!(Saved::parse(&again).unwrap(), saved);
 }
 
 /// Links that must exist: whatever happens in whatever order, nothing that is served or about to be is removed.
