@@ -35,9 +35,15 @@ fn unescape(field: &str) -> PathBuf {
 /// All mounts, in the order they were made.
 pub(crate) fn all() -> Vec<Mount> {
     let words = |field: &str| field.split(',').map(str::to_owned).collect();
-    std::fs::read_to_string("/proc/self/mountinfo")
-        .unwrap()
-        .lines()
+    // The kernel escapes white space and leaves other bytes as they are, which need not be text.
+    let table = std::fs::read("/proc/self/mountinfo").unwrap();
+    let ascii =
+        |byte: &u8| if byte.is_ascii() { char::from(*byte).to_string() } else { format!("\\{byte:03o}") };
+    table
+        .iter()
+        .map(ascii)
+        .collect::<String>()
+        .split_terminator('\n')
         .map(|line| {
             let (left, right) = line.split_once(" - ").unwrap();
             let left: Vec<&str> = left.split(' ').collect();
