@@ -3,6 +3,8 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use anstyle::Style;
+
 use super::args::{LogArgs, RootArgs};
 use super::closures::{Known, Resolved};
 use super::exit::{Exit, Failure};
@@ -131,28 +133,32 @@ impl Printer<'_> {
         }
         for (number, node) in (1..).zip(found) {
             if found.len() > 1 {
-                writeln!(out, "\n{number}. {}", self.path(*node)).map_err(output)?;
+                let name = self.graph.info(*node).map(|info| info.path.name()).unwrap_or_default();
+                writeln!(out, "\n{number}. {name}").map_err(output)?;
             }
             let steps = if self.all { why::all(self.graph, *node) } else { why::chain(self.graph, *node) };
             if steps.is_empty() {
                 writeln!(out, "{}\n  no root leads to it", self.path(*node)).map_err(output)?;
             }
             for step in steps {
-                self.step(step, out)?;
+                self.step(step, *node, out)?;
             }
         }
         Ok(())
     }
 
-    fn step(&self, step: Step, out: &mut dyn Write) -> Result<(), Failure> {
+    /// A line of a chain to `target`, below those that say where its reference stands.
+    fn step(&self, step: Step, target: Node, out: &mut dyn Write) -> Result<(), Failure> {
+        let dimmed = Style::new().dimmed();
         for occurrence in self.occurrences(step)? {
             let indent = indentation(step.depth);
-            writeln!(out, "{indent}{occurrence}").map_err(Failure::Output)?;
+            writeln!(out, "{indent}{dimmed}{occurrence}{dimmed:#}").map_err(Failure::Output)?;
         }
+        let style = if step.node == target { Style::new().bold() } else { Style::new() };
         let arrow = if step.depth == 0 { "" } else { "→ " };
         let depth = if step.depth > INDENTED_MAX { format!("({}) ", step.depth) } else { String::new() };
-        writeln!(out, "{}{arrow}{depth}{}", indentation(step.depth), self.path(step.node))
-            .map_err(Failure::Output)
+        let (indent, path) = (indentation(step.depth), self.path(step.node));
+        writeln!(out, "{indent}{arrow}{depth}{style}{path}{style:#}").map_err(Failure::Output)
     }
 
     /// Where the reference that led here stands.

@@ -152,7 +152,10 @@ fn hostile_names_of_files_are_escaped() {
         let name = std::ffi::OsStr::from_bytes(b"a\n\x1b[2J\xff");
         std::fs::write(path.join(name), format!("\x1b]0;title\x07{}\x1b[31m", fixture.file.path)).unwrap();
     });
-    let text = why(store, &hostile, &["--precise", "--color=always", &fixture.file.base]);
+    let coloured = why(store, &hostile, &["--precise", "--color=always", &fixture.file.base]);
+    let text = why(store, &hostile, &["--precise", &fixture.file.base]);
+    assert_eq!(coloured.replace("\u{1b}[2m", "").replace("\u{1b}[1m", "").replace("\u{1b}[0m", ""), text);
+    assert_ne!(coloured, text);
     assert_eq!(
         text.lines().nth(1),
         Some(format!("  a\\n\\u{{1b}}[2J\\xff, byte 21: {}", fixture.file.path).as_str()),
