@@ -2,6 +2,9 @@
 
 #include "nix-store-fs/src/store/ffi.rs.h"
 
+#include <deque>
+#include <string_view>
+#include <unordered_map>
 #include <utility>
 
 namespace nix_store_fs {
@@ -193,15 +196,18 @@ struct Handle::Impl
         throw Failure(Failure::Unsupported, "its files lie in no directory of this machine");
     }
 
-    Info info(const nix::StorePath & path) const
+    // `number` gives the place of a path in the answer.
+    template<class Number>
+    Info info(const nix::StorePath & path, Number && number) const
     {
         auto found = store->queryPathInfo(path);
         Info info;
         info.path = base_name(path);
         info.nar_hash = compat::sri(found->narHash, &nix::Hash::to_string);
         info.nar_size = found->narSize;
+        info.references.reserve(found->references.size());
         for (auto & reference : found->references)
-            info.references.push_back(base_name(reference));
+            info.references.push_back(number(reference));
         if (found->deriver)
             info.deriver = base_name(*found->deriver);
         info.registration_time = found->registrationTime;
@@ -253,17 +259,29 @@ bool Handle::is_valid(rust::Str path) const
     return guard([&] { return impl->store->isValidPath(store_path({path.data(), path.size()})); });
 }
 
+// What Nix's computeFSClosure() does, with one question a path, but for two things: that one calls itself at each step of a chain, and
+// a long one overflows the stack of a thread; and each path's facts had to be asked for a second time.
 rust::Vec<Info> Handle::closure(rust::Slice<const rust::String> roots) const
 {
     return guard([&] {
-        nix::StorePathSet wanted, members;
+        // Members stay where they are while it grows; their names are looked up by all of their characters (Nix's own hash of a
+        // path is its first eight).
+        std::deque<nix::StorePath> members;
+        std::unordered_map<std::string_view, uint32_t> places;
+        auto place = [&](const nix::StorePath & path) {
+            if (auto known = places.find(path.to_string()); known != places.end())
+                return known->second;
+            auto next = static_cast<uint32_t>(members.size());
+            members.push_back(path);
+            places.emplace(members.back().to_string(), next);
+            return next;
+        };
         for (auto & root : roots)
-            wanted.insert(store_path({root.data(), root.size()}));
-        impl->store->computeFSClosure(wanted, members);
+            place(store_path({root.data(), root.size()}));
         rust::Vec<Info> out;
-        out.reserve(members.size());
-        for (auto & member : members)
-            out.push_back(impl->info(member)); // from the cache that computing the closure has filled
+        // By place: it grows while it is walked.
+        for (size_t next = 0; next < members.size(); next++)
+            out.push_back(impl->info(members[next], place));
         return out;
     });
 }

@@ -152,6 +152,12 @@ pub enum StoreError {
     /// Nix's database names a path that no store can hold.
     #[error("Nix's database is damaged; check the store with `nix-store --verify`")]
     Damaged(#[from] InvalidStorePath),
+    /// A defect of the program: an answer has a reference to a path that is not in it.
+    #[error("internal error: the store's answer lacks a reference of '{path}'; please report this bug")]
+    Incomplete {
+        /// Whose reference it is.
+        path: StorePath,
+    },
     /// A garbage collector root that lasts as long as this process.
     #[error(
         "cannot protect '{path}' from garbage collection while in use: {cause}; is the store's state directory writable?"
@@ -196,6 +202,7 @@ impl StoreError {
             | Self::Invalid { .. }
             | Self::Query { .. }
             | Self::Damaged(_)
+            | Self::Incomplete { .. }
             | Self::TempRoot { .. }
             | Self::IndirectRoot { .. } => true,
         }

@@ -16,12 +16,13 @@ pub(super) mod bridge {
         value: Vec<u8>,
     }
 
-    /// What Nix knows of one path. An empty `deriver` or `ca` is one that there is not.
+    /// What Nix knows of one path. An empty `deriver` or `ca` is one that there is not. References are places in the answer that this is
+    /// in: there are several times as many as paths, and each would be copied, and checked.
     struct Info {
         path: String,
         nar_hash: String,
         nar_size: u64,
-        references: Vec<String>,
+        references: Vec<u32>,
         deriver: String,
         registration_time: i64,
         signatures: Vec<String>,

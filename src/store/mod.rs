@@ -203,7 +203,9 @@ impl Store {
         }
         let names: Vec<String> = roots.iter().map(|root| root.as_str().to_owned()).collect();
         let found = self.handle.closure(&names).map_err(|e| query(OPERATION, first, e))?;
-        let mut members = found.into_iter().map(path_info).collect::<Result<Vec<_>, _>>()?;
+        let names = found.iter().map(|info| StorePath::new(&info.path)).collect::<Result<Vec<_>, _>>()?;
+        let infos = names.iter().zip(found).map(|(path, info)| path_info(path, info, &names));
+        let mut members = infos.collect::<Result<Vec<_>, _>>()?;
         members.sort_unstable_by(|a, b| a.path.cmp(&b.path));
         Ok(members)
     }
@@ -369,13 +371,15 @@ fn path_from(bytes: Vec<u8>) -> PathBuf {
     PathBuf::from(OsString::from_vec(bytes))
 }
 
-fn path_info(info: bridge::Info) -> Result<PathInfo, StoreError> {
+/// `info` as plain values. `names` are the paths of the answer that it is in, by place.
+fn path_info(path: &StorePath, info: bridge::Info, names: &[StorePath]) -> Result<PathInfo, StoreError> {
     let present = |text: String| if text.is_empty() { None } else { Some(text) };
-    let mut references =
-        info.references.iter().map(|name| StorePath::new(name)).collect::<Result<Vec<_>, _>>()?;
+    let name = |place: &u32| usize::try_from(*place).ok().and_then(|place| names.get(place)).cloned();
+    let references: Option<Vec<_>> = info.references.iter().map(name).collect();
+    let mut references = references.ok_or_else(|| StoreError::Incomplete { path: path.clone() })?;
     references.sort_unstable();
     Ok(PathInfo {
-        path: StorePath::new(&info.path)?,
+        path: path.clone(),
         nar_hash: info.nar_hash,
         nar_size: info.nar_size,
         references,

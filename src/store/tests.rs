@@ -93,13 +93,7 @@ impl Scratch {
         lines.push(deriver.map_or(String::new(), |deriver| format!("/nix/store/{deriver}")));
         lines.push(references.len().to_string());
         lines.extend(references.iter().map(|reference| format!("/nix/store/{reference}")));
-        let mut child = command("nix-store")
-            .args(["--store", &self.uri(), "--load-db"])
-            .stdin(Stdio::piped())
-            .spawn()
-            .unwrap();
-        writeln!(child.stdin.take().unwrap(), "{}", lines.join("\n")).unwrap();
-        assert!(child.wait().unwrap().success());
+        load_db(&self.uri(), &format!("{}\n", lines.join("\n")));
     }
 
     /// What `nix-store` prints of this store, line by line and sorted.
@@ -143,6 +137,14 @@ impl Scratch {
         assert_eq!(all.len(), 5, "{all:?}");
         assert!(all.is_sorted_by(|a, b| a.path < b.path));
     }
+}
+
+/// Registers paths in the database of the store at `uri`.
+fn load_db(uri: &str, registration: &str) {
+    let mut command = command("nix-store");
+    let mut child = command.args(["--store", uri, "--load-db"]).stdin(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(registration.as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success());
 }
 
 fn base_name(path: &str) -> StorePath {
@@ -316,6 +318,34 @@ fn eight_threads_each_with_a_store_agree() {
             });
         }
     });
+}
+
+/// Nobody makes such a store on purpose. But the closure is asked for on a thread with a small stack, and whoever fills the store
+/// decides how long a chain is.
+#[test]
+fn a_chain_of_any_length_is_followed() {
+    const LENGTH: usize = 20_000;
+    let Some(scratch) = Scratch::new() else { return };
+    let name = |n: usize| StorePath::new(&format!("{n:032}-link")).unwrap();
+    // Each refers to itself and to the next one. A part at a time, the end first: nix-store has a stack as well.
+    let numbers: Vec<usize> = (0..LENGTH).rev().collect();
+    for part in numbers.chunks(2_000) {
+        let lines = part.iter().map(|n| {
+            let (this, hash) = (name(*n), "0".repeat(64));
+            let next = Some(n + 1).filter(|next| *next < LENGTH);
+            let next = next.map_or(String::new(), |next| format!("/nix/store/{}\n", name(next)));
+            let count = 1 + next.lines().count();
+            format!("/nix/store/{this}\nsha256:{hash}\n{n}\n\n{count}\n/nix/store/{this}\n{next}")
+        });
+        load_db(&scratch.uri(), &lines.collect::<String>());
+    }
+    let store = open(&scratch.uri()).unwrap();
+    let members = on_a_thread(move || store.closure(&[name(7)])).unwrap();
+    assert_eq!(members.len(), LENGTH - 7);
+    for (n, info) in (7..).zip(members) {
+        let references: Vec<_> = (n..LENGTH.min(n + 2)).map(name).collect();
+        assert_eq!((info.path, info.nar_size, info.references), (name(n), n as u64, references));
+    }
 }
 
 /// A process that is killed when the test ends, however it ends.
