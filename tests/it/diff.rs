@@ -7,6 +7,7 @@ use serde_json::Value;
 use crate::util::generated::Generated;
 use crate::util::program::Program;
 use crate::util::random::{Random, seed};
+use crate::util::schema::Schema;
 use crate::util::snapshot;
 use crate::util::store::NixStore;
 
@@ -51,10 +52,12 @@ fn changes_agree_with_nix() {
         names.swap(at, random.below(at + 1));
     }
     let made = Generated::new(&store, random, &names, 3);
+    let schema = Schema::new("diff");
     for _ in 0..12 {
         let (old, new) = (random.below(20), random.below(20));
         let [old, new] = [old, new].map(|n| made.members[n].path.as_str());
         let json: Value = serde_json::from_str(&diff(&store, &[old, new, "--json"])).unwrap();
+        schema.check(&json);
         let texts = |value: &Value| -> BTreeSet<String> {
             value.as_array().unwrap().iter().map(|text| text.as_str().unwrap().to_owned()).collect()
         };

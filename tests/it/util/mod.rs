@@ -19,6 +19,7 @@ pub(crate) mod mounts;
 pub(crate) mod namespace;
 pub(crate) mod program;
 pub(crate) mod random;
+pub(crate) mod schema;
 pub(crate) mod service;
 #[macro_use]
 pub(crate) mod snapshot;
