@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 
+use super::output::When;
 use super::{diff, reload, report, status, why};
 use crate::closure::dump::Format;
 use crate::log::LogSettings;
@@ -62,10 +63,14 @@ pub(super) struct Args {
                                 "gc_root", "sandbox", "threads"])]
     pub(super) dump_closure: Option<Format>,
 
+    /// Whether --dump-closure=tree has colours; 'auto': on a terminal, unless NO_COLOR is set [default: auto]
+    #[arg(long, value_name = "WHEN", value_enum, requires = "dump_closure")]
+    pub(super) color: Option<When>,
+
     /// `reload`, as it was spelt before there were subcommands
     #[arg(long, value_name = "NAME|MOUNTPOINT", hide = true,
           conflicts_with_all = ["mountpoint", "system", "roots", "roots_file", "from", "untrusted", "store", "name", "io", "idle_polling",
-                                "watch", "prune", "report", "gc_root", "sandbox", "threads"])]
+                                "watch", "prune", "report", "gc_root", "sandbox", "threads", "color"])]
     pub(super) reload: Option<PathBuf>,
 
     /// How files are read
@@ -216,9 +221,10 @@ mod tests {
     fn options_that_mean_nothing_are_refused() {
         let everywhere = ["verbose", "quiet", "log_format", "version", "help"];
         let roots_and_store = ["store", "system", "roots", "roots_file", "from", "untrusted"];
+        let dumped = [roots_and_store.as_slice(), &["color"]].concat();
         let cases = [
             ("--reload=web", "reload", [].as_slice()),
-            ("--dump-closure", "dump_closure", roots_and_store.as_slice()),
+            ("--dump-closure", "dump_closure", dumped.as_slice()),
         ];
         for (mode, own, allowed) in cases {
             for argument in Args::command().get_arguments() {
@@ -228,6 +234,7 @@ mod tests {
                 }
                 let value = match id {
                     "threads" => "2",
+                    "color" => "never",
                     "io" => "cached",
                     "sandbox" => "best",
                     "idle_polling" => "never",

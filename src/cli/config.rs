@@ -27,6 +27,11 @@ pub enum ConfigError {
     /// A directory that is not trusted is relative.
     #[error("'{}' cannot be given to --untrusted, because it is not absolute; give its absolute path", .0.display())]
     Untrusted(PathBuf),
+    /// Colours for a format that has none.
+    #[error(
+        "--color is for --dump-closure=tree alone: the other formats are for programs and have no colours"
+    )]
+    Color,
     /// The directory for garbage collector roots cannot be made absolute.
     #[error("'{}' cannot be the directory for garbage collector roots; give another with --gc-root", path.display())]
     GcRoot {

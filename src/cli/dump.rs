@@ -6,12 +6,18 @@ use clap::ValueEnum;
 
 use super::args::RootArgs;
 use super::closures::{Known, Resolved};
+use super::config::ConfigError;
 use super::exit::{Exit, Failure};
-use super::output::{Color, print};
+use super::output::{Color, When, print};
 use crate::closure::dump::{self, Format};
 use crate::closure::saved::{Content, Saved};
 
-pub(super) fn run(roots: RootArgs, format: Format) -> Result<Exit, Failure> {
+pub(super) fn run(roots: RootArgs, format: Format, color: Option<When>) -> Result<Exit, Failure> {
+    let color = match (format, color) {
+        (Format::Tree, color) => color.unwrap_or_default().into(),
+        (_, None) => Color::NONE,
+        (_, Some(_)) => return Err(ConfigError::Color.into()),
+    };
     let known = Known::of(roots)?;
     if let Known::File { saved, real_dir, .. } = &known
         && let Err(absent) = saved.check_present(real_dir)
@@ -27,7 +33,7 @@ pub(super) fn run(roots: RootArgs, format: Format) -> Result<Exit, Failure> {
             dump::render(&closure, &dir, format)?
         }
     };
-    print(Color::NONE, |out| out.write_all(&text))?;
+    print(color, |out| out.write_all(&text))?;
     Ok(Exit::Success)
 }
 

@@ -130,7 +130,7 @@ fn run(args: Args, stored: Stored) -> Result<Exit, Failure> {
                 tracing::warn!("'--reload NAME' is 'reload NAME' now; a later version will not take it");
                 reload::reload(&view)
             }
-            (None, format) => dump::run(args.roots, format.unwrap_or_default()),
+            (None, format) => dump::run(args.roots, format.unwrap_or_default(), args.color),
         },
     }
 }

@@ -20,22 +20,31 @@ pub(super) struct Color {
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-enum When {
+pub(super) enum When {
     #[default]
     Auto,
     Always,
     Never,
+    /// Bytes for programs: nobody looks for colours in them.
+    #[value(skip)]
+    Untouched,
+}
+
+impl From<When> for Color {
+    fn from(color: When) -> Self {
+        Self { color }
+    }
 }
 
 impl Color {
-    /// For programs: none.
-    pub(super) const NONE: Self = Self { color: When::Never };
+    /// For programs: none, and what is written is printed as it is.
+    pub(super) const NONE: Self = Self { color: When::Untouched };
 
     fn choice(self) -> ColorChoice {
         match self.color {
             When::Auto => AutoStream::choice(&io::stdout()),
             When::Always => ColorChoice::AlwaysAnsi,
-            When::Never => ColorChoice::Never,
+            When::Never | When::Untouched => ColorChoice::Never,
         }
     }
 }
@@ -46,10 +55,9 @@ pub(super) fn print(
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> Result<(), Failure> {
     let mut plain = io::BufWriter::new(io::stdout().lock());
-    let written = match color.choice() {
-        // Not even looked at: what is printed for programs is theirs, whatever it is.
-        ColorChoice::Never if color.color == When::Never => write(&mut plain),
-        choice => write(&mut AutoStream::new(&mut plain as &mut dyn Write, choice)),
+    let written = match color.color {
+        When::Untouched => write(&mut plain),
+        _ => write(&mut AutoStream::new(&mut plain as &mut dyn Write, color.choice())),
     };
     match written.and_then(|()| plain.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),

@@ -123,6 +123,12 @@ fn generations_of_a_profile() {
         "diff-json",
         &Program::new().arg("diff").args(["--store", &store.uri(), from, to, "--json"]).run()
     );
+    // Into a pipe nothing but what was asked for is coloured.
+    let [auto, never, always] =
+        ["auto", "never", "always"].map(|when| diff(&store, &[from, to, "--color", when]));
+    assert_eq!(auto, diff(&store, &[from, to]));
+    assert_eq!(never, auto);
+    assert!(!auto.contains('\u{1b}') && always.contains("\u{1b}[1m"), "{auto}{always}");
     assert_eq!(diff(&store, &[from, from]).lines().last(), Some("+0 paths, +0 B"));
     let absent = Program::new().arg("diff").args(["--store", &store.uri(), from, "web-14-link"]).run();
     assert_eq!(absent.status.code(), Some(3), "{}", snapshot::render(&absent));

@@ -184,6 +184,36 @@ fn json_satisfies_its_schema() {
     assert!(!validator.is_valid(&dump), "the schema takes everything");
 }
 
+/// `=tree` has colours where they are asked for, and is the only one to have any: elsewhere `--color` is refused.
+#[test]
+fn only_a_tree_has_colors() {
+    need!(Nix);
+    let fixture = Fixture::new();
+    let run = |arguments: &[&str]| {
+        Program::on(&fixture.store).args(["--system", &fixture.system.path]).args(arguments).run()
+    };
+    let tree = |color: &[&str]| {
+        let dump = run(&[&["--dump-closure=tree"], color].concat());
+        assert_eq!(dump.status.code(), Some(0), "{}", dump.stderr);
+        dump.stdout
+    };
+    let [plain, auto, never, always] =
+        [&[][..], &["--color=auto"], &["--color=never"], &["--color=always"]].map(tree);
+    assert_eq!([&auto, &never], [&plain, &plain]);
+    assert!(!plain.contains('\u{1b}') && plain.contains(&fixture.system.base), "{plain}");
+    assert!(always.contains(&format!("\u{1b}[1m{}\u{1b}[0m\n", fixture.system.base)), "{always:?}");
+    assert_eq!(anstream::adapter::strip_str(&always).to_string(), plain);
+    for refused in [
+        &["--color=never"][..],
+        &["--dump-closure", "--color=always"],
+        &["--dump-closure=html", "--color=auto"],
+    ] {
+        let answer = run(refused);
+        assert_eq!((answer.status.code(), answer.stdout.as_str()), (Some(2), ""), "{refused:?}");
+        assert!(answer.stderr.contains("--dump-closure"), "{}", answer.stderr);
+    }
+}
+
 /// `=store-paths` is the output of `nix-store -qR`, in the order of nixpkgs' `closureInfo`, which has that of a set.
 #[test]
 fn store_paths_are_the_sorted_closure() {

@@ -76,6 +76,9 @@ pub enum DumpError {
 ///
 /// # Errors
 /// [`DumpError`] if the format cannot hold it. [`Format::Dot`] holds every closure.
+///
+/// [`Format::Tree`] has colours (escape sequences "SGR"), which whoever prints it takes out where they are not wanted. No other format
+/// has.
 pub fn render(closure: &Closure, store_dir: &Path, format: Format) -> Result<Vec<u8>, DumpError> {
     match format {
         // The same lines today; `closureInfo` decides over the second.

@@ -16,6 +16,8 @@
 use std::cmp::Reverse;
 use std::io;
 
+use anstyle::Style;
+
 use crate::closure::Closure;
 use crate::closure::graph::{Graph, Node};
 use crate::values::Size;
@@ -23,8 +25,14 @@ use crate::values::Size;
 /// Levels that are drawn.
 const DEPTH_MAX: usize = 64;
 
+/// What is asked for.
+const ROOT: Style = Style::new().bold();
+/// What a reader passes over: what is not said, and the lines between a member and the one above it.
+const FAINT: Style = Style::new().dimmed();
+
 /// What a member's line says.
 struct Line<'a> {
+    is_root: bool,
     own: u64,
     brings: Brings,
     /// Whether another one follows at each level down to its own, of those that are drawn.
@@ -103,7 +111,8 @@ impl<'a> Tree<'a> {
             let drawn = followed.get(..depth.min(DEPTH_MAX)).unwrap_or_default();
             let name = self.graph.info(node).map_or("", |info| info.path.as_str());
             let (own, brings) = (self.own(node), self.brings(node));
-            write_line(&Line { own, brings, followed: drawn, depth, name }, out)?;
+            let is_root = self.graph.is_root(node);
+            write_line(&Line { is_root, own, brings, followed: drawn, depth, name }, out)?;
             let below = self.below.get(node.place()).map(Vec::as_slice).unwrap_or_default();
             let last = below.last();
             next.extend(below.iter().rev().map(|node| (*node, depth + 1, Some(node) != last)));
@@ -113,28 +122,31 @@ impl<'a> Tree<'a> {
 }
 
 fn write_line(line: &Line<'_>, out: &mut dyn io::Write) -> io::Result<()> {
-    let brings = match line.brings {
-        Brings::Alone(bytes) => Size(bytes).to_string(),
-        Brings::Held(holders) => format!("held by {holders}"),
-        Brings::Unreached => "-".to_owned(),
-    };
-    write!(out, "{:>10}  {brings:>12}  ", Size(line.own))?;
+    write!(out, "{:>10}  ", Size(line.own))?;
+    match line.brings {
+        Brings::Alone(bytes) => write!(out, "{:>12}  ", Size(bytes))?,
+        Brings::Held(holders) => write!(out, "{FAINT}{:>12}{FAINT:#}  ", format!("held by {holders}"))?,
+        Brings::Unreached => write!(out, "{FAINT}{:>12}{FAINT:#}  ", "-")?,
+    }
     if let Some((own, above)) = line.followed.split_last() {
+        write!(out, "{FAINT}")?;
         for is_followed in above {
             out.write_all(if *is_followed { "│  " } else { "   " }.as_bytes())?;
         }
-        out.write_all(if *own { "├─ " } else { "└─ " }.as_bytes())?;
+        write!(out, "{}{FAINT:#}", if *own { "├─ " } else { "└─ " })?;
     }
     if line.depth > DEPTH_MAX {
-        write!(out, "({} levels down) ", line.depth)?;
+        write!(out, "{FAINT}({} levels down){FAINT:#} ", line.depth)?;
     }
-    writeln!(out, "{}", line.name)
+    let style = if line.is_root { ROOT } else { Style::new() };
+    writeln!(out, "{style}{}{style:#}", line.name)
 }
 
+/// With colours, which whoever prints it takes out where they are not wanted.
 pub(super) fn write(closure: &Closure, out: &mut dyn io::Write) -> io::Result<()> {
     let graph = Graph::new(closure);
     let tree = Tree::new(&graph);
-    writeln!(out, "{:>10}  {:>12}  path", "own size", "brings in")?;
+    writeln!(out, "{FAINT}{:>10}  {:>12}  path{FAINT:#}", "own size", "brings in")?;
     tree.write(graph.roots().to_vec(), out)?;
     let unreached: Vec<Node> = graph.nodes().filter(|node| graph.distance(*node).is_none()).collect();
     if !unreached.is_empty() {

@@ -25,10 +25,14 @@ fn closure(members: &[(u64, Vec<usize>)], roots: &[usize]) -> Closure {
     Closure::new(roots.iter().copied().map(path).collect(), infos).unwrap()
 }
 
-fn print(closure: &Closure) -> String {
+fn colored(closure: &Closure) -> String {
     let mut out = Vec::new();
     write(closure, &mut out).unwrap();
     String::from_utf8(out).unwrap()
+}
+
+fn print(closure: &Closure) -> String {
+    anstream::adapter::strip_str(&colored(closure)).to_string()
 }
 
 /// The hash parts are long and say nothing here.
@@ -64,6 +68,29 @@ fn the_heaviest_comes_first_and_what_others_hold_has_no_size() {
 
        4.0 MiB  8 paths
     ");
+}
+
+/// Roots stand out wherever they are, what says nothing does not, and nothing is left open at the end of a line.
+#[test]
+fn colors_say_what_a_root_is() {
+    let members = [(2, vec![1, 2]), (1, vec![2]), (1, vec![]), (1, vec![])];
+    let text = short(&colored(&closure(&members, &[0, 1]))).replace('\u{1b}', "^");
+    insta::assert_snapshot!(text, @r"
+    ^[2m  own size     brings in  path^[0m
+           2 B           2 B  ^[1m0-p0^[0m
+           1 B  ^[2m   held by 2^[0m  ^[2m└─ ^[0m2-p2
+           1 B           1 B  ^[1m1-p1^[0m
+
+    reached from no root:
+           1 B  ^[2m           -^[0m  3-p3
+
+           5 B  4 paths
+    ");
+    for line in text.lines() {
+        let (on, off) =
+            (line.matches("^[1m").count() + line.matches("^[2m").count(), line.matches("^[0m").count());
+        assert_eq!(on, off, "{line}");
+    }
 }
 
 #[test]
