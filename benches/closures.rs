@@ -1,9 +1,11 @@
 //! How long the commands take that tell of a closure, beside Nix's own that tell something like it.
 //!
 //! On a store of its own with two systems of 5,000 store paths (`--paths N`), most of which they share. The measure is what a command
-//! takes longer than `--dump-closure`, which does nothing but ask the store. Each command runs once before it is timed.
+//! takes longer than `--dump-closure`, which does nothing but ask the store. Each command runs once before it is timed, and then once in each
+//! round, so that a moment in which the machine is busy is one for all of them. Processor time, also that of a command's own children,
+//! is little troubled by others.
 //!
-//!     cargo bench --bench closures -- [--paths N] [--rounds N]
+//!     scripts/bench --closures [--paths N] [--rounds N]
 
 #![allow(
     clippy::expect_used,
@@ -47,7 +49,7 @@ fn main() {
             ("--paths", Some(number)) => paths = number,
             ("--rounds", Some(number)) => rounds = number,
             _ => {
-                eprintln!("usage: cargo bench --bench closures -- [--paths N] [--rounds N]");
+                eprintln!("usage: scripts/bench --closures [--paths N] [--rounds N]");
                 std::process::exit(2);
             }
         }
@@ -84,25 +86,42 @@ fn main() {
         ("nix why-depends --precise".to_owned(), nix(&["why-depends", "--precise", new, last])),
         ("nix store diff-closures".to_owned(), nix(&["store", "diff-closures", old, new])),
     ]);
-    let mut table = String::from(
-        "| command | ms, median | least | more than --dump-closure | output |\n|---|---|---|---|---|\n",
+    let load = load();
+    let mut figures: Vec<Figures> = commands.into_iter().map(Figures::warm).collect();
+    for _ in 0..rounds.max(1) {
+        figures.iter_mut().for_each(Figures::measure);
+    }
+    println!("{paths} store paths, {rounds} rounds; load of the machine before: {load}\n");
+    println!(
+        "| command | ms, median | least | more than --dump-closure | ms of processors, median | output |"
     );
-    let mut least = None;
-    for (name, mut command) in commands {
-        let (median, fastest, bytes) = measure(&mut command, rounds);
-        let base = *least.get_or_insert(median);
-        let more = median.saturating_sub(base);
-        let ms = |time: Duration| format!("{:.0}", time.as_secs_f64() * 1e3);
-        let _ = writeln!(
-            table,
-            "| `{name}` | {} | {} | {} | {} KB |",
+    println!("|---|---:|---:|---:|---:|---:|");
+    let ms = |time: Duration| format!("{:.0}", time.as_secs_f64() * 1e3);
+    let base = median(&figures[0].times);
+    for Figures { name, times, cpu, bytes, .. } in &figures {
+        let (median, cpu) = (median(times), median(cpu));
+        let least = times.iter().min().copied().unwrap_or_default();
+        let more = (median.as_secs_f64() - base.as_secs_f64()) * 1e3;
+        println!(
+            "| `{name}` | {} | {} | {more:+.0} | {} | {} KB |",
             ms(median),
-            ms(fastest),
-            ms(more),
+            ms(least),
+            ms(cpu),
             bytes / 1000
         );
     }
-    println!("{paths} store paths, {rounds} rounds\n\n{table}");
+}
+
+/// Processes that ran or wanted to, on average, in the last minute (proc_loadavg(5)).
+fn load() -> String {
+    let text = fs::read_to_string("/proc/loadavg").expect("/proc/loadavg");
+    text.split(' ').next().unwrap_or_default().to_owned()
+}
+
+fn median(times: &[Duration]) -> Duration {
+    let mut times = times.to_vec();
+    times.sort();
+    times[times.len() / 2]
 }
 
 /// The formats that the program has, but the first one.
@@ -115,18 +134,45 @@ fn formats() -> Vec<String> {
     values.split(", ").filter(|format| *format != "text").map(str::to_owned).collect()
 }
 
-fn measure(command: &mut Command, rounds: usize) -> (Duration, Duration, usize) {
-    let mut run = || {
-        let begun = Instant::now();
-        let output = command.stderr(Stdio::piped()).output().expect("a command");
-        let took = begun.elapsed();
-        assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-        (took, output.stdout.len())
-    };
-    let (_, bytes) = run();
-    let mut times: Vec<Duration> = (0..rounds.max(1)).map(|_| run().0).collect();
-    times.sort();
-    (times[times.len() / 2], times[0], bytes)
+/// What a command took.
+struct Figures {
+    name: String,
+    command: Command,
+    times: Vec<Duration>,
+    cpu: Vec<Duration>,
+    /// Length of its output.
+    bytes: usize,
+}
+
+impl Figures {
+    /// Runs the command once, untimed.
+    fn warm((name, command): (String, Command)) -> Self {
+        let mut figures = Self { name, command, times: Vec::new(), cpu: Vec::new(), bytes: 0 };
+        figures.measure();
+        figures.times.clear();
+        figures.cpu.clear();
+        figures
+    }
+
+    fn measure(&mut self) {
+        let (begun, cpu) = (Instant::now(), cpu_of_children());
+        let output = self.command.stderr(Stdio::piped()).output().expect("a command");
+        self.times.push(begun.elapsed());
+        self.cpu.push(cpu_of_children().saturating_sub(cpu));
+        self.bytes = output.stdout.len();
+        let why = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{:?}: {why}", self.command);
+    }
+}
+
+/// Processor time of all children that were waited for: `cutime` and `cstime` of proc_pid_stat(5).
+fn cpu_of_children() -> Duration {
+    let stat = fs::read_to_string("/proc/self/stat").expect("/proc/self/stat");
+    let after = stat.rsplit(')').next().expect("what follows the name");
+    // The first of them is the third of all.
+    let ticks: u64 =
+        after.split_whitespace().skip(13).take(2).map(|n| n.parse::<u64>().expect("ticks")).sum();
+    Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second())
 }
 
 struct Store {

@@ -520,10 +520,7 @@ fn mounts_at(path: &Path) -> usize {
     let wanted = path.to_str().unwrap();
     // Others may have mounted something where the name is no text.
     let table = fs::read("/proc/thread-self/mountinfo").unwrap();
-    String::from_utf8_lossy(&table)
-        .lines()
-        .filter(|line| line.split(' ').nth(4) == Some(wanted))
-        .count()
+    String::from_utf8_lossy(&table).lines().filter(|line| line.split(' ').nth(4) == Some(wanted)).count()
 }
 
 /// Tells the [`child`] what to do, and with which store.
