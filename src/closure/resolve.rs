@@ -253,10 +253,12 @@ fn follow_all(
 
 /// Holds the store paths `found` and asks for their closure.
 ///
+/// What the store remembers of paths is taken as it is: who has kept it open for longer than a moment lets it forget first
+/// ([`Store::forget`]).
+///
 /// # Errors
 /// [`ResolveError`]; roots already held stay held, which harms nobody.
 pub fn closure(store: &Store, found: Vec<Root>) -> Result<Closure, ResolveError> {
-    store.forget();
     for root in &found {
         store.add_temp_root(&root.path).map_err(|error| Origin::name(root.origin.as_ref(), error))?;
     }

@@ -329,6 +329,8 @@ impl Worker {
             links.examine()?;
             links.complete(make)?;
         }
+        // What was asked above is remembered since then, and links may have taken their time.
+        store.forget();
         let closure = resolve::closure(store, found.result?)?;
         *number += 1;
         if let Some(links) = &mut task.links {
