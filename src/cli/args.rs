@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{ArgAction, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use super::output::When;
 use super::{diff, reload, report, status, why};
@@ -205,10 +205,17 @@ impl Args {
     }
 }
 
+/// The command that is most like `word`, if any is.
+pub(super) fn command_like(word: &str) -> Option<String> {
+    let command = Args::command();
+    let likeness = |name: &str| strsim::damerau_levenshtein(name, word);
+    let nearest = command.get_subcommands().map(clap::Command::get_name).min_by_key(|name| likeness(name))?;
+    // A letter too many, too few, another one, or two in the other order; and another such in a longer word.
+    (likeness(nearest) <= nearest.len() / 3).then(|| nearest.to_owned())
+}
+
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

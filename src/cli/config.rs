@@ -16,6 +16,16 @@ pub enum ConfigError {
     /// The same, and what would be the mount point is a command.
     #[error("nothing to serve: '{0}' is a command as the first word only: nix-store-fs {0} … (see --help)")]
     CommandLater(String),
+    /// The same, and what would be the mount point looks like a command.
+    #[error(
+        "nothing to serve: give --system, --root, --roots-file or --from; or is '{typed}' the command '{meant}'? (see --help)"
+    )]
+    Mistyped {
+        /// What was typed.
+        typed: String,
+        /// The command that is most alike.
+        meant: String,
+    },
     /// No name for the view can be made up.
     #[error("cannot make up a name for the view; give one with --name")]
     NoName,

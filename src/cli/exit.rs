@@ -115,7 +115,7 @@ impl Failure {
             Self::Mount(error) => mount(error),
             Self::State(error) => state(error),
             Self::Reload(_) => Exit::Reload,
-            Self::Why(WhyError::NotAMember { .. })
+            Self::Why(WhyError::NotAMember { .. } | WhyError::NotInStore { .. })
             | Self::Unanswered(Unanswered { why: AskError::NotServed(_), .. }) => Exit::Absent,
             Self::Unanswered(_) => Exit::Unanswered,
             Self::Views { .. }

@@ -99,6 +99,11 @@ fn further_word(error: clap::Error) -> clap::Error {
         return error;
     };
     let mut command = Args::command();
+    let typed = std::env::args_os().nth(1).and_then(|first| first.into_string().ok()).unwrap_or_default();
+    if let Some(meant) = args::command_like(&typed).filter(|meant| *meant != typed) {
+        let why = format!("there is no command '{typed}'; is '{meant}' meant?");
+        return command.error(ErrorKind::InvalidSubcommand, why);
+    }
     let names: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
     let why = format!(
         "'{word}' is one word too many: a view has one mount point, and a command is the first word ({})",

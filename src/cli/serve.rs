@@ -2,9 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::CommandFactory;
-
-use super::args::Args;
+use super::args::{self, Args};
 use super::config::ConfigError;
 use super::exit::{Exit, Failure};
 use super::views;
@@ -31,11 +29,12 @@ pub(super) fn run(args: Args, stored: Stored) -> Result<Exit, Failure> {
 /// Checks `args` without touching the store, FUSE or the mount point.
 fn check(args: Args) -> Result<Settings, ConfigError> {
     let log = args.log();
-    let (source, store) =
-        args.roots.check().map_err(|error| match args.mountpoint.as_deref().and_then(command) {
-            Some(word) if matches!(error, ConfigError::NoRoots) => ConfigError::CommandLater(word),
-            _ => error,
-        })?;
+    let (source, store) = args.roots.check().map_err(|error| {
+        match (error, args.mountpoint.as_deref().and_then(Path::to_str)) {
+            (ConfigError::NoRoots, Some(word)) => no_roots(word),
+            (error, _) => error,
+        }
+    })?;
     let name = args.name.or_else(|| made_up(&source)).ok_or(ConfigError::NoName)?;
     check_name(&name)?;
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -57,10 +56,13 @@ fn check(args: Args) -> Result<Settings, ConfigError> {
     })
 }
 
-/// The command that a mount point would have been as the first word.
-fn command(mountpoint: &Path) -> Option<String> {
-    let word = mountpoint.to_str()?;
-    Args::command().find_subcommand(word).map(|command| command.get_name().to_owned())
+/// Nothing is to be served: the word that would be the mount point may have been meant for a command.
+fn no_roots(word: &str) -> ConfigError {
+    match args::command_like(word) {
+        Some(meant) if meant == word => ConfigError::CommandLater(meant),
+        Some(meant) => ConfigError::Mistyped { typed: word.to_owned(), meant },
+        None => ConfigError::NoRoots,
+    }
 }
 
 /// Nix wants the absolute path of a root, and a successor may be started in another directory.
@@ -143,6 +145,8 @@ mod tests {
     fn nothing_to_serve_is_said() {
         assert!(matches!(check(&[]), Err(ConfigError::NoRoots)));
         // An option came first.
+        assert!(matches!(check(&["satus"]), Err(ConfigError::Mistyped { meant, .. }) if meant == "status"));
+        assert!(matches!(check(&["/mnt"]), Err(ConfigError::NoRoots)));
         assert!(matches!(check(&["-v", "reload"]), Err(ConfigError::CommandLater(word)) if word == "reload"));
         assert!(matches!(check(&["--untrusted", "/a"]), Err(ConfigError::NoRoots)));
     }

@@ -24,8 +24,10 @@ const NAMES_MAX: usize = 5;
 
 /// Tell why a path is in a closure: the shortest chain of references to it from a root
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Exit codes: 12: it is not in the closure. All others: nix-store-fs --help")]
 pub(super) struct Args {
-    /// A store path or a path in one, its base name, or the name of a package with or without a version
+    /// A store path or a path in one, its base name, its hash or the beginning of it, or the name of a package with or
+    /// without a version
     #[arg(value_name = "PATH")]
     path: PathBuf,
 
@@ -60,6 +62,14 @@ pub enum WhyError {
         /// What is there.
         near: Option<String>,
     },
+    /// A path that is none of the store.
+    #[error("'{}' is not in the store '{}', and no link into it; give a store path, or the name of a package", path.display(), store.display())]
+    NotInStore {
+        /// What was asked for.
+        path: PathBuf,
+        /// The store directory.
+        store: PathBuf,
+    },
     /// Files of a member cannot be searched.
     #[error(transparent)]
     Search(#[from] SearchError),
@@ -71,6 +81,9 @@ pub(super) fn run(args: Args) -> Result<Exit, Failure> {
     let asked = asked_for(&args.path, &resolved);
     let found = why::named(&graph, &asked);
     if found.is_empty() {
+        if is_outside(&args.path, &asked) {
+            return Err(WhyError::NotInStore { path: args.path, store: resolved.dir }.into());
+        }
         let near = why::nearest(&graph, &asked).and_then(|node| graph.info(node));
         let near = near.map(|info| info.path.as_str().to_owned());
         return Err(WhyError::NotAMember { host: host_has(&asked, &resolved), asked, near }.into());
@@ -94,6 +107,11 @@ fn asked_for(typed: &Path, resolved: &Resolved) -> String {
         is_path.then(|| typed.canonicalize().ok()).flatten().and_then(|path| base(&path))
     };
     base(typed).or_else(by_links).unwrap_or_else(|| typed.display().to_string())
+}
+
+/// Whether what was typed is a path, and leads to nothing of the store.
+fn is_outside(typed: &Path, asked: &str) -> bool {
+    typed.components().count() > 1 && StorePath::new(asked).is_err()
 }
 
 /// Whether the host's store has what is not in the closure, in words.
@@ -158,7 +176,8 @@ impl Printer<'_> {
         let arrow = if step.depth == 0 { "" } else { "→ " };
         let depth = if step.depth > INDENTED_MAX { format!("({}) ", step.depth) } else { String::new() };
         let (indent, path) = (indentation(step.depth), self.path(step.node));
-        writeln!(out, "{indent}{arrow}{depth}{style}{path}{style:#}").map_err(Failure::Output)
+        let elsewhere = if step.elsewhere { " (its references are shown elsewhere)" } else { "" };
+        writeln!(out, "{indent}{arrow}{depth}{style}{path}{style:#}{elsewhere}").map_err(Failure::Output)
     }
 
     /// Where the reference that led here stands.

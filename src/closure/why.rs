@@ -10,19 +10,29 @@ use crate::values::StorePath;
 /// How alike two names are at least, from 0 to 1, so that one is offered for the other.
 const ALIKE: f64 = 0.8;
 
-/// The members that `asked` names, in the order of their names: one by its base name, or all by their names without the hash, or all
-/// versions and outputs of a package. The first of these that names any counts.
+/// Characters of a hash that name a member, at least.
+const HASH_MIN: usize = 7;
+
+/// The members that `asked` names, in the order of their names. What names any counts, of these, in this order: a base name; a name without
+/// the hash; all versions and outputs of a package; the beginning of names, up to a dash or point (`openssl-3`); the beginning of a hash.
 #[must_use]
 pub fn named(graph: &Graph<'_>, asked: &str) -> Vec<Node> {
     if let Some(node) = StorePath::new(asked).ok().and_then(|path| graph.node(&path)) {
         return vec![node];
     }
-    let of = |is: &dyn Fn(&str) -> bool| -> Vec<Node> {
-        let named = |node: &Node| graph.info(*node).is_some_and(|info| is(info.path.name()));
-        graph.nodes().filter(named).collect()
+    let begins = |name: &str| {
+        name.strip_prefix(asked).is_some_and(|rest| !asked.is_empty() && rest.starts_with(['-', '.']))
     };
-    let whole = of(&|name| name == asked);
-    if whole.is_empty() { of(&|name| Package::parse(name).name == asked) } else { whole }
+    let ways: [&dyn Fn(&StorePath) -> bool; 4] = [
+        &|path| path.name() == asked,
+        &|path| Package::parse(path.name()).name == asked,
+        &|path| begins(path.name()),
+        &|path| asked.len() >= HASH_MIN && path.hash_part().starts_with(asked),
+    ];
+    let of = |is: &dyn Fn(&StorePath) -> bool| -> Vec<Node> {
+        graph.nodes().filter(|node| graph.info(*node).is_some_and(|info| is(&info.path))).collect()
+    };
+    ways.into_iter().map(of).find(|found| !found.is_empty()).unwrap_or_default()
 }
 
 /// The member that comes closest by name to one that is not there: another build or version of the same package, or else the
@@ -58,6 +68,8 @@ pub struct Step {
     pub node: Node,
     /// Who refers to it here; none: it is a root.
     pub from: Option<Node>,
+    /// Whether what it refers to on the way is shown under another one.
+    pub elsewhere: bool,
 }
 
 /// The shortest chain to `target`, from a root on. Empty: no root reaches it.
@@ -69,7 +81,7 @@ pub fn chain(graph: &Graph<'_>, target: Node) -> Vec<Step> {
         .iter()
         .zip(from)
         .enumerate()
-        .map(|(depth, (node, from))| Step { depth, node: *node, from })
+        .map(|(depth, (node, from))| Step { depth, node: *node, from, elsewhere: false })
         .collect()
 }
 
@@ -98,15 +110,16 @@ pub fn all(graph: &Graph<'_>, target: Node) -> Vec<Step> {
     let mut steps = Vec::new();
     // What is to come, the next one last: a chain may be longer than a stack is deep.
     let roots = parents.iter().rev().filter(|(_, from)| from.is_none());
-    let mut next: Vec<Step> = roots.map(|(root, _)| Step { depth: 0, node: *root, from: None }).collect();
-    while let Some(step) = next.pop() {
-        steps.push(step);
-        if step.node == target {
-            continue;
+    let mut next: Vec<(usize, Node, Option<Node>)> = roots.map(|(root, _)| (0, *root, None)).collect();
+    while let Some((depth, node, from)) = next.pop() {
+        let belongs = |to: &&Node| **to == target || parents.get(*to) == Some(&Some(node));
+        let before = next.len();
+        if node != target {
+            let below = graph.references(node).iter().rev().filter(belongs);
+            next.extend(below.map(|to| (depth + 1, *to, Some(node))));
         }
-        let belongs = |to: &&Node| **to == target || parents.get(*to) == Some(&Some(step.node));
-        let below = graph.references(step.node).iter().rev().filter(belongs);
-        next.extend(below.map(|to| Step { depth: step.depth + 1, node: *to, from: Some(step.node) }));
+        let elsewhere = node != target && next.len() == before;
+        steps.push(Step { depth, node, from, elsewhere });
     }
     steps
 }

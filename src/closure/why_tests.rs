@@ -50,7 +50,13 @@ fn a_member_is_meant_by_its_base_name_its_name_or_its_package() {
     assert_eq!(meant("openssl-3.0.14"), [4]);
     assert_eq!(meant("openssl"), [4, 5]);
     assert_eq!(meant("openssl-env"), [3]);
-    assert!(meant("").is_empty() && meant("open").is_empty());
+    assert_eq!(meant("openssl-3"), [4, 5]);
+    assert_eq!(meant("nginx-1.27"), [1]);
+    assert_eq!(meant("nixos-system"), [0]);
+    // Of a hash, as the page shows it.
+    assert_eq!(meant(&path(4, "x").as_str()[..32]), [4]);
+    assert_eq!(meant("0000000").len(), SYSTEM.len());
+    assert!(["", "open", "000000", "nixos-sys"].into_iter().all(|nothing| meant(nothing).is_empty()));
     assert!(meant(path(9, "openssl-3.0.14").as_str()).is_empty());
 }
 
@@ -74,6 +80,23 @@ fn everything_that_leads_to_a_member_is_shown_once() {
     let steps = all(&graph, target);
     let shown: Vec<(usize, usize)> = steps.iter().map(|step| (step.depth, step.node.place())).collect();
     assert_eq!(shown, [(0, 0), (1, 1), (2, 4), (1, 2), (2, 5), (3, 4)]);
+    assert!(steps.iter().all(|step| !step.elsewhere));
+    // The bin output needs the main one, which nginx has brought already.
+    let glibc = graph.node(&path(6, "glibc-2.40")).unwrap();
+    let steps = all(&graph, glibc);
+    let shown: Vec<_> = steps.iter().map(|step| (step.depth, step.node.place(), step.elsewhere)).collect();
+    assert_eq!(
+        shown,
+        [
+            (0, 0, false),
+            (1, 1, false),
+            (2, 4, false),
+            (3, 6, false),
+            (2, 6, false),
+            (1, 2, false),
+            (2, 5, true)
+        ]
+    );
     let shortest = chain(&graph, target);
     assert_eq!(
         shortest.iter().map(|step| (step.depth, step.node.place())).collect::<Vec<_>>(),

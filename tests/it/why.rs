@@ -138,6 +138,9 @@ fn what_is_meant_and_what_is_not_there() {
     assert_run!("why-name-on-host", &run("openssl-1.1.1"));
     assert_run!("why-not-on-host", &run(&absent.path));
     assert_run!("why-nothing-like-it", &run("zzz"));
+    assert_run!("why-outside-the-store", &run("/bin/sh"));
+    assert_eq!(run("openssl-3").stdout, run("openssl").stdout.replace("'openssl'", "'openssl-3'"));
+    assert_eq!(run(&library.base[..9]).stdout, shown);
 }
 
 /// Names of files that would command a terminal, or end the line, are shown as what they are.
