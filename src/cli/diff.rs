@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::args::LogArgs;
 use super::closures::{Known, Resolved};
 use super::exit::{Exit, Failure};
-use super::output::{Color, Harmless, print};
+use super::output::{Color, Harmless, many, print};
 use crate::closure::diff::{self, Change, Kind, Side};
 use crate::closure::graph::{Graph, Node};
 use crate::values::Size;
@@ -25,6 +25,8 @@ const WIDTH_MAX: usize = 50;
 const NONE: &str = "(none)";
 
 /// Tell in what two closures differ, by package
+///
+/// "by NAME" is the reference of a root through which a path is reached first: the reason why it is there.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// What was: a system, a profile, a generation (web-12-link), or a file to which --dump-closure=json was saved
@@ -52,10 +54,23 @@ pub(super) struct Args {
     pub(super) log: LogArgs,
 }
 
+/// Two closures that have nothing to do with each other.
+#[derive(Debug, thiserror::Error)]
+#[error("OLD is of the store '{}' and NEW of '{}', whose paths cannot be compared; give two of one store", old.display(), new.display())]
+pub struct OtherStore {
+    /// The directory of the first one.
+    old: PathBuf,
+    /// The directory of the second one.
+    new: PathBuf,
+}
+
 pub(super) fn run(args: Args) -> Result<Exit, Failure> {
     super::config::check_untrusted(&args.untrusted)?;
     let [old, new] = Known::systems([&args.old, &args.new], &args.untrusted, args.store)?;
     let (old, new) = (old.closure("'diff'")?, new.closure("'diff'")?);
+    if old.dir != new.dir {
+        return Err(OtherStore { old: old.dir, new: new.dir }.into());
+    }
     let (before, after) = (Graph::new(&old.closure), Graph::new(&new.closure));
     let changes = diff::diff(&before, &after);
     let printer = Printer { names: [&args.old, &args.new], old: &old, new: &new, before, after, changes };
@@ -91,11 +106,17 @@ impl Printer<'_> {
         let bold = Style::new().bold();
         for (name, resolved) in self.names.into_iter().zip([self.old, self.new]) {
             let (paths, size) = (resolved.closure.len(), Size(resolved.closure.nar_size()));
-            writeln!(out, "{bold}{}{bold:#}: {paths} paths, {size}", Harmless::path(name))?;
+            let paths = many(paths as u64, "path", "paths");
+            writeln!(out, "{bold}{}{bold:#}: {paths}, {size}", Harmless::path(name))?;
         }
         let paths = self.new.closure.len().cast_signed().wrapping_sub(self.old.closure.len().cast_signed());
         let growth: i128 = self.changes.iter().map(Change::growth).sum();
-        writeln!(out, "{paths:+} paths, {}", Growth(growth))?;
+        let what = if paths.abs() == 1 { "path" } else { "paths" };
+        if self.changes.is_empty() {
+            writeln!(out, "The closures have the same paths")?;
+        } else {
+            writeln!(out, "{paths:+} {what}, {}", Growth(growth))?;
+        }
         for (kind, title, color) in [
             (Kind::Changed, "Other versions", AnsiColor::Yellow),
             (Kind::Added, "Added", AnsiColor::Green),

@@ -14,6 +14,7 @@ use crate::store::StoreError;
 
 use super::closures::NamesOnly;
 use super::config::ConfigError;
+use super::diff::OtherStore;
 use super::status::Unanswered;
 use super::why::WhyError;
 
@@ -80,6 +81,9 @@ pub enum Failure {
     /// The reload failed.
     #[error(transparent)]
     Reload(#[from] ReloadError),
+    /// Two closures cannot be compared.
+    #[error(transparent)]
+    OtherStore(#[from] OtherStore),
     /// A chain to a path could not be shown.
     #[error(transparent)]
     Why(#[from] WhyError),
@@ -109,6 +113,7 @@ impl Failure {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Config(_) => Exit::Usage,
+            Self::OtherStore(_) => Exit::Path,
             Self::Monitor(error) => monitor(error),
             Self::Resolve(error) => resolve(error),
             Self::NamesOnly(_) => Exit::Path,

@@ -31,6 +31,7 @@ use crate::{error, log, panics, startup, sys};
 use args::{Args, Command};
 pub use closures::NamesOnly;
 pub use config::ConfigError;
+pub use diff::OtherStore;
 pub use exit::{Exit, Failure};
 pub use status::Unanswered;
 pub use why::WhyError;

@@ -129,7 +129,14 @@ fn generations_of_a_profile() {
     assert_eq!(auto, diff(&store, &[from, to]));
     assert_eq!(never, auto);
     assert!(!auto.contains('\u{1b}') && always.contains("\u{1b}[1m"), "{auto}{always}");
-    assert_eq!(diff(&store, &[from, from]).lines().last(), Some("+0 paths, +0 B"));
+    assert_eq!(diff(&store, &[from, from]).lines().last(), Some("The closures have the same paths"));
+    let saved = store.root().join("other.json");
+    let json = Program::on(&store).args(["--system", from, "--dump-closure=json"]).run().stdout;
+    std::fs::write(&saved, json.replace("\"/nix/store\"", "\"/gnu/store\"")).unwrap();
+    let other =
+        Program::new().arg("diff").args(["--store", &store.uri(), from, saved.to_str().unwrap()]).run();
+    assert_eq!(other.status.code(), Some(3), "{}", snapshot::render(&other));
+    assert!(other.stderr.contains("'/gnu/store'"), "{}", other.stderr);
     let absent = Program::new().arg("diff").args(["--store", &store.uri(), from, "web-14-link"]).run();
     assert_eq!(absent.status.code(), Some(3), "{}", snapshot::render(&absent));
     assert!(absent.stderr.contains("web-14-link"), "{}", absent.stderr);
