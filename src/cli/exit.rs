@@ -9,13 +9,13 @@ use crate::closure::saved::AbsentError;
 use crate::monitor::MonitorError;
 use crate::monitor::mount::MountError;
 use crate::monitor::state::StateError;
-use crate::protocol::control::{AskError, ReloadError};
+use crate::protocol::control::ReloadError;
 use crate::store::StoreError;
 
 use super::closures::NamesOnly;
 use super::config::ConfigError;
 use super::diff::OtherStore;
-use super::status::Unanswered;
+use super::views::{NoAnswer, Unanswered};
 use super::why::WhyError;
 
 /// How the program ends. `--help` lists the same.
@@ -87,6 +87,9 @@ pub enum Failure {
     /// A chain to a path could not be shown.
     #[error(transparent)]
     Why(#[from] WhyError),
+    /// What is no view was asked about.
+    #[error("no view that this user serves is called '{}' or mounted there; 'nix-store-fs status' lists them", .0.display())]
+    NoView(PathBuf),
     /// A running view has not told of itself.
     #[error(transparent)]
     Unanswered(#[from] Unanswered),
@@ -121,7 +124,8 @@ impl Failure {
             Self::State(error) => state(error),
             Self::Reload(_) => Exit::Reload,
             Self::Why(WhyError::NotAMember { .. } | WhyError::NotInStore { .. })
-            | Self::Unanswered(Unanswered { why: AskError::NotServed(_), .. }) => Exit::Absent,
+            | Self::NoView(_)
+            | Self::Unanswered(Unanswered { why: NoAnswer::Absent | NoAnswer::Ended(_), .. }) => Exit::Absent,
             Self::Unanswered(_) => Exit::Unanswered,
             Self::Views { .. }
             | Self::Why(WhyError::Search(_))

@@ -33,7 +33,7 @@ pub use closures::NamesOnly;
 pub use config::ConfigError;
 pub use diff::OtherStore;
 pub use exit::{Exit, Failure};
-pub use status::Unanswered;
+pub use views::{NoAnswer, Unanswered};
 pub use why::WhyError;
 
 /// How long the end of a process waits for whoever reads its log.

@@ -8,8 +8,10 @@ use std::path::Path;
 
 use anstream::{AutoStream, ColorChoice};
 use clap::ValueEnum;
+use serde::Serialize;
 
 use super::exit::Failure;
+use crate::closure::dump;
 
 /// Whether what is printed for people has colours.
 #[derive(Debug, Clone, Copy, Default, clap::Args)]
@@ -49,20 +51,43 @@ impl Color {
     }
 }
 
+/// Who reads standard output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reader {
+    /// It may read more.
+    There,
+    /// It has seen enough, which is no error.
+    Gone,
+}
+
 /// Writes to standard output, without the colours that are not wanted; a reader that has seen enough is no error.
 pub(super) fn print(
     color: Color,
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> Result<(), Failure> {
+    print_more(color, write).map(drop)
+}
+
+/// The same for who has more to write as long as somebody reads it.
+pub(super) fn print_more(
+    color: Color,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<Reader, Failure> {
     let mut plain = io::BufWriter::new(io::stdout().lock());
     let written = match color.color {
         When::Untouched => write(&mut plain),
         _ => write(&mut AutoStream::new(&mut plain as &mut dyn Write, color.choice())),
     };
     match written.and_then(|()| plain.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        answer => answer.map_err(Failure::Output),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Reader::Gone),
+        answer => answer.map(|()| Reader::There).map_err(Failure::Output),
     }
+}
+
+/// Writes JSON in printable ASCII, whatever the strings in it hold; `pretty` or in one line.
+pub(super) fn json(value: &impl Serialize, pretty: bool, out: &mut dyn Write) -> io::Result<()> {
+    let text = if pretty { serde_json::to_string_pretty(value) } else { serde_json::to_string(value) }?;
+    writeln!(out, "{}", dump::plain(text))
 }
 
 /// `1 name`, `2 names`.

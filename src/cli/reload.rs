@@ -6,7 +6,7 @@ use super::args::LogArgs;
 use super::exit::{Exit, Failure};
 use super::output::{Color, print};
 use super::views::Running;
-use crate::protocol::control;
+use crate::protocol::control::{self, ReloadError};
 
 /// Have a running view look up its roots again; returns when the new closure is visible
 #[derive(Debug, clap::Args)]
@@ -25,7 +25,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
 
 /// Asks for a reload of `view`, and prints what became of it.
 pub(super) fn reload(view: &Path) -> Result<Exit, Failure> {
-    let view = Running::find(view)?;
+    let view = Running::find(view)?.ok_or_else(|| ReloadError::NoView(view.to_owned()))?;
     let said = control::reload(&view.name, &view.control()).map_err(|error| view.explain(error))?;
     print(Color::NONE, |out| writeln!(out, "{said}"))?;
     Ok(Exit::Success)

@@ -4,9 +4,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::exit::Failure;
+use crate::error;
 use crate::monitor;
 use crate::monitor::mount::{self, MountError};
-use crate::protocol::control::ReloadError;
+use crate::protocol::control::{AskError, ReloadError};
 
 /// Where views and their state are: `/run/nix-store-fs`, for ordinary users in their own runtime directory.
 pub(super) fn base() -> PathBuf {
@@ -30,6 +31,37 @@ pub(super) fn is_name(name: &str) -> bool {
     !name.is_empty() && name.len() <= 200 && !name.starts_with('.') && name.chars().all(fits)
 }
 
+/// Why a view has not told of itself.
+#[derive(Debug, thiserror::Error)]
+#[error("view '{view}'")]
+pub struct Unanswered {
+    /// The view.
+    pub view: String,
+    /// Why not.
+    #[source]
+    pub why: NoAnswer,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum NoAnswer {
+    /// There is no such view, or it has ended.
+    #[error("no view of this name is being served; 'nix-store-fs status' lists those that are")]
+    Absent,
+    /// Its processes are gone, and what it has on disk is there.
+    #[error(
+        "it is not served any more: its processes were killed; start it again, which clears away what they have left in '{}'",
+        .0.display()
+    )]
+    Ended(PathBuf),
+    /// A server without a monitor serves it.
+    #[error("nobody is there to tell: {0}")]
+    Unmonitored(String),
+    /// Its monitor is there.
+    #[error(transparent)]
+    Ask(#[from] AskError),
+}
+
 /// A running view's name, and its state directory, which is this user's own.
 #[derive(Debug)]
 pub(super) struct Running {
@@ -38,17 +70,44 @@ pub(super) struct Running {
 }
 
 impl Running {
-    /// The view that a person calls `view`.
+    /// The view that a person calls `view`; none: that is no view's name or mount point. A view of the name need not be there.
     ///
     /// # Errors
     /// Those of [`name_of`], and of a state directory that somebody else may have made.
-    pub(super) fn find(view: &Path) -> Result<Self, Failure> {
+    pub(super) fn find(view: &Path) -> Result<Option<Self>, Failure> {
         let states = states();
         let served = |name: &str| monitor::state::control(&states.join(name)).exists();
-        let name = name_of(view, served, mount::view_at)?;
+        let Some(name) = name_of(view, served, mount::view_at)? else { return Ok(None) };
         let state = states.join(&name);
         monitor::state::examine(&state)?;
-        Ok(Self { name, state })
+        Ok(Some(Self { name, state }))
+    }
+
+    /// The view that a person asks about.
+    ///
+    /// # Errors
+    /// [`Failure::NoView`], and those of [`Self::find`].
+    pub(super) fn asked_about(view: &Path) -> Result<Self, Failure> {
+        Self::find(view)?.ok_or_else(|| Failure::NoView(view.to_owned()))
+    }
+
+    /// Its monitor has not answered, maybe because there is none.
+    pub(super) fn unanswered(&self, error: AskError) -> Unanswered {
+        let why = match error {
+            AskError::NotServed(_) => self.without_monitor(),
+            error => NoAnswer::Ask(error),
+        };
+        Unanswered { view: self.name.clone(), why }
+    }
+
+    fn without_monitor(&self) -> NoAnswer {
+        if !self.control().exists() {
+            return NoAnswer::Absent;
+        }
+        match mount::refuse_served(&monitor::state::server_lock(&self.state), &self.name) {
+            Ok(()) => NoAnswer::Ended(self.state.clone()),
+            Err(served) => NoAnswer::Unmonitored(error::chain(&served)),
+        }
     }
 
     /// Where its monitor listens.
@@ -92,21 +151,20 @@ pub(super) fn all() -> Result<Vec<Running>, Failure> {
 /// The name of the view that a person calls `view`: by its name, or by where it is mounted. A name that is served wins.
 ///
 /// # Errors
-/// [`ReloadError::NoView`], and those of `mounted`.
+/// Those of `mounted`.
 fn name_of(
     view: &Path,
     served: impl Fn(&str) -> bool,
     mounted: impl Fn(&Path) -> Result<Option<String>, MountError>,
-) -> Result<String, Failure> {
+) -> Result<Option<String>, MountError> {
     let name = view.to_str().filter(|name| is_name(name));
     if let Some(name) = name.filter(|name| served(name)) {
-        return Ok(name.to_owned());
+        return Ok(Some(name.to_owned()));
     }
     // The mount table has what somebody asked for at the mount, and a name is a part of paths here.
     let mounted = mounted(view)?.filter(|name| is_name(name));
     // A name that nobody serves is looked for all the same: that says where.
-    let found = mounted.or_else(|| name.map(str::to_owned));
-    Ok(found.ok_or_else(|| ReloadError::NoView(view.to_owned()))?)
+    Ok(mounted.or_else(|| name.map(str::to_owned)))
 }
 
 #[cfg(test)]
@@ -138,11 +196,7 @@ mod tests {
             ("/empty", None),
             ("/hidden", None),
         ] {
-            let found = name_of(Path::new(view), served, mounted);
-            match expected {
-                Some(name) => assert_eq!(found.unwrap(), name, "{view}"),
-                None => assert!(matches!(found, Err(Failure::Reload(ReloadError::NoView(_)))), "{view}"),
-            }
+            assert_eq!(name_of(Path::new(view), served, mounted).unwrap().as_deref(), expected, "{view}");
         }
     }
 }

@@ -68,6 +68,7 @@ mod stores;
 mod stuck;
 mod survival;
 mod systemd;
+mod told;
 mod usage;
 mod user;
 mod watch;

@@ -6,7 +6,6 @@
 mod text;
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -14,8 +13,7 @@ use serde::Serialize;
 use super::args::LogArgs;
 use super::closures::{Known, Resolved};
 use super::exit::{Exit, Failure};
-use super::output::{Color, print};
-use super::status::Unanswered;
+use super::output::{self, Color, print};
 use super::views::Running;
 use crate::closure::graph::Graph;
 use crate::error;
@@ -56,14 +54,15 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
-    let view = Running::find(&args.view)?;
-    let report =
-        control::ask_report(&view.control()).map_err(|why| Unanswered { view: view.name.clone(), why })?;
-    let resolved = resolve(&report);
+    let view = Running::asked_about(&args.view)?;
+    let report = control::ask_report(&view.control()).map_err(|why| view.unanswered(why))?;
+    // Whatever the monitor calls itself.
+    let report = Report { name: view.name, ..report };
+    let resolved = if report.members.is_empty() { None } else { resolve(&report) };
     let graph = resolved.as_ref().map(|resolved| Graph::new(&resolved.closure));
     let told = tell(report, graph.as_ref());
     if args.json {
-        print(Color::NONE, |out| json(&told, out))?;
+        print(Color::NONE, |out| output::json(&told, true, out))?;
     } else {
         print(args.color, |out| text::write(&told, args.all, out))?;
     }
@@ -141,7 +140,10 @@ fn tell(report: Report, graph: Option<&Graph<'_>>) -> Told {
     let sizes: BTreeMap<&StorePath, u64> =
         report.members.iter().map(|member| (&member.path, member.nar_size)).collect();
     let served = Sum::of(sizes.values().copied());
-    let usage = report.used.as_ref().map(|used| usage(used, &report.roots, &sizes, graph));
+    // Each path of a list was asked for, which does not say that it is needed.
+    let is_list = report.asked.from.is_some() && graph.is_none() && report.roots.len() == sizes.len();
+    let roots = if is_list { &[] } else { report.roots.as_slice() };
+    let usage = report.used.as_ref().map(|used| usage(used, roots, &sizes, graph));
     let Report { name, store, asked, roots, missed, .. } = report;
     Told { version: VERSION, name, store, asked, roots, served, missed, usage }
 }
@@ -177,9 +179,4 @@ fn usage(
     let mut members = used.members.clone();
     members.sort_by(|a, b| (b.bytes_read, b.opens, &a.path).cmp(&(a.bytes_read, a.opens, &b.path)));
     Usage { since: used.since, complete: used.complete, enough: Sum::of(enough), used: members, unused }
-}
-
-fn json(told: &Told, out: &mut dyn Write) -> io::Result<()> {
-    serde_json::to_writer_pretty(&mut *out, told)?;
-    writeln!(out)
 }

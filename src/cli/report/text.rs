@@ -1,21 +1,25 @@
 //! A report for people.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 
 use anstyle::Style;
 
 use super::super::output::{Harmless, many};
 use super::super::status::text::utc;
-use super::{Sum, Told, Usage};
+use super::{Sum, Told, Unused, Usage};
 use crate::protocol::control::report::{Asker, Missed, MissedName};
 use crate::protocol::control::status::Seconds;
-use crate::values::Size;
+use crate::values::{Size, StorePath};
 
 /// Lines of a list, unless all are wanted.
 const LINES: usize = 15;
 const BOLD: Style = Style::new().bold();
 
 pub(super) fn write(told: &Told, all: bool, out: &mut dyn Write) -> io::Result<()> {
+    if told.served.paths == 0 {
+        return writeln!(out, "{BOLD}{}{BOLD:#}: nothing is served yet", told.name);
+    }
     writeln!(out, "{BOLD}{}{BOLD:#}: {}", told.name, sum(told.served))?;
     match &told.missed {
         Some(found) => missed(found, all, out)?,
@@ -36,22 +40,32 @@ fn since(at: Option<Seconds>) -> String {
 }
 
 fn missed(found: &Missed, all: bool, out: &mut dyn Write) -> io::Result<()> {
-    let names = many(found.names.len() as u64, "name", "names");
+    let names = match found.names.len() {
+        0 => "nothing".to_owned(),
+        count => many(count as u64, "store path", "store paths"),
+    };
     writeln!(out, "\n{BOLD}Missed{BOLD:#} since {}: {names}", utc(found.since))?;
     let mut names: Vec<&MissedName> = found.names.iter().collect();
     names.sort_by(|a, b| (b.last, &a.path).cmp(&(a.last, &b.path)));
     list(&names, all, out, |name, out| {
-        let served = if name.served { " (there since a reload)" } else { "" };
-        let times = format!("{} to {}", utc(name.first), utc(name.last));
-        let count = many(name.count, "time", "times");
+        let served = if name.served { "; it is there since a reload" } else { "" };
         let asker = asker(&name.first_asker);
-        writeln!(out, "  {}{served}\n    {count}, {times}, first by {asker}", name.path)
+        match name.count {
+            1 => writeln!(out, "  {}\n    asked for once, {} by {asker}{served}", name.path, utc(name.last)),
+            count => writeln!(
+                out,
+                "  {}\n    asked for {count} times, first {} by {asker}, last {}{served}",
+                name.path,
+                utc(name.first),
+                utc(name.last)
+            ),
+        }
     })?;
     let left = found.left_out;
     if left.names > 0 {
-        let names = many(left.names, "more name", "more names");
+        let names = many(left.names, "earlier name is", "earlier names are");
         let questions = many(left.questions, "time", "times");
-        writeln!(out, "  {names} had to make room, asked for {questions}")?;
+        writeln!(out, "  {names} not listed any more; asked for {questions}")?;
     }
     if left.not_examined > 0 {
         let questions = many(left.not_examined, "more question was", "more questions were");
@@ -61,8 +75,10 @@ fn missed(found: &Missed, all: bool, out: &mut dyn Write) -> io::Result<()> {
 }
 
 fn asker(Asker { pid, command }: &Asker) -> String {
-    let command =
-        command.as_ref().map_or_else(|| "a process".to_owned(), |name| format!("'{}'", Harmless::text(name)));
+    let command = match command {
+        Some(name) => format!("'{}'", Harmless::text(name)),
+        None => "an unknown process".to_owned(),
+    };
     match pid {
         Some(pid) => format!("{command} ({pid})"),
         None => command,
@@ -73,13 +89,9 @@ fn usage(counted: &Usage, served: Sum, all: bool, out: &mut dyn Write) -> io::Re
     let used = many(counted.used.len() as u64, "store path", "store paths");
     writeln!(out, "\n{BOLD}Used{BOLD:#} since {}: {used}", since(counted.since))?;
     list(&counted.used, all, out, |member, out| {
-        writeln!(
-            out,
-            "  {:>10} read, {:>5} opens  {}",
-            Size(member.bytes_read).to_string(),
-            member.opens,
-            member.path
-        )
+        let read = Size(member.bytes_read).to_string();
+        let opens = many(member.opens, "file opened", "files opened");
+        writeln!(out, "  {read:>10} read, {opens:>18}  {}", member.path)
     })?;
     let unused = Sum {
         paths: counted.unused.len(),
@@ -87,21 +99,35 @@ fn usage(counted: &Usage, served: Sum, all: bool, out: &mut dyn Write) -> io::Re
     };
     let title = if counted.complete { "Never used" } else { "Not used since then, perhaps before" };
     writeln!(out, "\n{BOLD}{title}{BOLD:#}: {}", sum(unused))?;
-    // What another one brings in goes with that.
-    let tops: Vec<_> = counted.unused.iter().filter(|member| member.within.is_none()).collect();
+    // What leads to used ones cannot go.
+    let (bridges, rest): (Vec<_>, Vec<_>) =
+        counted.unused.iter().partition(|member| member.brings_used.is_some_and(|used| used > 0));
+    // What another one brings in goes with that, and is no line of its own.
+    let bridge_names: BTreeSet<&StorePath> = bridges.iter().map(|bridge| &bridge.path).collect();
+    let is_bridge = |path: &StorePath| bridge_names.contains(path);
+    let tops: Vec<&Unused> =
+        rest.into_iter().filter(|member| member.within.as_ref().is_none_or(is_bridge)).collect();
     list(&tops, all, out, |member, out| {
-        let alone = member.alone.map_or_else(|| "unknown".to_owned(), |alone| Size(alone).to_string());
-        let used = member.brings_used.filter(|used| *used > 0);
-        let used = used.map(|used| format!(", {used} used ones with it")).unwrap_or_default();
-        writeln!(
-            out,
-            "  {alone:>10} alone, {:>10} itself  {}{used}",
-            Size(member.nar_size).to_string(),
-            member.path
-        )
+        let alone = Size(member.alone.unwrap_or(member.nar_size)).to_string();
+        let with = match member.alone {
+            Some(alone) if alone > member.nar_size => {
+                format!(", with what only it needs; itself {}", Size(member.nar_size))
+            }
+            _ => String::new(),
+        };
+        writeln!(out, "  {alone:>10}  {}{with}", member.path)
     })?;
+    if !bridges.is_empty() {
+        writeln!(out, "  Of these, what was used is reached only through:")?;
+        list(&bridges, all, out, |member, out| {
+            let used = many(member.brings_used.unwrap_or_default() as u64, "used one", "used ones");
+            let size = Size(member.nar_size).to_string();
+            writeln!(out, "  {size:>10}  {}, which leads to {used}", member.path)
+        })?;
+    }
     let percent = counted.enough.nar_size.saturating_mul(100).checked_div(served.nar_size).unwrap_or(100);
-    writeln!(out, "\nEnough would have been {}: {percent} % of what is served", sum(counted.enough))
+    let enough = sum(counted.enough);
+    writeln!(out, "\nThe roots and what was used: {enough}, {percent} % of what is served")
 }
 
 /// The first lines of a list, and how many more there are.

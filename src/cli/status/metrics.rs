@@ -3,7 +3,8 @@
 
 use std::io::{self, Write};
 
-use super::Unanswered;
+use super::super::output::Harmless;
+use super::super::views::Unanswered;
 use crate::protocol::control::status::{State, Status, Usage};
 
 /// What is counted in one view: labels besides its name, and the number.
@@ -107,25 +108,26 @@ fn sample(name: &str, view: &str, (labels, value): Sample<'_>, out: &mut dyn Wri
     writeln!(out, "}} {value}")
 }
 
-/// The value of a label, which ends at a quotation mark and has no line break.
+/// The value of a label, which ends at a quotation mark and has no line break. What is not printable is spelt out in it.
 fn escaped(text: &str) -> String {
-    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+    Harmless::text(text).to_string().replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::control::AskError;
+    use crate::cli::views::NoAnswer;
 
     #[test]
     fn labels_end_where_they_end() {
-        assert_eq!(escaped("a\"b\\c\nd"), "a\\\"b\\\\c\\nd");
+        assert_eq!(escaped("a\"b\\"), "a\\\"b\\\\\\\\");
+        assert_eq!(escaped("c\nd\u{1b}"), "c\\\\nd\\\\u{1b}");
     }
 
     #[test]
     fn a_view_that_does_not_answer_is_down() {
         let mut text = Vec::new();
-        let error = Unanswered { view: "web".to_owned(), why: AskError::NotServed("/run/x".into()) };
+        let error = Unanswered { view: "web".to_owned(), why: NoAnswer::Ended("/run/x".into()) };
         write(&[], &[error], &mut text).unwrap();
         let text = String::from_utf8(text).unwrap();
         assert!(text.ends_with("nix_store_fs_up{view=\"web\"} 0\n"), "{text}");

@@ -12,13 +12,15 @@ use serde::Serialize;
 
 use super::args::LogArgs;
 use super::exit::{Exit, Failure};
-use super::output::{Color, print};
-use super::views::{self, Running};
+use super::output::{self, Color, Reader, print_more};
+use super::views::{self, NoAnswer, Running, Unanswered};
 use crate::error;
-use crate::protocol::control::{self, AskError, status::Status};
+use crate::protocol::control::{self, status::Status};
 
 /// Version of what `--json` prints: docs/schema/status.json.
 const VERSION: u32 = 1;
+/// How long each monitor has to answer where all are asked: whoever scrapes metrics waits for 10 s, as a rule.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// Puts the cursor into the first place of an empty screen (ECMA-48: CUP, ED).
 const CLEAR: &[u8] = b"\x1b[H\x1b[2J";
 
@@ -52,17 +54,6 @@ pub(super) struct Args {
     pub(super) log: LogArgs,
 }
 
-/// Why a view has not told of itself.
-#[derive(Debug, thiserror::Error)]
-#[error("view '{view}'")]
-pub struct Unanswered {
-    /// The view.
-    pub view: String,
-    /// Why not.
-    #[source]
-    pub why: AskError,
-}
-
 /// All that was asked, once.
 #[derive(Debug)]
 struct Look {
@@ -78,11 +69,9 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     let mut earlier = Earlier::new();
     loop {
         let look = look(args)?;
-        if args.watch.is_some() && !args.json && io::stdout().is_terminal() {
-            print(Color::NONE, |out| out.write_all(CLEAR))?;
-        }
-        show(args, &look, &earlier)?;
-        let Some(seconds) = args.watch else { break };
+        let clear = args.watch.is_some() && !args.json && io::stdout().is_terminal();
+        let reader = show(args, &look, &earlier, clear)?;
+        let Some(seconds) = args.watch.filter(|_| reader == Reader::There) else { break };
         earlier = look.views.iter().map(|view| (view.name.clone(), (look.at, requests(view)))).collect();
         std::thread::sleep(Duration::from_secs(seconds.into()));
     }
@@ -92,45 +81,52 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
 /// Asks the view that is meant, or all at the same time: one that does not answer keeps no other one back.
 fn look(args: &Args) -> Result<Look, Failure> {
     let at = Instant::now();
-    let ask = |view: &Running| {
-        control::ask_status(&view.control()).map_err(|why| Unanswered { view: view.name.clone(), why })
+    let ask = |view: &Running, patience| match control::ask_status_within(&view.control(), patience) {
+        // Whatever the monitor calls itself.
+        Ok(status) => Ok(Status { name: view.name.clone(), ..status }),
+        Err(why) => Err(view.unanswered(why)),
     };
     if let Some(view) = &args.view {
-        let status = ask(&Running::find(view)?)?;
+        let status = ask(&Running::asked_about(view)?, control::PATIENCE)?;
         return Ok(Look { at, views: vec![status], unanswered: Vec::new() });
     }
     let all = views::all()?;
     let answers: Vec<_> = std::thread::scope(|scope| {
-        let asked: Vec<_> = all.iter().map(|view| scope.spawn(|| ask(view))).collect();
+        let asked: Vec<_> = all.iter().map(|view| scope.spawn(|| ask(view, PATIENCE))).collect();
         asked.into_iter().map(|thread| thread.join().map_err(|_| Failure::Panicked)).collect::<Result<_, _>>()
     })?;
     let mut look = Look { at, views: Vec::new(), unanswered: Vec::new() };
     for answer in answers {
         match answer {
             Ok(status) => look.views.push(status),
+            // It has ended since it was found.
+            Err(Unanswered { why: NoAnswer::Absent, .. }) => {}
             Err(error) => look.unanswered.push(error),
         }
     }
     Ok(look)
 }
 
-fn show(args: &Args, look: &Look, earlier: &Earlier) -> Result<(), Failure> {
+fn show(args: &Args, look: &Look, earlier: &Earlier, clear: bool) -> Result<Reader, Failure> {
     if args.json {
         let pretty = args.watch.is_none();
-        return print(Color::NONE, |out| json(look, pretty, out));
+        return print_more(Color::NONE, |out| json(look, pretty, out));
     }
     if args.metrics {
-        return print(Color::NONE, |out| metrics::write(&look.views, &look.unanswered, out));
+        return print_more(Color::NONE, |out| metrics::write(&look.views, &look.unanswered, out));
+    }
+    if clear && print_more(Color::NONE, |out| out.write_all(CLEAR))? == Reader::Gone {
+        return Ok(Reader::Gone);
     }
     for error in &look.unanswered {
         tracing::warn!("{}", error::chain(error));
     }
-    print(args.color, |out| match (&args.view, look.views.as_slice()) {
+    print_more(args.color, |out| match (&args.view, look.views.as_slice()) {
         (Some(_), [view]) => text::all(view, rate(view, look.at, earlier), out),
-        (_, []) => writeln!(out, "no view is being served"),
+        (_, []) if look.unanswered.is_empty() => writeln!(out, "no view is being served"),
         (_, views) => {
-            let rates: Vec<_> = views.iter().map(|view| rate(view, look.at, earlier)).collect();
-            text::lines(views, &rates, out)
+            let views = views.iter().map(|view| (view, rate(view, look.at, earlier)));
+            text::lines(views, &look.unanswered, out)
         }
     })
 }
@@ -150,8 +146,7 @@ fn rate(view: &Status, now: Instant, earlier: &Earlier) -> Option<f64> {
         Some((at, before)) => (requests(view).saturating_sub(*before), now.saturating_duration_since(*at)),
         None => (requests(view), Duration::from_secs(text::now().saturating_sub(usage.since?.0))),
     };
-    let count = u32::try_from(count).unwrap_or(u32::MAX);
-    (!time.is_zero()).then(|| f64::from(count) / time.as_secs_f64())
+    (!time.is_zero()).then(|| count as f64 / time.as_secs_f64())
 }
 
 #[derive(Serialize)]
@@ -171,10 +166,5 @@ fn json(look: &Look, pretty: bool, out: &mut dyn Write) -> io::Result<()> {
     let reason = |error: &'_ Unanswered| error::chain(&error.why);
     let unanswered = look.unanswered.iter().map(|error| Reason { name: &error.view, why: reason(error) });
     let all = All { version: VERSION, views: &look.views, unanswered: unanswered.collect() };
-    if pretty {
-        serde_json::to_writer_pretty(&mut *out, &all)?;
-    } else {
-        serde_json::to_writer(&mut *out, &all)?;
-    }
-    writeln!(out)
+    output::json(&all, pretty, out)
 }

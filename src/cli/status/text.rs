@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anstyle::{AnsiColor, Style};
 
 use super::super::output::{Harmless, many};
+use super::super::views::{NoAnswer, Unanswered};
 use crate::protocol::control::status::{Process, Seconds, Stage, State, Status, Usage};
 use crate::values::{Size, StorePath};
 
@@ -16,11 +17,15 @@ pub(super) fn now() -> u64 {
     Seconds::from(SystemTime::now()).0
 }
 
-/// A line for each view, below a line of titles.
-pub(super) fn lines(views: &[Status], rates: &[Option<f64>], out: &mut dyn Write) -> io::Result<()> {
+/// A line for each view, below a line of titles, in the order of their names.
+pub(super) fn lines<'a>(
+    views: impl Iterator<Item = (&'a Status, Option<f64>)>,
+    unanswered: &[Unanswered],
+    out: &mut dyn Write,
+) -> io::Result<()> {
     let titles =
         ["NAME", "STATE", "PATHS", "SIZE", "REQUESTS", "PER SECOND", "MEMORY", "SINCE", "MOUNT POINT"];
-    let rows = views.iter().zip(rates).map(|(view, rate)| {
+    let rows = views.map(|(view, rate)| {
         let memory =
             [Some(view.monitor), view.server].into_iter().flatten().filter_map(|process| process.memory);
         let since = view.served_since.map_or_else(|| "-".to_owned(), ago);
@@ -36,7 +41,21 @@ pub(super) fn lines(views: &[Status], rates: &[Option<f64>], out: &mut dyn Write
             Harmless::path(&view.mount_point).to_string(),
         ]
     });
-    let rows: Vec<_> = std::iter::once(titles.map(str::to_owned)).chain(rows).collect();
+    let silent = unanswered.iter().map(|Unanswered { view, why }| {
+        let state = match why {
+            NoAnswer::Absent | NoAnswer::Ended(_) => "has ended",
+            NoAnswer::Unmonitored(_) => "no monitor",
+            NoAnswer::Ask(_) => "no answer",
+        };
+        let mut row = titles.map(|_| "-".to_owned());
+        for (cell, text) in row.iter_mut().zip([view.as_str(), state]) {
+            *cell = text.to_owned();
+        }
+        row
+    });
+    let mut rows: Vec<_> = rows.chain(silent).collect();
+    rows.sort();
+    rows.insert(0, titles.map(str::to_owned));
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column));
         cells.map(|cell| cell.chars().count()).max().unwrap_or_default()
@@ -77,7 +96,8 @@ pub(super) fn all(view: &Status, rate: Option<f64>, out: &mut dyn Write) -> io::
     line("asked for", asked(view))?;
     line("roots", names(&view.roots))?;
     let changed = view.content_changed.map(|at| format!(", changed {}", utc(at))).unwrap_or_default();
-    line("closure", format!("{} paths, {}{changed}", view.paths, Size(view.nar_size)))?;
+    let paths = many(view.paths, "store path", "store paths");
+    line("closure", format!("{paths}, {}{changed}", Size(view.nar_size)))?;
     line("settings", settings(view))?;
     let stage = match view.reload {
         Some(Stage::Resolving) => "; one is under way: the store is asked",
@@ -85,27 +105,39 @@ pub(super) fn all(view: &Status, rate: Option<f64>, out: &mut dyn Write) -> io::
         None => "",
     };
     line("reloads", format!("{} done, {} failed{stage}", view.reloads.done, view.reloads.failed))?;
-    line("servers", format!("{} replaced, {} of them crashed", view.servers.replaced, view.servers.crashed))?;
+    let crashed = match view.servers.crashed {
+        0 => String::new(),
+        count => format!(", {count} of them after a crash: please report this bug"),
+    };
+    line("servers", format!("{} replaced{crashed}", view.servers.replaced))?;
     if let Some(usage) = &view.usage {
         let rate = rate.map(|rate| format!(", {rate:.1} a second")).unwrap_or_default();
         line("requests", format!("{}{rate}: {}", super::requests(view), kinds(usage)))?;
-        let whole = if usage.whole { "since it was mounted" } else { "not since it was mounted" };
-        let since = usage.since.map(|since| format!("{}, ", utc(since))).unwrap_or_default();
+        let since = usage.since.map_or_else(|| "an unknown time".to_owned(), utc);
+        let whole = if usage.whole { "" } else { ", later than it was mounted" };
         line("counted since", format!("{since}{whole}"))?;
         line("read", Size(usage.bytes_read).to_string())?;
         line("names known", usage.names_known.to_string())?;
         if usage.panics > 0 {
-            line("defects", format!("{} requests ended with a panic: please report this bug", usage.panics))?;
+            let requests = many(usage.panics, "request", "requests");
+            line("panics", format!("{requests} ended by an internal error: please report this bug"))?;
         }
     }
     let server = view.server.map_or_else(|| "no server".to_owned(), |server| process("server", server));
     line("memory", format!("{}; {server}", process("monitor", view.monitor)))?;
     let missed = view.missed.map(|missed| {
         let (names, times) = (many(missed.names, "name", "names"), many(missed.questions, "time", "times"));
-        format!("{names}, asked for {times}; {} not looked into", missed.not_examined)
+        let unknown = match missed.not_examined {
+            0 => String::new(),
+            count => format!("; {} not looked into", many(count, "more question was", "more questions were")),
+        };
+        match (missed.names, missed.questions) {
+            (0, 0) => format!("nothing{unknown}"),
+            _ => format!("{names}, asked for {times}{unknown}"),
+        }
     });
     let unknown =
-        if view.settings.report { "not known now" } else { "not recorded (start it with --report)" };
+        if view.settings.report { "not known now" } else { "not recorded (serve the view with --report)" };
     line("missed", missed.unwrap_or_else(|| unknown.to_owned()))?;
     if let Some(error) = &view.last_error {
         line("last error", format!("{}: {}", utc(error.at), Harmless::text(&error.message)))?;
@@ -172,6 +204,6 @@ fn ago(at: Seconds) -> String {
         0..60 => format!("{seconds} s"),
         60..3600 => format!("{} min", seconds / 60),
         3600..86_400 => format!("{} h", seconds / 3600),
-        _ => format!("{} days", seconds / 86_400),
+        _ => many(seconds / 86_400, "day", "days"),
     }
 }

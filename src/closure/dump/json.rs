@@ -94,8 +94,9 @@ pub(super) fn render(closure: &Closure, store_dir: &Path) -> Result<Vec<u8>, Dum
     Ok(plain(text).into_bytes())
 }
 
-/// Escapes what a terminal could take for a command: only strings hold anything but printable ASCII and line breaks.
-fn plain(text: String) -> String {
+/// Escapes in JSON what a terminal could take for a command: only strings hold anything but printable ASCII and line breaks.
+#[must_use]
+pub fn plain(text: String) -> String {
     let is_plain = |c: char| matches!(c, ' '..='~' | '\n');
     if text.chars().all(is_plain) {
         return text;

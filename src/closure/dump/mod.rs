@@ -13,6 +13,8 @@ mod tree;
 #[path = "dump_tests.rs"]
 mod tests;
 
+pub use json::plain;
+
 use std::io;
 use std::path::{Path, PathBuf};
 

@@ -23,7 +23,7 @@ use super::status::{self, Status};
 use super::{Outcome, Question, RELOAD, document};
 
 /// How long a monitor has to answer a question: it does so at once, unless it is stopped or does not come to run.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(10);
 /// The longest line of an answer.
 const LINE_MAX: usize = 64 << 10;
 /// How often a question is asked: a monitor may hand over, or have a crowd of clients, at that moment.
@@ -149,7 +149,15 @@ pub enum AskError {
 /// # Errors
 /// [`AskError`].
 pub fn ask_status(path: &Path) -> Result<Status, AskError> {
-    let status: Status = ask(path, Question::Status, PATIENCE)?;
+    ask_status_within(path, PATIENCE)
+}
+
+/// The same of a monitor that has `patience` to answer.
+///
+/// # Errors
+/// [`AskError`].
+pub fn ask_status_within(path: &Path, patience: Duration) -> Result<Status, AskError> {
+    let status: Status = ask(path, Question::Status, patience)?;
     match status.version {
         status::VERSION => Ok(status),
         other => Err(other_version(path, other)),

@@ -23,7 +23,7 @@ use std::path::Path;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use serde::{Deserialize, Serialize};
 
-pub use ask::{AskError, ReloadError, ask_report, ask_status, reload};
+pub use ask::{AskError, PATIENCE, ReloadError, ask_report, ask_status, ask_status_within, reload};
 pub use document::Document;
 
 const RELOAD: &str = "reload\n";
