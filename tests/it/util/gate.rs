@@ -47,6 +47,8 @@ pub(crate) enum Need {
     Xfs,
     /// A compiler of 32-bit programs, and a kernel that runs them.
     Compiler32,
+    /// A directory `/nix`, on which a store is mounted in a namespace.
+    NixDirectory,
     /// The shells that completions are made for, and what shows manual pages.
     Shells,
 }
@@ -60,6 +62,7 @@ impl Need {
                 "/dev/fuse, readable and writable",
             ),
             Self::Nix => (in_path("nix-store"), "the command nix-store"),
+            Self::NixDirectory => (Path::new("/nix").is_dir(), "a directory /nix to mount on"),
             Self::Shells => (
                 ["bash", "zsh", "fish", "groff"].iter().all(|name| in_path(name)),
                 "the commands bash, zsh, fish and groff",
