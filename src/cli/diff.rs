@@ -28,6 +28,7 @@ const NONE: &str = "(none)";
 ///
 /// "by NAME" is the reference of a root through which a path is reached first: the reason why it is there.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Exit codes: 3: a system, or a file, cannot be used. All others: nix-store-fs --help")]
 pub(super) struct Args {
     /// What was: a system, a profile, a generation (web-12-link), or a file to which --dump-closure=json was saved
     old: PathBuf,

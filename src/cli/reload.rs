@@ -10,6 +10,9 @@ use crate::protocol::control::{self, ReloadError};
 
 /// Have a running view look up its roots again; returns when the new closure is visible
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Exit codes: 8: the reload failed, or there is no such view. All others: nix-store-fs --help"
+)]
 pub(super) struct Args {
     /// The view: its name, or where it is mounted
     #[arg(value_name = "NAME|MOUNTPOINT")]

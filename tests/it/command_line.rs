@@ -136,6 +136,31 @@ fn reload_is_still_understood_as_an_option() {
     );
 }
 
+/// Every command that a document shows is one: what is typed after the prompt is understood.
+#[test]
+fn commands_of_the_documents_are_understood() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let docs = std::fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let documents = docs.filter(|path| path.extension().is_some_and(|end| end == "md"));
+    let mut count = 0;
+    for document in documents.chain([root.join("README.md"), root.join("CONTRIBUTING.md")]) {
+        let text = std::fs::read_to_string(&document).unwrap();
+        for line in text.lines() {
+            let Some(typed) = ["# ", "$ "].iter().find_map(|prompt| line.strip_prefix(prompt)) else {
+                continue;
+            };
+            let typed = typed.split(" #").next().unwrap().split(['>', '|', '&']).next().unwrap().trim();
+            if !typed.starts_with("nix-store-fs ") {
+                continue;
+            }
+            let parsed = nix_store_fs::cli::command().try_get_matches_from(typed.split_whitespace());
+            assert!(parsed.is_ok(), "{}: {typed}: {}", document.display(), parsed.unwrap_err());
+            count += 1;
+        }
+    }
+    assert!(count > 15, "only {count} commands were found");
+}
+
 #[test]
 fn dump_text() {
     need!(Nix);
