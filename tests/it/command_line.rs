@@ -145,7 +145,8 @@ fn commands_of_the_documents_are_understood() {
     let mut count = 0;
     for document in documents.chain([root.join("README.md"), root.join("CONTRIBUTING.md")]) {
         let text = std::fs::read_to_string(&document).unwrap();
-        for line in text.lines() {
+        // Every second part is a block of code.
+        for line in text.split("\n```").skip(1).step_by(2).flat_map(str::lines) {
             let Some(typed) = ["# ", "$ "].iter().find_map(|prompt| line.strip_prefix(prompt)) else {
                 continue;
             };
