@@ -95,7 +95,7 @@ struct Printer<'a> {
 impl Printer<'_> {
     /// The reference of a root that is the reason for a change.
     fn cause(&self, change: &Change<'_>) -> Option<Node> {
-        diff::cause(self.graph(change), *change.paths().first()?)
+        self.graph(change).brought_by(*change.paths().first()?)
     }
 
     /// Where what is told of a change is.

@@ -102,12 +102,6 @@ fn packages<'a>(graph: &Graph<'a>) -> BTreeMap<&'a str, Side<'a>> {
     packages
 }
 
-/// The reference of a root that brought `node` in: the second member of its shortest chain. None: it is a root, or none leads to it.
-#[must_use]
-pub fn cause(graph: &Graph<'_>, node: Node) -> Option<Node> {
-    graph.chain(node).get(1).copied()
-}
-
 #[cfg(test)]
 #[path = "diff_tests.rs"]
 mod tests;

@@ -73,7 +73,7 @@ fn packages_change_are_added_removed_and_rebuilt() {
         ]
     );
     let named = |change: &Change<'_>| {
-        let node = cause(&new, *change.paths().first()?)?;
+        let node = new.brought_by(*change.paths().first()?)?;
         Some(new.info(node)?.path.name().to_owned())
     };
     assert_eq!(named(&changes[1]).as_deref(), Some("openssl-3.1"), "what brought it in");

@@ -36,6 +36,8 @@ struct Facts<'a> {
     is_root: bool,
     /// The next one on a shortest chain to a root, and the number of references on it; none: no root reaches it.
     towards_root: Option<(Option<Node>, u32)>,
+    /// The second one of that chain, as seen from the root.
+    brought_by: Option<Node>,
     /// The nearest other one that dominates it; none: a root is reached without any, or no root reaches it.
     dominator: Option<Node>,
     /// Bytes that go with it.
@@ -66,6 +68,7 @@ impl<'a> Graph<'a> {
             referrers: Vec::new(),
             is_root: false,
             towards_root: None,
+            brought_by: None,
             dominator: None,
             alone: info.nar_size,
             span: UNREACHED,
@@ -107,8 +110,10 @@ impl<'a> Graph<'a> {
         let mut queue: VecDeque<(Node, Option<Node>, u32)> =
             self.roots.iter().map(|root| (*root, None, 0)).collect();
         while let Some((node, from, distance)) = queue.pop_front() {
+            let before = from.and_then(|from| self.of(from)?.brought_by);
             let Some(facts) = self.facts.get_mut(node.place()) else { continue };
             if facts.towards_root.is_none() {
+                facts.brought_by = from.and(before.or(Some(node)));
                 facts.towards_root = Some((from, distance));
                 queue.extend(facts.references.iter().map(|to| (*to, Some(node), distance.saturating_add(1))));
             }
@@ -237,6 +242,12 @@ impl<'a> Graph<'a> {
     #[must_use]
     pub fn parent(&self, node: Node) -> Option<Node> {
         self.of(node)?.towards_root?.0
+    }
+
+    /// The member that a root refers to on the shortest chain to `node`, which may be itself. None: it is a root, or none reaches it.
+    #[must_use]
+    pub fn brought_by(&self, node: Node) -> Option<Node> {
+        self.of(node)?.brought_by
     }
 
     /// Bytes that would go with `node`: its own, and those of all that no root reaches without it.

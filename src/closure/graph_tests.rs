@@ -126,6 +126,7 @@ proptest! {
             }
             let chain = graph.chain(node(member));
             prop_assert_eq!(chain.is_empty(), !all.contains(&member));
+            prop_assert_eq!(graph.brought_by(node(member)), chain.get(1).copied());
             for pair in chain.windows(2) {
                 prop_assert!(graph.references(pair[0]).contains(&pair[1]));
             }

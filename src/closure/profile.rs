@@ -20,12 +20,14 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::io::Read;
-use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
-use rustix::fs::{FileType, Mode, OFlags};
-use rustix::io::Errno;
+use rustix::event::{PollFd, PollFlags};
+use rustix::fs::{Mode, OFlags, Timespec};
+use rustix::io::{Errno, retry_on_intr};
 
 use crate::closure::dependency::{Dependency, Seen};
 use crate::closure::trust::{Part, Reason, Rights, Trust};
@@ -34,6 +36,9 @@ use crate::values::{InvalidStorePath, StorePath};
 
 /// The kernel's own limit is 40 (path_resolution(7)).
 const LINKS_MAX: usize = 64;
+
+/// How long a pipe is waited for to which nobody writes.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The profile that a directory of profiles holds for a NixOS system.
 const SYSTEM: &str = "system";
@@ -206,16 +211,9 @@ fn is_profiles(dir: &Path) -> bool {
     dir.components().any(|part| part.as_os_str().as_bytes().ends_with(b"profiles"))
 }
 
-/// A pipe that was opened without waiting, opened again, which waits for who writes; none: it is no pipe.
-fn wait_for_writer(file: &File) -> io::Result<Option<File>> {
-    if FileType::from_raw_mode(rustix::fs::fstat(file)?.st_mode) != FileType::Fifo {
-        return Ok(None);
-    }
-    File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).map(Some)
-}
-
-/// Everything in `file`, if that is no more than `limit` bytes. A file that is longer is not read at all.
-fn read_at_most(file: &File, limit: u64) -> io::Result<Vec<u8>> {
+/// Everything in `file`, if that is no more than `limit` bytes. A file that is longer is not read at all, and at a pipe that nobody
+/// writes to is waited no longer than `patience`: whoever resolves roots could not do anything else any more.
+fn read_at_most(file: &File, limit: u64, patience: Duration) -> io::Result<Vec<u8>> {
     let too_long = || io::Error::new(io::ErrorKind::FileTooLarge, format!("it is longer than {limit} bytes"));
     let meta = file.metadata()?;
     // Of a directory or a pipe it says nothing.
@@ -223,8 +221,40 @@ fn read_at_most(file: &File, limit: u64) -> io::Result<Vec<u8>> {
         return Err(too_long());
     }
     let mut bytes = Vec::new();
-    file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+    if meta.file_type().is_fifo() {
+        rustix::fs::fcntl_setfl(file, OFlags::NONBLOCK)?;
+        Pipe { file, patience }.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+    } else {
+        file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+    }
     if u64::try_from(bytes.len()).is_ok_and(|length| length <= limit) { Ok(bytes) } else { Err(too_long()) }
+}
+
+/// A pipe that does not block, read as one that blocks for a limited time. Before somebody has opened it for writing it looks as if it had
+/// ended, but for poll(2).
+struct Pipe<'a> {
+    file: &'a File,
+    patience: Duration,
+}
+
+impl Read for Pipe<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let silent = || {
+            let why = format!("nobody has written to the pipe for {} s", self.patience.as_secs());
+            io::Error::new(io::ErrorKind::TimedOut, why)
+        };
+        loop {
+            let timeout = Timespec::try_from(self.patience).map_err(io::Error::other)?;
+            let mut fds = [PollFd::new(self.file, PollFlags::IN)];
+            match retry_on_intr(|| rustix::event::poll(&mut fds, Some(&timeout)))? {
+                0 => return Err(silent()),
+                _ => match { self.file }.read(buffer) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    answer => return answer,
+                },
+            }
+        }
+    }
 }
 
 enum End {
@@ -312,17 +342,12 @@ impl<'a> Walk<'a> {
             let opened = File::from(opened);
             Ok((Dependency::of_file(&at, &opened)?, opened))
         });
-        let (examined, mut opened) = match read {
+        let (examined, opened) = match read {
             Ok(read) => read,
             Err(error) => return Ok(Err(error)),
         };
         self.judge(examined, Part::Roots)?;
-        match wait_for_writer(&opened) {
-            Ok(Some(again)) => opened = again,
-            Ok(None) => {}
-            Err(error) => return Ok(Err(error)),
-        }
-        Ok(read_at_most(&opened, limit))
+        Ok(read_at_most(&opened, limit, PATIENCE))
     }
 
     fn store_path_of(&mut self, typed: &Path) -> Result<StorePath, ProfileError> {

@@ -189,6 +189,24 @@ fn what_is_too_long_is_not_read() {
     }
 }
 
+/// A pipe without a writer, or with one that does not write, is waited for as long as was said.
+#[test]
+fn a_pipe_that_nobody_writes_to_is_an_error() {
+    use std::io::Write;
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().join("pipe");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &at, Mode::RUSR | Mode::WUSR).unwrap();
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let pipe = std::fs::File::from(rustix::fs::open(&at, flags, Mode::empty()).unwrap());
+    let read = |patience| read_at_most(&pipe, 10, patience).map_err(|error| error.kind());
+    assert_eq!(read(Duration::ZERO), Err(io::ErrorKind::TimedOut));
+    let mut writer = std::fs::File::options().write(true).open(&at).unwrap();
+    assert_eq!(read(Duration::from_millis(1)), Err(io::ErrorKind::TimedOut));
+    writer.write_all(b"four").unwrap();
+    drop(writer);
+    assert_eq!(read(PATIENCE), Ok(b"four".to_vec()));
+}
+
 /// What has no name can be reached by a link of proc(5) alone.
 #[test]
 fn roots_are_read_from_a_pipe() {
