@@ -2,23 +2,16 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::closure::Closure;
-use crate::values::{PathInfo, StorePath};
+use crate::closure::made::{info, named};
+use crate::values::StorePath;
 
 /// A member: the number that its hash is made of, its name, its size, and the places of those that it refers to.
 type Member = (u8, String, u64, Vec<usize>);
 
 fn closure(members: &[Member]) -> Closure {
-    let path = |n: usize| StorePath::new(&format!("{:032}-{}", members[n].0, members[n].1)).unwrap();
-    let infos = members.iter().enumerate().map(|(n, (_, _, nar_size, references))| PathInfo {
-        path: path(n),
-        nar_hash: String::new(),
-        nar_size: *nar_size,
-        references: references.iter().copied().map(path).collect(),
-        deriver: None,
-        registration_time: 0,
-        signatures: Vec::new(),
-        ca: None,
-        ultimate: false,
+    let path = |n: usize| named(members[n].0.into(), &members[n].1);
+    let infos = members.iter().enumerate().map(|(n, (_, _, nar_size, references))| {
+        info(path(n), *nar_size, references.iter().copied().map(path).collect())
     });
     Closure::new(vec![path(0)], infos).unwrap()
 }

@@ -3,26 +3,7 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use super::*;
-
-fn path(n: usize) -> StorePath {
-    StorePath::new(&format!("{n:032}-p{n}").replace(['e', 'o', 't', 'u'], "a")).unwrap()
-}
-
-/// A closure of members with sizes and references, by number.
-fn closure(members: &[(u64, Vec<usize>)], roots: &[usize]) -> Closure {
-    let infos = members.iter().enumerate().map(|(n, (nar_size, references))| PathInfo {
-        path: path(n),
-        nar_hash: String::new(),
-        nar_size: *nar_size,
-        references: references.iter().copied().map(path).collect(),
-        deriver: None,
-        registration_time: 0,
-        signatures: Vec::new(),
-        ca: None,
-        ultimate: false,
-    });
-    Closure::new(roots.iter().copied().map(path).collect(), infos).unwrap()
-}
+use crate::closure::made::{closure, path};
 
 /// Members that are reached from `roots` without `member`, and without the reference `cut`.
 fn reached(

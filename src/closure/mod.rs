@@ -14,6 +14,8 @@ pub mod diff;
 mod directory;
 pub mod dump;
 pub mod graph;
+#[cfg(test)]
+mod made;
 pub mod mounter;
 pub mod occurrences;
 pub mod package;
@@ -97,24 +99,11 @@ impl Closure {
 
 #[cfg(test)]
 mod tests {
+    use super::made::path;
     use super::*;
 
-    fn path(n: u32) -> StorePath {
-        StorePath::new(&format!("{n:032}-p{n}").replace(['e', 'o', 't', 'u'], "a")).unwrap()
-    }
-
-    fn info(n: u32, nar_size: u64) -> PathInfo {
-        PathInfo {
-            path: path(n),
-            nar_hash: String::new(),
-            nar_size,
-            references: Vec::new(),
-            deriver: None,
-            registration_time: 0,
-            signatures: Vec::new(),
-            ca: None,
-            ultimate: false,
-        }
+    fn info(n: usize, nar_size: u64) -> PathInfo {
+        made::info(path(n), nar_size, Vec::new())
     }
 
     #[test]

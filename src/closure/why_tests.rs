@@ -2,29 +2,16 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::closure::Closure;
-use crate::values::PathInfo;
+use crate::closure::made::{info, named as path};
 
 /// A member by its number, its name and the numbers of those that it refers to.
 type Member<'a> = (&'a str, &'a [usize]);
 
-fn path(n: usize, name: &str) -> StorePath {
-    StorePath::new(&format!("{n:032}-{name}")).unwrap()
-}
-
 fn closure(members: &[Member<'_>], roots: &[usize]) -> Closure {
-    let path = |n: usize| path(n, members[n].0);
-    let infos = members.iter().enumerate().map(|(n, (_, references))| PathInfo {
-        path: path(n),
-        nar_hash: String::new(),
-        nar_size: 1,
-        references: references.iter().copied().map(path).collect(),
-        deriver: None,
-        registration_time: 0,
-        signatures: Vec::new(),
-        ca: None,
-        ultimate: false,
-    });
-    Closure::new(roots.iter().copied().map(path).collect(), infos).unwrap()
+    let paths = |numbers: &[usize]| numbers.iter().map(|n| path(*n, members[*n].0)).collect::<Vec<_>>();
+    let infos =
+        members.iter().enumerate().map(|(n, (name, references))| info(path(n, name), 1, paths(references)));
+    Closure::new(paths(roots), infos).unwrap()
 }
 
 fn numbers(nodes: &[Node]) -> Vec<usize> {

@@ -5,26 +5,12 @@ use proptest::prelude::*;
 use serde_json::Value;
 
 use super::*;
-use crate::values::{PathInfo, StorePath};
-
-fn path(n: usize) -> StorePath {
-    StorePath::new(&format!("{n:032}-p{n}")).unwrap()
-}
+use crate::closure::made;
 
 /// A closure of members by number, each with what it refers to.
 fn closure(references: &[Vec<usize>], roots: &[usize]) -> Closure {
-    let infos = references.iter().enumerate().map(|(n, references)| PathInfo {
-        path: path(n),
-        nar_hash: String::new(),
-        nar_size: 1,
-        references: references.iter().copied().map(path).collect(),
-        deriver: None,
-        registration_time: 0,
-        signatures: Vec::new(),
-        ca: None,
-        ultimate: false,
-    });
-    Closure::new(roots.iter().copied().map(path).collect(), infos).unwrap()
+    let members: Vec<_> = references.iter().map(|references| (1, references.clone())).collect();
+    made::closure(&members, roots)
 }
 
 /// SHA-256 in base 64, by the command of the system.

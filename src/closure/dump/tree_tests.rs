@@ -3,27 +3,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::values::{PathInfo, StorePath};
-
-fn path(n: usize) -> StorePath {
-    StorePath::new(&format!("{n:032}-p{n}")).unwrap()
-}
-
-/// A closure of members with sizes and references, by number.
-fn closure(members: &[(u64, Vec<usize>)], roots: &[usize]) -> Closure {
-    let infos = members.iter().enumerate().map(|(n, (nar_size, references))| PathInfo {
-        path: path(n),
-        nar_hash: String::new(),
-        nar_size: *nar_size,
-        references: references.iter().copied().map(path).collect(),
-        deriver: None,
-        registration_time: 0,
-        signatures: Vec::new(),
-        ca: None,
-        ultimate: false,
-    });
-    Closure::new(roots.iter().copied().map(path).collect(), infos).unwrap()
-}
+use crate::closure::made::closure;
 
 fn colored(closure: &Closure) -> String {
     let mut out = Vec::new();
