@@ -12,6 +12,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use tempfile::TempDir;
 
 use super::store::NixStore;
+use super::threads;
 use super::{DEADLINE, mounts, wait_readable};
 
 /// A command line in the making.
@@ -215,7 +216,9 @@ impl Mounted {
     pub(crate) fn server_now(&self) -> Option<Pid> {
         let pid = self.pid().as_raw_nonzero();
         let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-        Pid::from_raw(children.split_whitespace().next_back()?.parse().unwrap())
+        // Not what asks whether the view answers: a server has a session of its own.
+        let children = children.split_whitespace().filter_map(|child| Pid::from_raw(child.parse().ok()?));
+        children.rev().find(|child| threads::leads_a_session(*child))
     }
 
     /// The exit status of a program that was told to end, or whose mount is gone.
