@@ -17,7 +17,7 @@ use std::sync::LazyLock;
 use libfuzzer_sys::{Corpus, fuzz_target};
 
 /// The targets by their names, which are those of the directories in `corpus` as well.
-const TARGETS: [(&str, fn(&[u8])); 15] = [
+const TARGETS: [(&str, fn(&[u8])); 16] = [
     ("store_path", texts::store_path),
     ("view", texts::view),
     ("roots_file", texts::roots_file),
