@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::args::LogArgs;
 use super::closures::{Known, Resolved};
 use super::exit::{Exit, Failure};
-use super::output::{Color, Harmless, many, print};
+use super::output::{self, Color, Harmless, many, print};
 use crate::closure::diff::{self, Change, Kind, Side};
 use crate::closure::graph::{Graph, Node};
 use crate::values::Size;
@@ -177,8 +177,7 @@ impl Printer<'_> {
             nar_size: resolved.closure.nar_size(),
         });
         let all = All { version: VERSION, old, new, packages: packages.collect() };
-        serde_json::to_writer_pretty(&mut *out, &all)?;
-        writeln!(out)
+        output::json(&all, true, out)
     }
 }
 

@@ -1,7 +1,5 @@
 //! `--dump-closure`: what would be served, printed.
 
-use std::os::unix::ffi::OsStrExt;
-
 use clap::ValueEnum;
 
 use super::args::RootArgs;
@@ -10,7 +8,7 @@ use super::config::ConfigError;
 use super::exit::{Exit, Failure};
 use super::output::{Color, When, print};
 use crate::closure::dump::{self, Format};
-use crate::closure::saved::{Content, Saved};
+use crate::closure::saved::Content;
 
 pub(super) fn run(roots: RootArgs, format: Format, color: Option<When>) -> Result<Exit, Failure> {
     let color = match (format, color) {
@@ -26,7 +24,7 @@ pub(super) fn run(roots: RootArgs, format: Format, color: Option<When>) -> Resul
     }
     let text = match &known {
         Known::File { saved, .. } if is_list(format) && matches!(saved.content(), Content::Names(_)) => {
-            list(saved)
+            dump::paths(saved.members(), saved.store_dir())?
         }
         _ => {
             let Resolved { closure, dir, .. } = known.closure(&name(format))?;
@@ -40,13 +38,6 @@ pub(super) fn run(roots: RootArgs, format: Format, color: Option<When>) -> Resul
 /// Whether the format has names and nothing else.
 fn is_list(format: Format) -> bool {
     matches!(format, Format::Text | Format::StorePaths)
-}
-
-/// A list again. Its store directory has no line break: it was read from lines.
-fn list(saved: &Saved) -> Vec<u8> {
-    let dir = saved.store_dir().as_os_str().as_bytes();
-    let lines = saved.members().into_iter().map(|path| [dir, b"/", path.as_str().as_bytes(), b"\n"].concat());
-    lines.collect::<Vec<_>>().concat()
 }
 
 /// What was typed.

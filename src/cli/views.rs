@@ -104,10 +104,15 @@ impl Running {
         if !self.control().exists() {
             return NoAnswer::Absent;
         }
-        match mount::refuse_served(&monitor::state::server_lock(&self.state), &self.name) {
+        match self.refuse_served() {
             Ok(()) => NoAnswer::Ended(self.state.clone()),
             Err(served) => NoAnswer::Unmonitored(error::chain(&served)),
         }
+    }
+
+    /// An error if a server serves it.
+    fn refuse_served(&self) -> Result<(), MountError> {
+        mount::refuse_served(&monitor::state::server_lock(&self.state), &self.name)
     }
 
     /// Where its monitor listens.
@@ -120,7 +125,7 @@ impl Running {
         if !matches!(error, ReloadError::NotServed { .. }) {
             return error;
         }
-        match mount::refuse_served(&monitor::state::server_lock(&self.state), &self.name) {
+        match self.refuse_served() {
             Err(served @ MountError::Served(_)) => ReloadError::Unmonitored(served.to_string()),
             _ => error,
         }

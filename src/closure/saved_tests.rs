@@ -8,13 +8,10 @@ use serde_json::{Value, json};
 use super::json::unreferenced;
 use super::*;
 use crate::closure::dump::{Format, render};
+use crate::closure::made::{info as bare, named as path};
 use crate::values::{Algorithm, ContentAddress, Hash, Method, PathInfo};
 
 const STORE: &str = "/nix/store";
-
-fn path(n: usize, name: &str) -> StorePath {
-    StorePath::new(&format!("{n:032}-{name}")).unwrap()
-}
 
 fn any_hash() -> impl Strategy<Value = Hash> {
     any::<[u8; 32]>().prop_map(|bytes| Hash::new(Algorithm::Sha256, &bytes).unwrap())
@@ -192,15 +189,8 @@ proptest! {
 /// A system that refers to a library.
 fn small() -> Value {
     let info = |n, name, references| PathInfo {
-        path: path(n, name),
         nar_hash: Hash::new(Algorithm::Sha256, &[1; 32]).unwrap().sri(),
-        nar_size: 100,
-        references,
-        deriver: None,
-        registration_time: 0,
-        signatures: Vec::new(),
-        ca: None,
-        ultimate: false,
+        ..bare(path(n, name), 100, references)
     };
     let infos = [info(1, "lib", vec![]), info(2, "system", vec![path(1, "lib")])];
     serde_json::from_slice(&dumped(&Closure::new(vec![path(2, "system")], infos).unwrap(), Format::Json))

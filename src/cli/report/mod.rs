@@ -15,7 +15,7 @@ use super::closures::{Known, Resolved};
 use super::exit::{Exit, Failure};
 use super::output::{self, Color, print};
 use super::views::Running;
-use crate::closure::graph::Graph;
+use crate::closure::graph::{Graph, Node};
 use crate::error;
 use crate::protocol::control;
 use crate::protocol::control::report::{Missed, Report, Used, UsedMember};
@@ -156,22 +156,21 @@ fn usage(
 ) -> Usage {
     let by_path: BTreeMap<&StorePath, &UsedMember> =
         used.members.iter().map(|member| (&member.path, member)).collect();
+    let used_nodes: Vec<Node> =
+        by_path.keys().filter_map(|path| graph.and_then(|graph| graph.node(path))).collect();
     let is_needed = |path: &StorePath| by_path.contains_key(path) || roots.contains(path);
     let enough = sizes.iter().filter(|(path, _)| is_needed(path)).map(|(_, size)| *size);
     let unused = sizes.iter().filter(|(path, _)| !is_needed(path)).map(|(path, size)| {
         let node = graph.and_then(|graph| Some((graph, graph.node(path)?)));
-        let is_unused = |path: &StorePath| !is_needed(path);
         let above = node.and_then(|(graph, node)| graph.info(graph.dominator(node)?)).map(|info| &info.path);
-        let brings = node.map(|(graph, node)| {
-            let used = by_path.keys().filter_map(|path| graph.node(path));
-            used.filter(|used| graph.dominates(node, *used)).count()
-        });
+        let brings =
+            node.map(|(graph, node)| used_nodes.iter().filter(|used| graph.dominates(node, **used)).count());
         Unused {
             path: (*path).clone(),
             nar_size: *size,
             alone: node.map(|(graph, node)| graph.alone(node)),
             brings_used: brings,
-            within: above.filter(|above| is_unused(above)).cloned(),
+            within: above.filter(|above| !is_needed(above)).cloned(),
         }
     });
     let mut unused: Vec<Unused> = unused.collect();

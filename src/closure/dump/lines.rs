@@ -38,9 +38,15 @@ impl Lines {
 }
 
 /// Sorted by base name: the order of the file `store-paths` of nixpkgs' `closureInfo`, which has that of a set of Nix's.
-pub(super) fn paths(closure: &Closure, store_dir: &Path) -> Result<Vec<u8>, DumpError> {
+///
+/// # Errors
+/// [`DumpError::StoreDir`].
+pub fn paths<'a>(
+    paths: impl IntoIterator<Item = &'a StorePath>,
+    store_dir: &Path,
+) -> Result<Vec<u8>, DumpError> {
     let mut lines = Lines::new(store_dir)?;
-    closure.members().for_each(|info| lines.path(&info.path));
+    paths.into_iter().for_each(|path| lines.path(path));
     Ok(lines.text)
 }
 

@@ -15,6 +15,8 @@ mod tests;
 
 pub use json::plain;
 
+pub use lines::paths;
+
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -84,7 +86,9 @@ pub enum DumpError {
 pub fn render(closure: &Closure, store_dir: &Path, format: Format) -> Result<Vec<u8>, DumpError> {
     match format {
         // The same lines today; `closureInfo` decides over the second.
-        Format::Text | Format::StorePaths => lines::paths(closure, store_dir),
+        Format::Text | Format::StorePaths => {
+            lines::paths(closure.members().map(|info| &info.path), store_dir)
+        }
         Format::Json => json::render(closure, store_dir),
         Format::Registration => lines::registration(closure, store_dir),
         Format::Dot => Ok(dot::render(closure)),
