@@ -217,8 +217,8 @@ fn request(said: &[u8]) -> Option<(Question, u32)> {
         "report" => Question::Report,
         _ => return None,
     };
-    let is_number = (1..=9).contains(&version.len()) && version.bytes().all(|byte| byte.is_ascii_digit());
-    is_number.then(|| (question, version.parse().unwrap()))
+    let number: u32 = version.parse().ok()?;
+    (number < 1_000_000_000 && number.to_string() == version).then_some((question, number))
 }
 
 /// Whether a request may begin like this.

@@ -114,7 +114,9 @@ impl Line {
         };
         let Some(number) = rest.strip_prefix(b" ") else { return rest.is_empty().then_some(Self::Begun) };
         let digits = number.strip_suffix(b"\n").unwrap_or(number);
-        if digits.len() > DIGITS || !digits.iter().all(u8::is_ascii_digit) {
+        // One spelling for each number, so that a question is always the same line.
+        let is_padded = digits.len() > 1 && digits.starts_with(b"0");
+        if is_padded || digits.len() > DIGITS || !digits.iter().all(u8::is_ascii_digit) {
             return None;
         }
         if digits.len() == number.len() {

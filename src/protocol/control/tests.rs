@@ -88,6 +88,8 @@ fn a_question_is_a_word_and_a_version() {
         ("status \n", Line::Malformed),
         ("status 1234567890", Line::Malformed),
         ("status -1\n", Line::Malformed),
+        ("status 01\n", Line::Malformed),
+        ("report 00", Line::Malformed),
         ("status 1\nstatus 1\n", Line::Malformed),
         ("status  1\n", Line::Malformed),
         ("reload 1\n", Line::Malformed),
