@@ -4,7 +4,7 @@
 //!
 //! 1. [`values`]: names of store paths and what is served, as plain values. [`sys`]: raw calls. [`error`]: how errors read.
 //!    [`startup`]: what a process is started with. [`log`]: lines for standard error. [`panics`]: what a panic ends.
-//!    [`sandbox`]: what a process may still do.
+//!    [`mounts`]: the mount table. [`sandbox`]: what a process may still do.
 //! 2. [`store`]: the only place that knows Nix's C++ store library.
 //! 3. [`closure`]: from a path that a person types to a closure that is held, and its printed forms.
 //! 4. [`fuse`]: what the kernel and this program say to each other, as bytes, and the ledger of what was taken.
@@ -22,6 +22,7 @@ pub mod fuse;
 pub mod kernel;
 pub mod log;
 pub mod monitor;
+pub mod mounts;
 pub mod panics;
 pub mod protocol;
 pub mod sandbox;

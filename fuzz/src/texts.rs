@@ -9,7 +9,7 @@ use nix_store_fs::closure::dump::{self, Format};
 use nix_store_fs::closure::resolve;
 use nix_store_fs::closure::roots::Targets;
 use nix_store_fs::closure::saved::{Content, Saved};
-use nix_store_fs::monitor::mount;
+use nix_store_fs::mounts;
 use nix_store_fs::startup;
 use nix_store_fs::values::{StorePath, View};
 
@@ -219,8 +219,8 @@ fn mangled(field: &[u8]) -> Vec<u8> {
 
 /// The mount table: any bytes, and lines as the kernel writes them, with fields that anybody chose. Those come back as they were.
 pub(crate) fn mountinfo(data: &[u8]) {
-    let is_fuse = |kind: &[u8]| kind == b"fuse" || kind.starts_with(b"fuse.");
-    let any = mount::parse_all(data);
+    let is_fuse = |kind: &[u8]| matches!(kind.split(|byte| *byte == b'.').next(), Some(b"fuse" | b"fuseblk"));
+    let any = mounts::parse_all(data);
     assert!(any.len() <= data.split(|byte| *byte == b'\n').count());
     assert!(any.iter().all(|mount| mount.user.is_none() || is_fuse(mount.kind.as_bytes())), "{any:?}");
 
@@ -230,7 +230,7 @@ pub(crate) fn mountinfo(data: &[u8]) {
         let (id, minor, user) = (u64::from(bytes.word()), bytes.half(), bytes.word());
         let mut text = || bytes.short().iter().filter(|byte| **byte != 0).copied().collect::<Vec<u8>>();
         let (at, source, subtype) = ([b"/", &text()[..]].concat(), text(), text());
-        let kind = match *bytes.pick(&["fuse", "tmpfs", "fusectl", "fuse."]) {
+        let kind = match *bytes.pick(&["fuse", "fuseblk", "tmpfs", "fusectl", "fuse."]) {
             "fuse." => [b"fuse.", &subtype[..]].concat(),
             kind => kind.as_bytes().to_vec(),
         };
@@ -242,7 +242,7 @@ pub(crate) fn mountinfo(data: &[u8]) {
         table.extend_from_slice(format!(" ro,user_id={user},group_id=0,allow_other\n").as_bytes());
         expected.push((id, at, kind, source, format!("0:{minor}"), user));
     }
-    let found = mount::parse_all(&table);
+    let found = mounts::parse_all(&table);
     assert_eq!(found.len(), expected.len(), "{}", table.escape_ascii());
     let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
     for (found, (id, at, kind, source, device, user)) in found.iter().zip(expected) {

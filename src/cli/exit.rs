@@ -196,7 +196,7 @@ fn mount(error: &MountError) -> Exit {
         | MountError::Refused { .. }
         | MountError::NoFusermount
         | MountError::Fusermount(_) => Exit::Fuse,
-        MountError::NoProc | MountError::Table(_) | MountError::ReadAhead { .. } => Exit::Failure,
+        MountError::Table(_) | MountError::ReadAhead { .. } => Exit::Failure,
     }
 }
 

@@ -9,6 +9,7 @@ use super::views;
 use crate::closure::profile;
 use crate::closure::source::Source;
 use crate::monitor::{self, Ending, Settings, mount};
+use crate::mounts;
 use crate::startup::Stored;
 
 /// Fewer than two threads cost a wake-up more a request (60 against 15 to 20 microseconds, measured); more than
@@ -19,7 +20,7 @@ const THREADS: std::ops::RangeInclusive<usize> = 2..=8;
 pub(super) fn run(args: Args, stored: Stored) -> Result<Exit, Failure> {
     let settings = check(args)?;
     // The server is started from there as well.
-    mount::mounts()?;
+    mounts::mounts().map_err(mount::MountError::Table)?;
     match monitor::run(settings, stored)? {
         Ending::Unmounted => Ok(Exit::Success),
         Ending::HandedOver => Ok(Exit::HandedOver),

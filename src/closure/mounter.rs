@@ -4,10 +4,8 @@
 //! fusermount3(1), over a directory of their own, and let others see it where `user_allow_other` is set.
 //!
 //! Hard points:
-//! 1. Only the kernel says who it was: `user_id=` of the mount table (`fuse_show_options` in Linux `fs/fuse/inode.c`).
-//!    fusermount3 asks for its caller. No text that a user chooses comes behind it in the line.
-//! 2. virtiofs has the magic number of FUSE as well (`convert_fuse_statfs`), and root alone mounts it. So the type decides; what
-//!    stands in front of a dot in it is the kernel's name, the rest is whatever was asked for.
+//! 1. Only the kernel says who it was ([`crate::mounts`]).
+//! 2. virtiofs has the magic number of FUSE as well (`convert_fuse_statfs`), and root alone mounts it. So the type decides.
 //! 3. A mount that is in another namespace, or in none any more, is not in the table. Then the magic number alone is known.
 //! 4. The table is that of the calling thread: Nix's library makes a mount namespace for its own.
 //! 5. The number is one of the user namespace that the file system was mounted in. One from outside cannot be told from that of the
@@ -15,8 +13,11 @@
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 
 use rustix::fs::{AtFlags, StatxFlags};
+
+use crate::mounts::{self, Mount};
 
 /// `FUSE_SUPER_MAGIC` of `include/uapi/linux/magic.h`.
 const FUSE: u32 = 0x6573_5546;
@@ -51,7 +52,7 @@ impl Mounter {
             return Self::Privileged;
         }
         // The number is not given to another mount while the file is open.
-        let found = mount_id(file).zip(std::fs::read("/proc/thread-self/mountinfo").ok());
+        let found = mount_id(file).zip(mounts::of(Path::new("/proc/thread-self")).ok());
         found.and_then(|(id, table)| find(&table, id)).unwrap_or(Self::Unknown)
     }
 }
@@ -63,25 +64,14 @@ fn mount_id(file: BorrowedFd<'_>) -> Option<u64> {
     known.then_some(found.stx_mnt_id)
 }
 
-/// The mounter of the mount number `id` in a mount table (proc_pid_mountinfo(5)); `None`: it is not there.
-fn find(table: &[u8], id: u64) -> Option<Mounter> {
-    table.split(|byte| *byte == b'\n').find_map(|line| {
-        let mut fields = line.split(|byte| *byte == b' ');
-        (number(fields.next()?) == Some(id)).then_some(())?;
-        // Optional fields end with a single dash.
-        let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
-        let (kind, options) = (rest.next()?, rest.nth(1)?);
-        let kind = kind.split(|byte| *byte == b'.').next()?;
-        if !matches!(kind, b"fuse" | b"fuseblk") {
-            return Some(Mounter::Privileged);
-        }
-        let user = options.rsplit(|byte| *byte == b',').find_map(|option| option.strip_prefix(b"user_id="));
-        Some(user.and_then(number).map_or(Mounter::Unknown, Mounter::User))
+/// The mounter of the mount number `id`; `None`: it is not there.
+fn find(table: &[Mount], id: u64) -> Option<Mounter> {
+    let found = table.iter().find(|mount| mount.id == id)?;
+    Some(match found.user {
+        _ if !found.is_fuse() => Mounter::Privileged,
+        Some(user) => Mounter::User(user),
+        None => Mounter::Unknown,
     })
-}
-
-fn number<T: std::str::FromStr>(field: &[u8]) -> Option<T> {
-    std::str::from_utf8(field).ok()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -110,13 +100,13 @@ mod tests {
                 let line = format!("36 35 0:9 / /mnt rw {optional}- {kind} {source} {options}");
                 let table =
                     format!("35 1 0:8 / / rw - tmpfs 36 rw\n{line}\n136 35 0:7 / /a rw - ext4 b rw\n");
-                assert_eq!(find(table.as_bytes(), 36), Some(expected), "{line}");
+                assert_eq!(find(&mounts::parse_all(table.as_bytes()), 36), Some(expected), "{line}");
             }
         }
         for table in
             ["", "\n", "36\n", "36 35 0:9 / /mnt rw\n", "36 35 0:9 / /mnt rw - fuse a\n", "x 36 - a b c"]
         {
-            assert_eq!(find(table.as_bytes(), 36), None, "{table:?}");
+            assert_eq!(find(&mounts::parse_all(table.as_bytes()), 36), None, "{table:?}");
         }
     }
 
@@ -127,7 +117,7 @@ mod tests {
         assert_eq!(Mounter::of(pipe), Mounter::Privileged);
         let top = std::fs::File::open("/proc").unwrap();
         assert_eq!(Mounter::of(&top), Mounter::Privileged);
-        let table = std::fs::read("/proc/thread-self/mountinfo").unwrap();
+        let table = mounts::of(Path::new("/proc/thread-self")).unwrap();
         assert_eq!(find(&table, mount_id(top.as_fd()).unwrap()), Some(Mounter::Privileged));
     }
 }

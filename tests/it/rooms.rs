@@ -9,7 +9,7 @@ const ROOMS: [(&str, &[&str]); 11] = [
     ("values", &[]),
     ("sandbox", &["sys"]),
     ("store", &["values", "panics"]),
-    ("closure", &["values", "store"]),
+    ("closure", &["values", "mounts", "store"]),
     ("fuse", &["sys"]),
     ("view", &["values", "sys", "error", "panics", "fuse"]),
     ("protocol", &["values", "sys", "log", "sandbox", "fuse"]),
@@ -21,15 +21,15 @@ const ROOMS: [(&str, &[&str]); 11] = [
     (
         "monitor",
         &[
-            "values", "sys", "error", "log", "startup", "sandbox", "store", "closure", "fuse", "view",
-            "protocol", "server",
+            "values", "mounts", "sys", "error", "log", "startup", "sandbox", "store", "closure", "fuse",
+            "view", "protocol", "server",
         ],
     ),
     (
         "cli",
         &[
-            "values", "sys", "error", "log", "panics", "startup", "sandbox", "store", "closure", "protocol",
-            "kernel", "server", "monitor",
+            "values", "mounts", "sys", "error", "log", "panics", "startup", "sandbox", "store", "closure",
+            "protocol", "kernel", "server", "monitor",
         ],
     ),
 ];

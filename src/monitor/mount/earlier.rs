@@ -11,8 +11,9 @@ use std::time::Duration;
 use rustix::fs::{Mode, OFlags};
 
 use super::processes::{self, Holder};
-use super::{MountError, TYPE, mounts, source};
+use super::{MountError, source};
 use crate::monitor::lock;
+use crate::mounts::mounts;
 
 /// How long a server that was just unmounted may take to end.
 const LAST_BREATH: Duration = Duration::from_secs(2);
@@ -50,7 +51,8 @@ pub fn refuse_served(server_lock: &Path, name: &str) -> Result<(), MountError> {
     let mut said = String::new();
     let server = file.read_to_string(&mut said).ok().and_then(|_| said.trim().parse().ok());
     let source = source(name);
-    let here = mounts()?.into_iter().filter(|mount| mount.is(TYPE, &source)).map(|mount| mount.at).collect();
+    let here =
+        mounts()?.into_iter().filter(|mount| mount.is_own_view_from(&source)).map(|mount| mount.at).collect();
     let elsewhere = processes::holders(&source, SEARCH);
     Err(MountError::Served(Box::new(Served { name: name.to_owned(), server, here, elsewhere })))
 }

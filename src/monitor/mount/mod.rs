@@ -12,7 +12,6 @@ mod fusermount;
 mod place;
 mod point;
 mod processes;
-mod table;
 
 use std::io;
 use std::os::fd::AsFd;
@@ -23,16 +22,15 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
+use crate::mounts::{Mount, TableError, mounts};
+
 pub use connection::{Connection, Number};
 pub use earlier::{Served, refuse_served};
 pub use place::place;
 pub use point::Point;
 pub(super) use processes::command;
 pub use processes::{named, users};
-pub use table::{Mount, mounts, parse_all};
 
-/// The file system type in the mount table.
-pub const TYPE: &str = "fuse.nix-store-fs";
 /// How many ways of each kind to a view that cannot be seen are tried.
 const WAYS: usize = 8;
 
@@ -129,12 +127,9 @@ pub enum MountError {
         "fusermount3 cannot mount for an ordinary user: {0}; ask the administrator for access to /dev/fuse and the mount point, or run as root"
     )]
     Fusermount(String),
-    /// There is no mount table.
-    #[error("/proc is not mounted; mount it with 'mount -t proc proc /proc'")]
-    NoProc,
     /// The mount table cannot be read.
-    #[error("cannot read the mount table '/proc/self/mountinfo'")]
-    Table(#[source] io::Error),
+    #[error(transparent)]
+    Table(#[from] TableError),
 }
 
 /// A mounted view.
@@ -171,7 +166,7 @@ pub fn source(name: &str) -> String {
 /// [`MountError::Table`].
 pub fn view_at(at: &Path) -> Result<Option<String>, MountError> {
     let Ok(at) = place(at) else { return Ok(None) };
-    let found = top(&at)?.filter(|mount| mount.is_own(TYPE));
+    let found = top(&at)?.filter(Mount::is_own_view);
     Ok(found.and_then(|mount| mount.source.strip_prefix("nix-store-fs:").map(str::to_owned)))
 }
 
@@ -307,7 +302,7 @@ impl Mounted {
 
     /// Its line in the mount table: by its number, or else the topmost at its place.
     fn find(&self) -> Result<Option<Mount>, MountError> {
-        let ours = |mount: &Mount| mount.is(TYPE, &self.source);
+        let ours = |mount: &Mount| mount.is_own_view_from(&self.source);
         let known = |mount: &Mount| self.id == Some(mount.id) && ours(mount);
         let all = mounts()?;
         let placed = all.iter().rfind(|mount| mount.at == self.at).filter(|mount| ours(mount));

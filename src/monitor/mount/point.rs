@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
 
-use super::{MountError, Mounted, Number, TYPE, connection, detach, force, fusermount, place, source, top};
+use super::{MountError, Mounted, Number, connection, detach, force, fusermount, place, source, top};
 use crate::monitor::poll;
 use crate::monitor::probe::Probe;
+use crate::mounts::VIEW;
 use crate::startup;
 
 const DEVICE: &str = "/dev/fuse";
@@ -93,7 +94,7 @@ impl Point {
             fusermount::mount(&self.at, &source)?
         };
         let made = std::mem::take(&mut self.made);
-        let found = top(&self.at)?.filter(|mount| mount.is(TYPE, &source));
+        let found = top(&self.at)?.filter(|mount| mount.is_own_view_from(&source));
         let id = found.as_ref().map(|mount| mount.id);
         let connection = found.and_then(|mount| Number::of(&mount.device));
         Ok((Mounted { at: std::mem::take(&mut self.at), source, id, connection, made }, device))
@@ -137,7 +138,7 @@ fn pulse(at: &Path) -> Pulse {
 fn clear_dead(at: &Path, name: &str, mut earlier: Option<Number>) -> Result<(), MountError> {
     while let Some(mount) = top(at)? {
         let pulse = if mount.kind.starts_with("fuse") { pulse(at) } else { Pulse::Answers };
-        let ours = mount.is(TYPE, &source(name));
+        let ours = mount.is_own_view_from(&source(name));
         if pulse == Pulse::Dead && ours {
             tracing::warn!(mountpoint = %at.display(), "clearing away the dead mount of an earlier run");
             detach(at)?;
@@ -192,7 +193,7 @@ fn mount_as_root(at: &Path, source: &str) -> Result<OwnedFd, MountError> {
     );
     let options = std::ffi::CString::new(options).unwrap_or_default();
     let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
-    rustix::mount::mount(source, at, TYPE, flags, &*options)
+    rustix::mount::mount(source, at, VIEW, flags, &*options)
         .map_err(|error| MountError::Refused { at: at.to_owned(), source: error.into() })?;
     Ok(device)
 }

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
-use super::{Number, TYPE, table};
+use super::Number;
+use crate::mounts;
 
 /// Threads that look: one more than processes that are likely to hang at once.
 const LOOKERS: usize = 8;
@@ -67,7 +68,7 @@ pub(super) fn holders(source: &str, patience: Duration) -> Vec<Holder> {
         if !seen.lock().insert(namespace(process)?) {
             return None;
         }
-        let found = table::of(process).ok()?.into_iter().rfind(|mount| mount.is(TYPE, &source))?;
+        let found = mounts::of(process).ok()?.into_iter().rfind(|mount| mount.is_own_view_from(&source))?;
         let below = found.at.strip_prefix("/").unwrap_or(&found.at);
         let way = process.join("root").join(below);
         Some(Holder { process: describe(process), at: found.at, way })

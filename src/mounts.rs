@@ -1,15 +1,34 @@
-//! The mount table of this process: `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
+//! The mount table: `mountinfo` of a process or a thread (proc_pid_mountinfo(5)).
 //!
 //! Hard point: type and source are whatever was asked for at the mount, by anybody who may run fusermount3(1). Who mounted a FUSE
 //! file system is what the kernel says (`user_id=`, `fuse_show_options` of Linux `fs/fuse/inode.c`), and fusermount3 asks
-//! for its caller. In the table of another mount namespace, root of a user namespace shows as root as well.
+//! for its caller. No text that a user chooses comes behind it in the line. In the table of another mount namespace, root of a
+//! user namespace shows as root as well.
 
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use super::MountError;
+/// The type of a view's mount: the kernel's, a dot, and this program's name.
+pub const VIEW: &str = "fuse.nix-store-fs";
+
+/// Why a mount table cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum TableError {
+    /// There is none.
+    #[error("/proc is not mounted; mount it with 'mount -t proc proc /proc'")]
+    NoProc,
+    /// It cannot be read.
+    #[error("cannot read the mount table '{}'", path.display())]
+    Read {
+        /// Where it is.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
 
 /// One line of the mount table.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,38 +45,49 @@ pub struct Mount {
     pub user: Option<u32>,
     /// Major and minor number of the superblock's device, `0:42`.
     pub device: String,
+    /// Whether it goes when the mount that it was copied from is unmounted (mount_namespaces(7), "slave").
+    pub is_slave: bool,
 }
 
 impl Mount {
-    /// Whether it has this type and this source, and was mounted by the effective user.
-    pub(super) fn is(&self, kind: &str, source: &str) -> bool {
-        self.is_own(kind) && self.source == source
+    /// Whether it is a view that the effective user mounted.
+    #[must_use]
+    pub fn is_own_view(&self) -> bool {
+        self.kind == VIEW && self.user == Some(rustix::process::geteuid().as_raw())
     }
 
-    /// Whether it has this type, and was mounted by the effective user.
-    pub(super) fn is_own(&self, kind: &str) -> bool {
-        self.kind == kind && self.user == Some(rustix::process::geteuid().as_raw())
+    /// The same, with this source.
+    #[must_use]
+    pub fn is_own_view_from(&self, source: &str) -> bool {
+        self.is_own_view() && self.source == source
+    }
+
+    /// Whether the kernel believes whoever mounted it what owners and modes its files have.
+    #[must_use]
+    pub fn is_fuse(&self) -> bool {
+        is_fuse(&self.kind)
     }
 }
 
 /// The mounts of this process's mount namespace; later ones lie on top of earlier ones.
 ///
 /// # Errors
-/// [`MountError::Table`], [`MountError::NoProc`].
-pub fn mounts() -> Result<Vec<Mount>, MountError> {
+/// [`TableError`].
+pub fn mounts() -> Result<Vec<Mount>, TableError> {
     of(Path::new("/proc/self"))
 }
 
-/// The mounts that the process `/proc/PID` sees.
+/// The mounts that the process `/proc/PID` sees, or the thread `/proc/thread-self`.
 ///
 /// # Errors
-/// [`MountError::Table`], [`MountError::NoProc`].
-pub(super) fn of(process: &Path) -> Result<Vec<Mount>, MountError> {
-    let table = std::fs::read(process.join("mountinfo")).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => MountError::NoProc,
-        _ => MountError::Table(error),
-    })?;
-    Ok(parse_all(&table))
+/// [`TableError`].
+pub fn of(process: &Path) -> Result<Vec<Mount>, TableError> {
+    let path = process.join("mountinfo");
+    match std::fs::read(&path) {
+        Ok(table) => Ok(parse_all(&table)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(TableError::NoProc),
+        Err(source) => Err(TableError::Read { path, source }),
+    }
 }
 
 /// The mounts of a table. A line that is none is left out.
@@ -72,11 +102,12 @@ fn parse(line: &[u8]) -> Option<Mount> {
     let device = fields.nth(1)?;
     let at = fields.nth(1)?;
     // Optional fields end with a single dash.
-    let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
+    let optional = fields.by_ref().take_while(|field| *field != b"-");
+    let is_slave = optional.filter(|field| field.starts_with(b"master:")).count() > 0;
     let text = |field: &[u8]| String::from_utf8_lossy(&unescape(field)).into_owned();
-    let (kind, source) = (text(rest.next()?), text(rest.next()?));
-    let options = rest.next().unwrap_or_default();
-    let user = options.split(|b| *b == b',').find_map(|option| option.strip_prefix(b"user_id="));
+    let (kind, source) = (text(fields.next()?), text(fields.next()?));
+    let options = fields.next()?;
+    let user = options.rsplit(|b| *b == b',').find_map(|option| option.strip_prefix(b"user_id="));
     Some(Mount {
         id,
         at: OsString::from_vec(unescape(at)).into(),
@@ -84,11 +115,13 @@ fn parse(line: &[u8]) -> Option<Mount> {
         kind,
         source,
         device: text(device),
+        is_slave,
     })
 }
 
+/// What stands in front of a dot is the kernel's name, the rest is whatever was asked for. virtiofs is none: root alone mounts it.
 fn is_fuse(kind: &str) -> bool {
-    kind == "fuse" || kind.starts_with("fuse.")
+    matches!(kind.split('.').next(), Some("fuse" | "fuseblk"))
 }
 
 /// Space, tab, newline and backslash stand as three octal digits behind a backslash.
@@ -121,8 +154,9 @@ mod tests {
         let mount = parse(line).unwrap();
         assert_eq!(mount.at, PathBuf::from("/mnt 2"));
         assert_eq!((mount.kind.as_str(), mount.source.as_str()), ("fuse.nix-store-fs", "nix-store-fs:a\\b"));
-        assert_eq!((mount.id, mount.device.as_str()), (36, "98:0"));
-        assert_eq!(parse(b"36 35 98:0 / / rw - ext4 /dev/vda rw").unwrap().kind, "ext4");
+        assert_eq!((mount.id, mount.device.as_str(), mount.is_slave), (36, "98:0", true));
+        let mount = parse(b"36 35 98:0 / / rw - ext4 master:1 rw").unwrap();
+        assert_eq!((mount.kind.as_str(), mount.source.as_str(), mount.is_slave), ("ext4", "master:1", false));
         assert_eq!(mount.user, None);
         assert_eq!(parse(b""), None);
         assert_eq!(parse(b"36 35 98:0 / / rw"), None);
@@ -134,7 +168,7 @@ mod tests {
         let user = |kind: &str, source: &str, options: &str| {
             parse(format!("36 35 0:9 / /mnt rw - {kind} {source} {options}").as_bytes()).unwrap().user
         };
-        let view = "fuse.nix-store-fs";
+        let view = VIEW;
         for (kind, source, options, expected) in [
             (view, "nix-store-fs:a", "ro,user_id=1000,group_id=0", Some(1000)),
             ("fuse", "a", "ro,user_id=0,group_id=0", Some(0)),
@@ -142,7 +176,13 @@ mod tests {
             (view, "a\\040user_id=0", "ro,user_id=1000", Some(1000)),
             (view, "a", "ro,xuser_id=0", None),
             (view, "a", "ro,user_id=x", None),
+            (view, "a", "ro,user_id=-1", None),
+            ("fuse.x.ext4", "a", "rw,user_id=7,group_id=0", Some(7)),
+            ("fuseblk", "/dev/sdb1", "rw,user_id=7,group_id=0,blksize=4096", Some(7)),
+            ("fuse", "a\\040-\\040ext4", "rw,user_id=1000", Some(1000)),
+            ("fuse", "a", "rw,context=user_id=0,user_id=1000,group_id=0", Some(1000)),
             ("tmpfs", "a", "ro,user_id=0", None),
+            ("fusectl", "a", "ro,user_id=0", None),
         ] {
             assert_eq!(user(kind, source, options), expected, "{kind} {source} {options}");
         }
