@@ -20,6 +20,7 @@
 
 mod error;
 mod ffi;
+mod namespace;
 mod place;
 mod uri;
 
@@ -28,17 +29,13 @@ mod sanitize_tests;
 #[cfg(test)]
 mod tests;
 
-use std::cell::Cell;
 use std::ffi::OsString;
 use std::fmt;
-use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use cxx::UniquePtr;
-use nix::mount::MsFlags;
-use nix::sched::CloneFlags;
 use rustix::fs::{Access, StatVfsMountFlags};
 
 use crate::values::{PathInfo, StorePath};
@@ -138,7 +135,7 @@ impl Store {
                 let real = parsed.real_dir(&default_store_dir());
                 require(uri, &state.join("db/db.sqlite"))?;
                 require(uri, &real)?;
-                protect_mount(uri, &real)?;
+                protect_mount(uri, &state, &real)?;
                 open_handle("local", &parsed).map_err(|cause| read_only(uri, &state, &real, cause))?
             }
         };
@@ -330,11 +327,11 @@ fn read_only(uri: &str, state: &Path, real: &Path, cause: Failure) -> StoreError
 }
 
 /// Sees to it that Nix, run as root, can only make its own copy of a read-only mount writable.
-fn protect_mount(uri: &str, real: &Path) -> Result<(), StoreError> {
+fn protect_mount(uri: &str, state: &Path, real: &Path) -> Result<(), StoreError> {
     if !rustix::process::geteuid().is_root() {
         return Ok(()); // Nix does not try
     }
-    let Err(source) = enter_private_mount_namespace() else {
+    let Err(source) = namespace::enter(&[state, real]) else {
         return Ok(());
     };
     let read_only =
@@ -343,24 +340,6 @@ fn protect_mount(uri: &str, real: &Path) -> Result<(), StoreError> {
         return Err(StoreError::ReadOnlyMount { uri: uri.to_owned(), real: real.to_owned(), source });
     }
     Ok(()) // Nix leaves a writable mount alone
-}
-
-/// Gives the calling thread a mount namespace of its own, once.
-///
-/// Mounts below a slave: the machine's unmounts still arrive (a store held here would otherwise keep file systems
-/// busy for ever), and none of ours leaves.
-fn enter_private_mount_namespace() -> io::Result<()> {
-    thread_local!(static PRIVATE: Cell<bool> = const { Cell::new(false) });
-    if PRIVATE.get() {
-        return Ok(());
-    }
-    nix::sched::unshare(CloneFlags::CLONE_NEWNS)?;
-    // From 2.35 Nix wants to unshare by itself, and looks whether it did; so this comes before the mounts are
-    // made slaves.
-    bridge::allow_private_remount().map_err(io::Error::other)?;
-    nix::mount::mount(None::<&str>, "/", None::<&str>, MsFlags::MS_SLAVE | MsFlags::MS_REC, None::<&str>)?;
-    PRIVATE.set(true);
-    Ok(())
 }
 
 fn query(operation: &'static str, path: &StorePath, exception: cxx::Exception) -> StoreError {

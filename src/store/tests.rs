@@ -4,11 +4,13 @@
 //! test binary once more, running only [`child`].
 
 use std::fs;
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::mount::MsFlags;
+use nix::sched::CloneFlags;
 use tempfile::TempDir;
 
 use super::*;

@@ -299,6 +299,27 @@ fn a_view_that_only_a_container_has_keeps_nobody() {
     }
 }
 
+/// Where mounts are private, unmounting does not arrive in the mount namespace that a later monitor has for Nix's library.
+#[test]
+fn a_view_ends_while_one_that_began_later_is_served_where_mounts_are_private() {
+    need!(Root, Fuse, Nix);
+    let fixture = Fixture::new();
+    let table = Namespace::new();
+    let pid = table.pid().to_string();
+    let start = || {
+        let program = Program::on(&fixture.store).inside(["nsenter", "-t", &pid, "-m"]);
+        program.args(["--system", &fixture.system.path]).mount()
+    };
+    let mut first = start();
+    let later = start();
+    table.inside(&["umount", first.path().to_str().unwrap()]);
+    assert_eq!(first.end().code(), Some(0), "{}", first.stderr());
+    assert_eq!(
+        table.inside(&["ls", later.path().to_str().unwrap()]).lines().count(),
+        fixture.members().len()
+    );
+}
+
 /// A view that something else covers, and a directory in it that is open.
 struct Covered {
     open: fs::File,

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const ROOMS: [(&str, &[&str]); 11] = [
     ("values", &[]),
     ("sandbox", &["sys"]),
-    ("store", &["values", "panics"]),
+    ("store", &["values", "mounts", "panics"]),
     ("closure", &["values", "mounts", "store"]),
     ("fuse", &["sys"]),
     ("view", &["values", "sys", "error", "panics", "fuse"]),
