@@ -9,28 +9,21 @@ use crate::protocol::control::status::{State, Status, Usage};
 
 /// What is counted in one view: labels besides its name, and the number.
 type Sample<'a> = (Vec<(&'static str, &'a str)>, u64);
+type Of = for<'a> fn(&'a Status) -> Vec<Sample<'a>>;
 
 /// A metric, and what it is in each view.
 struct Metric {
     name: &'static str,
     kind: &'static str,
     help: &'static str,
-    of: for<'a> fn(&'a Status) -> Vec<Sample<'a>>,
+    of: Of,
 }
 
-const fn gauge(
-    name: &'static str,
-    help: &'static str,
-    of: for<'a> fn(&'a Status) -> Vec<Sample<'a>>,
-) -> Metric {
+const fn gauge(name: &'static str, help: &'static str, of: Of) -> Metric {
     Metric { name, kind: "gauge", help, of }
 }
 
-const fn counter(
-    name: &'static str,
-    help: &'static str,
-    of: for<'a> fn(&'a Status) -> Vec<Sample<'a>>,
-) -> Metric {
+const fn counter(name: &'static str, help: &'static str, of: Of) -> Metric {
     Metric { name, kind: "counter", help, of }
 }
 
