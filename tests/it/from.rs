@@ -148,7 +148,7 @@ fn a_view_starts_while_the_store_is_down() {
     let serves = |uri: &str| {
         let view = Program::new().args(["--store", uri, "--from"]).arg(&file).mount();
         assert_eq!(fs::read(view.path().join(&fixture.data.base).join("text")).unwrap(), b"hello\n");
-        assert_eq!(view.stderr().matches(WARNING).count(), 1, "{}", view.stderr());
+        assert_eq!(view.said_soon(WARNING), 1, "{}", view.stderr());
     };
     let daemon = Daemon::start(&fixture.store);
     daemon.freeze();
@@ -214,7 +214,7 @@ fn every_member_has_to_exist() {
     fs::rename(&away, &place).unwrap();
     service.reload_well();
     assert_eq!(listed(service.path()), saved.names(&[1]));
-    assert_eq!(service.logged(WARNING), 1, "{}", service.log());
+    assert_eq!(service.logged_soon(WARNING, 1), 1, "{}", service.log());
     service.stop();
 }
 
@@ -418,7 +418,7 @@ fn a_watched_file_is_followed() {
     service.wait_logged(FAILED, failures + 1);
     fs::rename(&away, &own).unwrap();
     service.wait_for(&saved.own(&service, 4));
-    assert_eq!(service.logged(WARNING), 1, "{}", service.log());
+    assert_eq!(service.logged_soon(WARNING, 1), 1, "{}", service.log());
     service.stop();
 }
 

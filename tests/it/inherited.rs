@@ -87,7 +87,7 @@ fn a_hard_limit_of_the_size_of_files() {
     let seen = tree::walk(view.path(), &many.base);
     tree::assert_same(&tree::walk(&fixture.store.physical(), &many.base), &seen);
     assert_eq!(view.server_now(), server, "the server had to be replaced: {}", view.stderr());
-    assert!(view.stderr().contains("will not survive"), "{}", view.stderr());
+    assert_eq!(view.said_soon("will not survive"), 1, "{}", view.stderr());
     stop(view);
 }
 
@@ -121,7 +121,7 @@ fn a_stored_descriptor_that_is_another_file() {
     let first = "export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=fuse; exec 3</dev/zero";
     let view = after(first, program()).mount_at(dir.path());
     assert_eq!(fs::read(view.path().join(&fixture.data.base).join("text")).unwrap(), b"hello\n");
-    assert!(view.stderr().contains("not the FUSE device"), "{}", view.stderr());
+    assert_eq!(view.said_soon("not the FUSE device"), 1, "{}", view.stderr());
     stop(view);
 }
 

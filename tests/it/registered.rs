@@ -65,7 +65,7 @@ fn files_are_read_while_the_monitor_is_stopped() {
     let stopped = Stopped::new(view.pid());
     let base = &fixture.data.base;
     tree::assert_same(&tree::walk(&fixture.store.physical(), base), &tree::walk(view.path(), base));
-    assert_eq!(view.stderr().matches("does not read this file by itself").count(), 1, "{}", view.stderr());
+    assert_eq!(view.said_soon("does not read this file by itself"), 1, "{}", view.stderr());
     drop(stopped);
     let init = view.path().join(&fixture.system.base).join("init");
     let until = Instant::now() + DEADLINE;
