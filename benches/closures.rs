@@ -15,6 +15,9 @@
     reason = "a tool that ends with the first thing that is wrong"
 )]
 
+#[path = "shared/random.rs"]
+mod random;
+
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
@@ -22,23 +25,13 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use random::Random;
+
 const PROGRAM: &str = env!("CARGO_BIN_EXE_nix-store-fs");
 /// Paths that a member refers to, at most.
 const REFERENCES: u64 = 16;
 /// One in so many belongs to one system only.
 const OWN: usize = 20;
-
-/// xorshift64*, with one seed: the store is the same each time.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16
-    }
-}
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
@@ -185,6 +178,7 @@ struct Store {
 impl Store {
     fn new(dir: &Path, count: usize) -> Self {
         let uri = format!("local?root={}", dir.display());
+        // One seed: the store is the same each time.
         let mut random = Random(88_172_645_463_325_252);
         let names: Vec<String> = (0..count).map(|n| name(n, &mut random)).collect();
         let full = |n: usize| format!("/nix/store/{}", names[n]);
@@ -228,8 +222,7 @@ impl Store {
 }
 
 fn name(n: usize, random: &mut Random) -> String {
-    const DIGITS: &[u8] = b"0123456789abcdfghijklmnpqrsvwxyz";
-    let hash: String = (0..32).map(|_| char::from(DIGITS[(random.next() % 32) as usize])).collect();
+    let hash = random.hash();
     match n {
         0 | 1 => format!("{hash}-nixos-system-bench-{n}"),
         _ => format!("{hash}-package{}x-{}.{}", n / 3, random.next() % 30, random.next() % 30),

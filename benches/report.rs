@@ -16,10 +16,15 @@
     reason = "a tool that ends with the first thing that is wrong"
 )]
 
+#[path = "shared/random.rs"]
+mod random;
+
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+use random::Random;
 
 /// Look-ups right after the first one.
 const NEXT: usize = 4;
@@ -34,25 +39,6 @@ struct Sample {
     next: f64,
     longest: f64,
     all: f64,
-}
-
-/// xorshift64*, seeded by the command line.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    /// The name of a store path that nobody has.
-    fn name(&mut self) -> String {
-        const DIGITS: &[u8] = b"0123456789abcdfghijklmnpqrsvwxyz";
-        let digits = (0..32).map(|_| char::from(DIGITS[(self.next() % 32) as usize]));
-        digits.collect::<String>() + "-name"
-    }
 }
 
 fn main() {
@@ -74,7 +60,7 @@ fn main() {
     shuffle(&mut hidden, &mut random);
     hidden.truncate(SAMPLES);
     let mut asked: Vec<(bool, PathBuf)> = hidden.into_iter().map(|path| (true, path)).collect();
-    let made_up: Vec<_> = asked.iter().map(|_| (false, view.join(random.name()))).collect();
+    let made_up: Vec<_> = asked.iter().map(|_| (false, view.join(name(&mut random)))).collect();
     asked.extend(made_up);
     shuffle(&mut asked, &mut random);
     let (mut there, mut nowhere) = (Vec::new(), Vec::new());
@@ -91,6 +77,11 @@ fn main() {
     show("the longest of these, us", &there, &nowhere, |sample| sample.longest);
 }
 
+/// The name of a store path that nobody has.
+fn name(random: &mut Random) -> String {
+    random.hash() + "-name"
+}
+
 fn shuffle<T>(all: &mut [T], random: &mut Random) {
     for at in (1..all.len()).rev() {
         all.swap(at, (random.next() % (at as u64 + 1)) as usize);
@@ -98,7 +89,7 @@ fn shuffle<T>(all: &mut [T], random: &mut Random) {
 }
 
 fn sample(view: &Path, path: &Path, random: &mut Random) -> Sample {
-    let next: Vec<PathBuf> = (0..NEXT).map(|_| view.join(random.name())).collect();
+    let next: Vec<PathBuf> = (0..NEXT).map(|_| view.join(name(random))).collect();
     assert!(path.symlink_metadata().is_err(), "'{}' is in the view", path.display());
     let begun = Instant::now();
     for path in &next {
@@ -109,7 +100,7 @@ fn sample(view: &Path, path: &Path, random: &mut Random) -> Sample {
     for _ in 0..LATER {
         // Asked faster than the monitor looks into them, questions would be dropped, those of interest as well.
         std::thread::sleep(PAUSE);
-        let path = view.join(random.name());
+        let path = view.join(name(random));
         let before = Instant::now();
         let _absent = path.symlink_metadata();
         let taken = before.elapsed();

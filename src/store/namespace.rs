@@ -15,7 +15,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::CloneFlags;
 
 use super::ffi::bridge;
-use crate::mounts;
+use crate::mounts::{self, Mount};
 
 /// Gives the calling thread a mount namespace of its own, once. A view stays in it if one of `needed` lies there, or this program.
 ///
@@ -48,11 +48,9 @@ fn detach_views(needed: &[&Path]) {
             return;
         }
     };
+    let stays = |view: &Mount| view.is_slave || needed.iter().any(|path| path.starts_with(&view.at));
     // From the top: a mount may lie on another one.
-    for view in table.iter().rev().filter(|mount| mount.kind == mounts::VIEW && !mount.is_slave) {
-        if needed.iter().any(|path| path.starts_with(&view.at)) {
-            continue;
-        }
+    for view in table.iter().rev().filter(|mount| mount.kind == mounts::VIEW && !stays(mount)) {
         if let Err(error) = umount2(&view.at, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
             tracing::debug!(
                 "the view on '{}' may have to wait for this one to end: {error}",

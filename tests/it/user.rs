@@ -17,11 +17,8 @@ fn an_ordinary_user_mounts() {
     need!(Root, Fuse, Nix, Fusermount);
     let fixture = Fixture::in_store(NixStore::owned_by(NOBODY));
     let user = User::new();
-    let name = unique_name();
-    // The default mount point of a user is below their runtime directory.
-    let at = user.runtime().join("nix-store-fs").join(&name);
-    let program = user.with_device(fixture.program(), "0666", "/usr/bin:/bin").args(["--name", &name]);
-    let mut view = program.mount_at(&at);
+    let (mut view, name) = user.mount(fixture.program());
+    let at = view.path().to_owned();
 
     let data = at.join(&fixture.data.base);
     let text = data.join("text").display().to_string();
@@ -88,11 +85,8 @@ fn passthrough_falls_back_without_the_right_to_it() {
     need!(Root, Fuse, Nix, Fusermount);
     let fixture = Fixture::in_store(NixStore::owned_by(NOBODY));
     let user = User::new();
-    let name = unique_name();
-    let at = user.runtime().join("nix-store-fs").join(&name);
-    let program = fixture.program().args(["--io", "passthrough", "--name", &name]);
-    let mut view = user.with_device(program, "0666", "/usr/bin:/bin").mount_at(&at);
-    let text = at.join(&fixture.data.base).join("text").display().to_string();
+    let (mut view, _) = user.mount(fixture.program().args(["--io", "passthrough"]));
+    let text = view.path().join(&fixture.data.base).join("text").display().to_string();
     let read = User::beside(view.pid(), NOBODY, &["cat", &text]);
     assert_eq!(read.stdout, b"hello\n", "{read:?}");
     view.signal(Signal::TERM);

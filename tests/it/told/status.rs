@@ -165,10 +165,8 @@ fn a_view_of_another_user_is_not_told() {
     need!(Root, Fuse, Nix, Fusermount);
     let fixture = Fixture::in_store(NixStore::owned_by(NOBODY));
     let user = User::new();
-    let name = unique_name();
-    let at = user.runtime().join("nix-store-fs").join(&name);
-    let program = user.with_device(fixture.program(), "0666", "/usr/bin:/bin").args(["--name", &name]);
-    let view = program.mount_at(&at);
+    let (view, name) = user.mount(fixture.program());
+    let at = view.path();
     // In the mount namespace of the view.
     let pid = view.pid().as_raw_nonzero().to_string();
     let beside = ["nsenter", "-t", &pid, "-m"];

@@ -40,6 +40,19 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 /// How long anything may take before a test gives up. It is only ever reached when something hangs.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
+/// How many lines of `log` hold `what`, once there are `times`: a log has a thread of its own, which may write a line after the service
+/// manager or a client was told what follows it.
+pub(crate) fn logged_soon(log: impl Fn() -> String, what: &str, times: usize) -> usize {
+    let until = Instant::now() + DEADLINE;
+    loop {
+        let lines = log().lines().filter(|line| line.contains(what)).count();
+        if lines >= times || Instant::now() >= until {
+            return lines;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// A directory of the test's own, with a name that snapshots recognise and other users may enter.
 pub(crate) fn scratch() -> tempfile::TempDir {
     scratch_in(&std::env::temp_dir())

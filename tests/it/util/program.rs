@@ -6,7 +6,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use tempfile::TempDir;
@@ -204,17 +204,9 @@ impl Mounted {
         String::from_utf8_lossy(&fs::read(&self.stderr).unwrap_or_default()).into_owned()
     }
 
-    /// How many lines that it said hold `what`, once there is one: the log has a thread of its own, which may write a line after
-    /// whoever waited for what it tells continues.
+    /// How many lines that it said hold `what`, once there is one.
     pub(crate) fn said_soon(&self, what: &str) -> usize {
-        let until = Instant::now() + DEADLINE;
-        loop {
-            let lines = self.stderr().lines().filter(|line| line.contains(what)).count();
-            if lines > 0 || Instant::now() >= until {
-                return lines;
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        super::logged_soon(|| self.stderr(), what, 1)
     }
 
     pub(crate) fn pid(&self) -> Pid {

@@ -162,14 +162,9 @@ impl Service {
         self.log().lines().filter(|line| line.contains(what)).count()
     }
 
-    /// The same, once it is at least `times`: the log has a thread of its own, which may write a line after the service
-    /// manager or a client was told what follows it.
+    /// The same, once it is at least `times`.
     pub(crate) fn logged_soon(&self, what: &str, times: usize) -> usize {
-        let until = Instant::now() + DEADLINE;
-        while self.logged(what) < times && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        self.logged(what)
+        super::logged_soon(|| self.log(), what, times)
     }
 
     /// How many notifications have come: the place to [`Self::wait`] from.
@@ -228,11 +223,8 @@ impl Service {
 
     /// Waits until this many lines of the log hold `what`.
     pub(crate) fn wait_logged(&self, what: &str, times: usize) {
-        let until = Instant::now() + DEADLINE;
-        while self.logged(what) < times {
-            assert!(Instant::now() < until, "'{what}' is not logged {times} times: {}", self.log());
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let is_logged = self.logged_soon(what, times) >= times;
+        assert!(is_logged, "'{what}' is not logged {times} times: {}", self.log());
     }
 
     /// Starts the program with what is stored, and does not wait.

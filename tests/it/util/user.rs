@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 use rustix::process::Pid;
 use tempfile::TempDir;
 
-use super::program::Program;
+use super::program::{Mounted, Program, unique_name};
 use super::store;
 
 /// The user whom tests borrow when they must not be root.
@@ -63,6 +63,14 @@ impl User {
             self.dir.path().join("dev").display()
         );
         self.wrapped(program, &["unshare", "-m", "sh", "-c", &script, "sh"])
+    }
+
+    /// Mounts at the user's default mount point; returns the name of the view as well.
+    pub(crate) fn mount(&self, program: Program) -> (Mounted, String) {
+        let name = unique_name();
+        let at = self.runtime().join("nix-store-fs").join(&name);
+        let program = self.with_device(program.args(["--name", &name]), "0666", "/usr/bin:/bin");
+        (program.mount_at(at), name)
     }
 
     fn wrapped(&self, program: Program, wrapper: &[&str]) -> Program {
