@@ -4,7 +4,7 @@
 //!
 //! 1. [`values`]: names of store paths and what is served, as plain values. [`sys`]: raw calls. [`error`]: how errors read.
 //!    [`startup`]: what a process is started with. [`log`]: lines for standard error. [`panics`]: what a panic ends.
-//!    [`mounts`]: the mount table. [`sandbox`]: what a process may still do.
+//!    [`mounts`]: the mount table. [`background`]: a process that stays when the one that was typed ends. [`sandbox`]: what a process may still do.
 //! 2. [`store`]: the only place that knows Nix's C++ store library.
 //! 3. [`closure`]: from a path that a person types to a closure that is held, and its printed forms.
 //! 4. [`fuse`]: what the kernel and this program say to each other, as bytes, and the ledger of what was taken.
@@ -13,8 +13,10 @@
 //! 7. [`kernel`]: what the running kernel gives, found out by trying it.
 //! 8. [`server`]: one FUSE session.
 //! 9. [`monitor`]: the mount, and what keeps a view alive.
-//! 10. [`cli`]: arguments in, exit code out.
+//! 10. [`run`]: a command over a view, in a namespace of its own.
+//! 11. [`cli`]: arguments in, exit code out.
 
+pub mod background;
 pub mod cli;
 pub mod closure;
 pub mod error;
@@ -25,6 +27,7 @@ pub mod monitor;
 pub mod mounts;
 pub mod panics;
 pub mod protocol;
+pub mod run;
 pub mod sandbox;
 pub mod server;
 pub mod startup;

@@ -1,4 +1,4 @@
-//! The log of a process: lines for standard error, written by a thread that may have to wait for whoever reads them.
+//! The log of a process: lines for standard error or syslog, written by a thread that may have to wait for whoever reads them.
 //!
 //! Invariants:
 //! - Whoever logs never waits. What does not fit into the queue is dropped and counted; the count comes in its place.
@@ -8,6 +8,10 @@
 //!   a line break in one would begin a line of theirs, ESC a command for the operator's terminal.
 //! - The thread takes no signal, and has no descriptor open but standard error: a process that ends while the thread
 //!   waits in the kernel keeps no lock, no device and no socket.
+//!
+//! Syslog is a connected datagram socket in the place of standard error, and a line one datagram (RFC 3164, without a time:
+//! whoever receives it has one). syslog(3) of the C library reads files and connects when it likes, which a server that has given up
+//! its rights cannot.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -15,7 +19,9 @@ use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::UnixDatagram;
 use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -24,7 +30,9 @@ use parking_lot::{Condvar, Mutex};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+use tracing::{Level, Metadata};
 use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -32,6 +40,14 @@ use crate::sys;
 
 /// Bytes that wait to be written, at most.
 const ROOM: usize = 1 << 20;
+
+/// Where a syslog daemon or the journal listens (syslog(3), systemd-journald.service(8)).
+const SYSLOG: &str = "/dev/log";
+/// `LOG_DAEMON` of `syslog.h`.
+const FACILITY: u8 = 3 << 3;
+
+/// Whether lines are written for syslog: set by whoever writes them.
+static TAGGED: AtomicBool = AtomicBool::new(false);
 
 /// The log of this process.
 static LOG: Log = Log::new();
@@ -44,9 +60,11 @@ thread_local! {
 /// What is to be written next.
 #[derive(Debug, PartialEq, Eq)]
 enum Entry {
-    Line(Box<[u8]>),
+    Line(Level, Box<[u8]>),
     /// So many lines that did not fit.
     Dropped(u64),
+    /// From here on they are for syslog.
+    Syslog,
 }
 
 #[derive(Debug)]
@@ -73,14 +91,14 @@ impl Log {
     }
 
     /// Puts `line` in, or counts it. False: no thread writes what is put in.
-    fn push(&self, line: &[u8]) -> bool {
+    fn push(&self, level: Level, line: &[u8]) -> bool {
         let mut queue = self.queue.lock();
         if !queue.served {
             return false;
         }
         if queue.entries.is_empty() || queue.bytes.saturating_add(line.len()) <= ROOM {
             queue.bytes += line.len();
-            queue.entries.push_back(Entry::Line(line.into()));
+            queue.entries.push_back(Entry::Line(level, line.into()));
         } else if let Some(Entry::Dropped(count)) = queue.entries.back_mut() {
             *count += 1;
         } else {
@@ -97,7 +115,7 @@ impl Log {
         queue.writing = false;
         loop {
             if let Some(entry) = queue.entries.pop_front() {
-                if let Entry::Line(line) = &entry {
+                if let Entry::Line(_, line) = &entry {
                     queue.bytes -= line.len();
                 }
                 queue.writing = true;
@@ -116,8 +134,10 @@ impl Log {
             std::mem::take(&mut queue.entries)
         };
         for entry in entries {
-            if let Entry::Line(line) = entry {
-                write(&line);
+            match entry {
+                Entry::Line(level, line) => write(level, &line),
+                Entry::Dropped(_) => {}
+                Entry::Syslog => open_syslog(),
             }
         }
     }
@@ -135,12 +155,24 @@ impl Log {
 }
 
 /// How a process writes its log: the monitor's choice, followed by the server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct LogSettings {
     /// 0 errors, 1 warnings, 2 what happens, 3 details, 4 everything.
     pub verbosity: u8,
     /// One JSON object a line instead of text.
     pub json: bool,
+    /// Where it goes.
+    pub sink: Sink,
+}
+
+/// Where a process writes its log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Sink {
+    /// To whatever it has as standard error.
+    #[default]
+    Stderr,
+    /// To syslog or the journal, and nowhere if there is none: the process has no terminal.
+    Syslog,
 }
 
 /// From here on nothing of this process waits for whoever reads standard error. Lines are kept until [`start`].
@@ -158,7 +190,7 @@ pub fn set_up(settings: LogSettings) {
         _ => LevelFilter::TRACE,
     };
     let filter = Targets::new().with_default(level);
-    let layer = tracing_subscriber::fmt::layer().with_writer(|| Lines);
+    let layer = tracing_subscriber::fmt::layer().with_writer(AllLines);
     let registry = tracing_subscriber::registry().with(filter);
     let done = if settings.json {
         registry.with(layer.json()).try_init()
@@ -167,6 +199,42 @@ pub fn set_up(settings: LogSettings) {
     };
     if let Err(error) = done {
         say(&format!("nix-store-fs: nothing will be logged: {error}"));
+    }
+    if settings.sink == Sink::Syslog {
+        to_syslog();
+    }
+}
+
+/// From here on this process writes its log to [`Sink::Syslog`], and has nothing open of what it had as standard error.
+pub fn to_syslog() {
+    let served = {
+        let mut queue = LOG.queue.lock();
+        if queue.served {
+            queue.entries.push_back(Entry::Syslog);
+        }
+        queue.served
+    };
+    LOG.changed.notify_all();
+    if !served {
+        TAGGED.store(true, Ordering::Relaxed);
+    }
+    // The thread that writes has descriptors of its own.
+    open_syslog();
+}
+
+/// Puts syslog in the place of this thread's standard error; where there is none, `/dev/null`.
+fn open_syslog() {
+    let stderr = io::stderr();
+    let connect = || {
+        let socket = UnixDatagram::unbound()?;
+        socket.connect(SYSLOG)?;
+        sys::replace(stderr.as_fd(), &socket)
+    };
+    let connected: io::Result<()> = connect();
+    if connected.is_err()
+        && let Ok(null) = std::fs::File::options().write(true).open("/dev/null")
+    {
+        let _ = sys::replace(stderr.as_fd(), &null);
     }
 }
 
@@ -189,7 +257,11 @@ fn start_thread() -> io::Result<()> {
         }
         loop {
             match LOG.next() {
-                Entry::Line(line) => write(&line),
+                Entry::Line(level, line) => write(level, &line),
+                Entry::Syslog => {
+                    TAGGED.store(true, Ordering::Relaxed);
+                    open_syslog();
+                }
                 // Logged as any other message, so in the same form; from this thread it is written at once.
                 Entry::Dropped(count) => tracing::error!(
                     count,
@@ -232,7 +304,7 @@ fn is_unprintable(c: char) -> bool {
 
 /// Puts a line of its own into the log, in no particular form: the last words of a process.
 pub fn say(line: &str) {
-    let _ = Lines.write_all(format!("{line}\n").as_bytes());
+    let _ = Lines(Level::ERROR).write_all(format!("{line}\n").as_bytes());
 }
 
 /// Waits until all of the log has been written, for `limit` at most: nobody may be reading it.
@@ -241,15 +313,31 @@ pub fn flush(limit: Duration) {
     LOG.flush(limit);
 }
 
-/// Takes whole lines for the log, one with each call; never waits and never fails.
+/// Makes a [`Lines`] for each message.
 #[derive(Debug, Clone, Copy)]
-pub struct Lines;
+struct AllLines;
+
+impl<'a> MakeWriter<'a> for AllLines {
+    type Writer = Lines;
+
+    fn make_writer(&'a self) -> Lines {
+        Lines(Level::INFO)
+    }
+
+    fn make_writer_for(&'a self, message: &Metadata<'_>) -> Lines {
+        Lines(*message.level())
+    }
+}
+
+/// Takes whole lines of this level for the log, one with each call; never waits and never fails.
+#[derive(Debug, Clone, Copy)]
+struct Lines(Level);
 
 impl Write for Lines {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let printable = printable(line);
-        if WRITES.get() || !LOG.push(&printable) {
-            write(&printable);
+        if WRITES.get() || !LOG.push(self.0, &printable) {
+            write(self.0, &printable);
         }
         Ok(line.len())
     }
@@ -259,8 +347,25 @@ impl Write for Lines {
     }
 }
 
+/// `line` as a datagram for syslog: priority, name and process first.
+fn tagged(level: Level, line: &[u8]) -> Vec<u8> {
+    // LOG_ERR to LOG_DEBUG of syslog.h; what happens is LOG_INFO.
+    let severity = match level {
+        Level::ERROR => 3,
+        Level::WARN => 4,
+        Level::INFO => 6,
+        _ => 7,
+    };
+    let tag = format!("<{}>nix-store-fs[{}]: ", FACILITY | severity, std::process::id());
+    [tag.as_bytes(), line.trim_ascii_end()].concat()
+}
+
 /// Writes to standard error; what cannot be written is dropped.
-fn write(mut line: &[u8]) {
+fn write(level: Level, line: &[u8]) {
+    if TAGGED.load(Ordering::Relaxed) { write_all(&tagged(level, line)) } else { write_all(line) }
+}
+
+fn write_all(mut line: &[u8]) {
     let stderr = io::stderr();
     while !line.is_empty() {
         match rustix::io::write(&stderr, line) {
@@ -321,13 +426,13 @@ mod tests {
     fn what_does_not_fit_is_counted_in_its_place() {
         let log = log();
         let fit = ROOM / 1000;
-        assert!((0..fit + 7).all(|number| log.push(&line(number))));
+        assert!((0..fit + 7).all(|number| log.push(Level::INFO, &line(number))));
         for number in 0..fit {
-            assert_eq!(log.next(), Entry::Line(line(number).into()));
+            assert_eq!(log.next(), Entry::Line(Level::INFO, line(number).into()));
         }
-        assert!(log.push(&line(0)));
+        assert!(log.push(Level::INFO, &line(0)));
         assert_eq!(log.next(), Entry::Dropped(7));
-        assert_eq!(log.next(), Entry::Line(line(0).into()));
+        assert_eq!(log.next(), Entry::Line(Level::INFO, line(0).into()));
         let queue = log.queue.lock();
         assert_eq!((queue.bytes, queue.entries.len()), (0, 0));
     }
@@ -337,8 +442,8 @@ mod tests {
     fn a_line_of_any_length_fits_into_an_empty_queue() {
         let log = log();
         let long = vec![b'x'; 2 * ROOM];
-        assert!(log.push(&long) && log.push(b"next"));
-        assert_eq!(log.next(), Entry::Line(long.into()));
+        assert!(log.push(Level::INFO, &long) && log.push(Level::INFO, b"next"));
+        assert_eq!(log.next(), Entry::Line(Level::INFO, long.into()));
         assert_eq!(log.next(), Entry::Dropped(1));
     }
 
@@ -346,9 +451,9 @@ mod tests {
     fn flushing_waits_for_what_is_being_written_and_not_for_ever() {
         let log = std::sync::Arc::new(log());
         assert!(log.flush(Duration::ZERO));
-        log.push(b"one");
+        log.push(Level::INFO, b"one");
         assert!(!log.flush(Duration::from_millis(1)), "it has not been taken out");
-        assert_eq!(log.next(), Entry::Line(b"one".as_slice().into()));
+        assert_eq!(log.next(), Entry::Line(Level::INFO, b"one".as_slice().into()));
         assert!(!log.flush(Duration::from_millis(1)), "it has not been written");
         let writer = log.clone();
         // Never ends: it waits for a next line.
@@ -360,7 +465,18 @@ mod tests {
     #[test]
     fn without_a_thread_nothing_is_kept() {
         let log = Log::new();
-        assert!(!log.push(b"one"));
+        assert!(!log.push(Level::INFO, b"one"));
         assert!(log.flush(Duration::ZERO));
+    }
+
+    #[test]
+    fn a_line_for_syslog_says_how_bad_it_is_and_whose() {
+        let own = std::process::id();
+        for (level, priority) in
+            [(Level::ERROR, 27), (Level::WARN, 28), (Level::INFO, 30), (Level::DEBUG, 31), (Level::TRACE, 31)]
+        {
+            let expected = format!("<{priority}>nix-store-fs[{own}]:  WARN text");
+            assert_eq!(tagged(level, b" WARN text\n"), expected.as_bytes());
+        }
     }
 }

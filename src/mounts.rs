@@ -13,6 +13,9 @@ use std::path::{Path, PathBuf};
 /// The type of a view's mount: the kernel's, a dot, and this program's name.
 pub const VIEW: &str = "fuse.nix-store-fs";
 
+/// The options of an overlay that name directories.
+const LAYERS: [&[u8]; 4] = [b"lowerdir", b"lowerdir+", b"datadir+", b"upperdir"];
+
 /// Why a mount table cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum TableError {
@@ -35,6 +38,8 @@ pub enum TableError {
 pub struct Mount {
     /// Its number, which no other mount has at the same time.
     pub id: u64,
+    /// The directory of the file system that is mounted, as a path in it.
+    pub root: PathBuf,
     /// The mount point.
     pub at: PathBuf,
     /// The type, with its subtype.
@@ -45,6 +50,8 @@ pub struct Mount {
     pub user: Option<u32>,
     /// Major and minor number of the superblock's device, `0:42`.
     pub device: String,
+    /// The directories that it shows together, if it is an overlay, as far as they are absolute.
+    pub layers: Vec<PathBuf>,
     /// Whether it goes when the mount that it was copied from is unmounted (mount_namespaces(7), "slave").
     pub is_slave: bool,
 }
@@ -96,11 +103,36 @@ pub fn parse_all(table: &[u8]) -> Vec<Mount> {
     table.split(|b| *b == b'\n').filter_map(parse).collect()
 }
 
+/// Those of an overlay with these options: `Documentation/filesystems/overlayfs.rst` of Linux. In each a colon, a comma and a
+/// backslash have a backslash before them.
+fn layers(options: &[u8]) -> Vec<PathBuf> {
+    let options = unescape(options);
+    let mut parts: Vec<Vec<u8>> = vec![Vec::new()];
+    let mut bytes = options.iter();
+    while let Some(byte) = bytes.next() {
+        let is_end = matches!(byte, b',' | b':');
+        // A layer begins behind the equals sign of its option.
+        let begins = *byte == b'=' && parts.last().is_some_and(|part| LAYERS.contains(&part.as_slice()));
+        match (byte, parts.last_mut()) {
+            _ if is_end || begins => parts.push(Vec::new()),
+            (b'\\', Some(part)) => part.extend(bytes.next()),
+            (byte, Some(part)) => part.push(*byte),
+            (_, None) => {}
+        }
+    }
+    parts
+        .into_iter()
+        .filter(|part| part.starts_with(b"/"))
+        .map(|part| OsString::from_vec(part).into())
+        .collect()
+}
+
 fn parse(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|b| *b == b' ');
     let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
     let device = fields.nth(1)?;
-    let at = fields.nth(1)?;
+    let root = fields.next()?;
+    let at = fields.next()?;
     // Optional fields end with a single dash.
     let optional = fields.by_ref().take_while(|field| *field != b"-");
     let is_slave = optional.filter(|field| field.starts_with(b"master:")).count() > 0;
@@ -110,8 +142,10 @@ fn parse(line: &[u8]) -> Option<Mount> {
     let user = options.rsplit(|b| *b == b',').find_map(|option| option.strip_prefix(b"user_id="));
     Some(Mount {
         id,
+        root: OsString::from_vec(unescape(root)).into(),
         at: OsString::from_vec(unescape(at)).into(),
         user: user.and_then(|user| std::str::from_utf8(user).ok()?.parse().ok()).filter(|_| is_fuse(&kind)),
+        layers: if kind == "overlay" { layers(options) } else { Vec::new() },
         kind,
         source,
         device: text(device),

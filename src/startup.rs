@@ -86,8 +86,52 @@ pub fn do_not_take_signals() {
     let _ = SigSet::empty().thread_set_mask();
 }
 
+/// What a process was started with that a program gets which it executes.
+#[derive(Debug, Clone)]
+pub struct Original {
+    ignored: Vec<i32>,
+    mask: SigSet,
+}
+
+impl Original {
+    /// That of this process, which has changed nothing yet: called first in `main`, in the place of [`begin`].
+    #[must_use]
+    pub fn keep() -> Self {
+        let pipe = Signal::SIGPIPE as i32;
+        let mut ignored = sys::ignored_signals();
+        ignored.retain(|number| *number != pipe || sys::was_sigpipe_ignored());
+        Self { ignored, mask: SigSet::thread_get_mask().unwrap_or_else(|_| SigSet::empty()) }
+    }
+
+    /// Called right before the program is executed.
+    pub fn restore(&self) {
+        sys::ignore_signals(&self.ignored);
+        let _ = self.mask.thread_set_mask();
+    }
+}
+
+/// Variables that are for the program that was started, and not for who serves its view.
+const OF_SERVICE: [&str; 4] = ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "FDSTORE"];
+
+/// Signals that end a process whose users end it, if it was sent them with them.
+const OF_USERS: [Signal; 2] = [Signal::SIGQUIT, Signal::SIGALRM];
+
+/// The same as [`begin`] for a process that stays behind another one ([`crate::background`]): it takes nothing that was stored.
+pub fn begin_background() {
+    sys::remove_variables(&VARIABLES);
+    sys::remove_variables(&OF_SERVICE);
+    let _ = rustix::process::chdir("/");
+    let ignored: Vec<Signal> = IGNORED.into_iter().chain(OF_USERS).collect();
+    reset_ignoring(&TAKEN.into_iter().collect(), &ignored);
+    let _ = rustix::thread::set_name(c"nix-store-fs");
+}
+
 fn reset(mask: &SigSet) {
-    sys::reset_signals(&IGNORED);
+    reset_ignoring(mask, &IGNORED);
+}
+
+fn reset_ignoring(mask: &SigSet, ignored: &[Signal]) {
+    sys::reset_signals(ignored);
     let _ = mask.thread_set_mask();
     for resource in [Resource::Fsize, Resource::Nofile, Resource::Cpu] {
         let mut limit = rustix::process::getrlimit(resource);

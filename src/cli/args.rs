@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use clap::{ArgAction, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use super::output::When;
-use super::{diff, reload, report, status, why};
+use super::{diff, reload, report, run, status, why};
 use crate::closure::dump::Format;
-use crate::log::LogSettings;
+use crate::log::{LogSettings, Sink};
 use crate::protocol::handshake::Io;
 use crate::sandbox::Sandbox;
 use crate::server::idle::IdlePolling;
@@ -117,6 +117,7 @@ pub(super) struct Args {
 /// What the program can do besides serving a view and dumping a closure. Each takes what it uses, and nothing else.
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
+    Run(Box<run::Args>),
     Reload(reload::Args),
     Status(status::Args),
     Report(report::Args),
@@ -187,7 +188,7 @@ impl LogArgs {
     /// How to log.
     pub(super) fn settings(&self) -> LogSettings {
         let verbosity = if self.quiet { 0 } else { self.verbose.saturating_add(2) };
-        LogSettings { verbosity, json: self.log_format == LogFormat::Json }
+        LogSettings { verbosity, json: self.log_format == LogFormat::Json, sink: Sink::Stderr }
     }
 }
 
@@ -196,6 +197,7 @@ impl Args {
     pub(super) fn log(&self) -> LogSettings {
         match &self.command {
             None => self.log.settings(),
+            Some(Command::Run(args)) => args.log(),
             Some(Command::Reload(args)) => args.log.settings(),
             Some(Command::Status(args)) => args.log.settings(),
             Some(Command::Report(args)) => args.log.settings(),

@@ -1,5 +1,6 @@
 //! Whose closure is meant, checked.
 
+use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
 
@@ -26,6 +27,9 @@ pub enum ConfigError {
         /// The command that is most alike.
         meant: String,
     },
+    /// Nothing to show to a command.
+    #[error("nothing to show: '{}' is no program of the store, whose closure it could be; give --system, --root, --roots-file or --from", .0.display())]
+    NoRootsOf(OsString),
     /// No name for the view can be made up.
     #[error("cannot make up a name for the view; give one with --name")]
     NoName,

@@ -190,12 +190,7 @@ fn mount(error: &MountError) -> Exit {
         | MountError::Served(_)
         | MountError::ServerLock { .. }
         | MountError::Point { .. } => Exit::MountPoint,
-        MountError::NoDevice
-        | MountError::NotFuse
-        | MountError::Device(_)
-        | MountError::Refused { .. }
-        | MountError::NoFusermount
-        | MountError::Fusermount(_) => Exit::Fuse,
+        MountError::Attach(_) | MountError::NoFusermount | MountError::Fusermount(_) => Exit::Fuse,
         MountError::Table(_) | MountError::ReadAhead { .. } => Exit::Failure,
     }
 }

@@ -1,7 +1,7 @@
 //! Arguments in, exit code out.
 //!
 //! [`args`] has what is typed, and a file for each thing that the program does has its own arguments, what it prints and how it
-//! ends: [`serve`], [`dump`], [`reload`], [`status`], [`report`], [`why`], [`diff`], [`version`]. What they share: whose closure is meant ([`config`], [`closures`]), which view
+//! ends: [`serve`], [`run`], [`dump`], [`reload`], [`status`], [`report`], [`why`], [`diff`], [`version`]. What they share: whose closure is meant ([`config`], [`closures`]), which view
 //! ([`views`]), standard output ([`output`]), exit codes ([`exit`]). Help, version and a wrong flag need no store, no
 //! `/dev/fuse` and no rights.
 
@@ -14,6 +14,7 @@ mod exit;
 mod output;
 mod reload;
 mod report;
+mod run;
 mod serve;
 mod status;
 mod version;
@@ -42,6 +43,9 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 /// The whole program, but for its servers.
 pub fn main() -> ! {
     panics::begin();
+    if run::is_meant() {
+        run::main();
+    }
     let inherited = startup::begin();
     // A monitor gives up its rights before it has a thread.
     log::begin();
@@ -49,7 +53,7 @@ pub fn main() -> ! {
     let settings = args.log();
     log::set_up(settings);
     inherited.complain();
-    let exit = match run(args, inherited.stored) {
+    let exit = match perform(args, inherited.stored) {
         Ok(exit) => exit,
         Err(failure) => {
             let why = error::chain(&failure);
@@ -113,7 +117,7 @@ fn further_word(error: clap::Error) -> clap::Error {
     command.error(ErrorKind::UnknownArgument, why)
 }
 
-fn run(args: Args, stored: Stored) -> Result<Exit, Failure> {
+fn perform(args: Args, stored: Stored) -> Result<Exit, Failure> {
     let serves =
         args.command.is_none() && !args.version && args.dump_closure.is_none() && args.reload.is_none();
     if serves {
@@ -122,6 +126,8 @@ fn run(args: Args, stored: Stored) -> Result<Exit, Failure> {
     startup::do_not_take_signals();
     log::start();
     match args.command {
+        // It is the first word, and was taken before.
+        Some(Command::Run(_)) => Ok(Exit::Usage),
         Some(Command::Reload(args)) => reload::run(&args),
         Some(Command::Status(args)) => status::run(&args),
         Some(Command::Report(args)) => report::run(&args),

@@ -8,7 +8,7 @@ use super::exit::{Exit, Failure};
 use super::views;
 use crate::closure::profile;
 use crate::closure::source::Source;
-use crate::monitor::{self, Ending, Settings, mount};
+use crate::monitor::{self, Ending, Origin, Settings, mount};
 use crate::mounts;
 use crate::startup::Stored;
 
@@ -21,7 +21,7 @@ pub(super) fn run(args: Args, stored: Stored) -> Result<Exit, Failure> {
     let settings = check(args)?;
     // The server is started from there as well.
     mounts::mounts().map_err(mount::MountError::Table)?;
-    match monitor::run(settings, stored)? {
+    match monitor::run(settings, Origin::Own(stored), None)? {
         Ending::Unmounted => Ok(Exit::Success),
         Ending::HandedOver => Ok(Exit::HandedOver),
     }
@@ -38,13 +38,12 @@ fn check(args: Args) -> Result<Settings, ConfigError> {
     })?;
     let name = args.name.or_else(|| made_up(&source)).ok_or(ConfigError::NoName)?;
     check_name(&name)?;
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     Ok(Settings {
         mountpoint: args.mountpoint.unwrap_or_else(|| views::base().join(&name)),
         state: views::states().join(&name),
         source,
         store,
-        threads: args.threads.map_or(cores.clamp(*THREADS.start(), *THREADS.end()), usize::from),
+        threads: args.threads.map_or_else(threads, usize::from),
         io: args.io,
         sandbox: args.sandbox,
         idle_polling: args.idle_polling,
@@ -55,6 +54,12 @@ fn check(args: Args) -> Result<Settings, ConfigError> {
         log,
         name,
     })
+}
+
+/// How many threads answer requests, where nobody has said.
+pub(super) fn threads() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    cores.clamp(*THREADS.start(), *THREADS.end())
 }
 
 /// Nothing is to be served: the word that would be the mount point may have been meant for a command.

@@ -3,10 +3,13 @@
 //! Layouts are those of `include/uapi/linux/fuse.h` ([`abi`]), numbers in native byte order. A request is read into a slot of
 //! the [`ledger`], understood ([`request`]), and answered through the [`device`]. What is decided about it is not known here.
 //!
+//! [`attach`] begins one: it opens `/dev/fuse` and mounts.
+//!
 //! Invariant: whatever bytes come from the device or from an earlier server's ledger, nothing here panics, and what cannot be
 //! understood has an answer as well.
 
 pub mod abi;
+pub mod attach;
 pub mod device;
 pub mod ledger;
 pub mod request;

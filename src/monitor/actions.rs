@@ -15,13 +15,14 @@ use super::mount::{self, Mounted};
 use super::mounting::{self, MountThread, New};
 use super::poll;
 use super::probe::Probe;
-use super::runtime::Runtime;
+use super::runtime::{Place, Runtime};
 use super::state::{self, State, StateDir, StateError};
 use super::supervisor::{Action, Content, Event, Note, Notice, Refusal, Seen, Slow, Supervisor};
 use super::systemd;
 use crate::closure::source::Source;
 use crate::error;
 use crate::fuse::ledger;
+use crate::log::Sink;
 use crate::protocol::control::Outcome;
 use crate::protocol::handshake::{Io, Promised};
 use crate::protocol::wire::{self, Carried, Order, Start};
@@ -87,7 +88,10 @@ impl Runtime {
             Action::Notify(notice) => {
                 match notice {
                     Notice::Reloading => systemd::reloading(),
-                    Notice::Ready(status) => systemd::ready(&status),
+                    Notice::Ready(status) => {
+                        systemd::ready(&status);
+                        self.caller.take().iter().for_each(|caller| caller.ready());
+                    }
                     Notice::Status(status) => systemd::status(&status),
                     Notice::Starting(slow) => systemd::starting(waits_for(slow, &self.settings.source)),
                 }
@@ -132,10 +136,15 @@ impl Runtime {
     }
 
     fn mount(&mut self) -> Option<Event> {
+        let given = match &mut self.place {
+            Place::Path => None,
+            Place::Given(given) => given.take(),
+        };
         let begun = match self.store.clone() {
             Some(store) => MountThread::start(mounting::Task {
                 name: self.settings.name.clone(),
                 mountpoint: self.settings.mountpoint.clone(),
+                given,
                 io: self.settings.io,
                 store,
                 journal: self.state.as_ref().map(StateDir::journal),
@@ -254,7 +263,8 @@ impl Runtime {
             log: self.settings.log,
         };
         let order = Order::Start(Box::new(start));
-        let server = begin_server(self.spare.take(), &self.program, &order, &descriptors);
+        let server =
+            begin_server(self.spare.take(), (&self.program, self.settings.log.sink), &order, &descriptors);
         let server = server.map_err(Event::NotStarted)?;
         tracing::debug!(pid = server.id(), "started a server");
         self.state.iter().for_each(|state| state.name_server(server.id()));
@@ -403,7 +413,7 @@ fn listen(inquiry: &Inquiry) -> Option<OwnedFd> {
 /// Gives `order` to the server that was started early, or to a new one.
 fn begin_server(
     early: Option<Server>,
-    program: &Program,
+    (program, sink): (&Program, Sink),
     order: &Order,
     descriptors: &[BorrowedFd<'_>],
 ) -> Result<Server, String> {
@@ -411,7 +421,8 @@ fn begin_server(
     if let Some(server) = early.filter(|server| server.begin(order, descriptors).is_ok()) {
         return Ok(server);
     }
-    let mut server = Server::spawn(program).map_err(|error| format!("cannot start the server: {error}"))?;
+    let mut server =
+        Server::spawn(program, sink).map_err(|error| format!("cannot start the server: {error}"))?;
     match server.begin(order, descriptors) {
         // Its end is an event, as that of any other.
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {

@@ -14,6 +14,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::error::{MonitorError, system};
 use super::poll;
+use crate::log::Sink;
 use crate::protocol::wire::{self, Order, Received, Report};
 
 /// The server's program: beside the monitor's.
@@ -48,9 +49,12 @@ impl Program {
     }
 }
 
-/// Where a server writes its log: where this process does. A terminal is opened once more, to be written only, as what is typed there is
+/// What a server has as standard error: what this process has, if it is to write its log there. A terminal is opened once more, to be written only, as what is typed there is
 /// not for a server. Anything else is as it is: a socket cannot be opened, and in a file both would write over each other.
-fn log() -> Stdio {
+fn log(sink: Sink) -> Stdio {
+    if sink == Sink::Syslog {
+        return Stdio::null();
+    }
     let stderr = io::stderr();
     if !stderr.is_terminal() {
         return Stdio::inherit();
@@ -92,14 +96,14 @@ impl Server {
     ///
     /// # Errors
     /// When the program cannot be started again.
-    pub(super) fn spawn(program: &Program) -> io::Result<Self> {
+    pub(super) fn spawn(program: &Program, sink: Sink) -> io::Result<Self> {
         let (socket, theirs) = wire::pair()?;
         let mut process = program
             .command()
             .arg0(PROGRAM)
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
-            .stderr(log())
+            .stderr(log(sink))
             // It makes a session of its own: see [`crate::startup::begin_server`].
             .spawn()?;
         match pidfd_open(Pid::from_child(&process), PidfdFlags::empty()) {

@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 
 use super::error::MonitorError;
 use super::listers::overdue;
-use super::runtime::Runtime;
+use super::runtime::{Place, Runtime};
 use super::supervisor::{Event, Found, Refusal, Unresolved};
 use super::watch::Changes;
 use super::{poll, systemd};
@@ -101,6 +101,8 @@ impl Runtime {
         while let Ok(Some(info)) = self.signals.read_signal() {
             let signal = i32::try_from(info.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok());
             events.extend(match signal {
+                // A service manager sends it to whoever uses the view as well, and the view is there until they have ended.
+                _ if matches!(self.place, Place::Given(_)) => None,
                 Some(Signal::SIGTERM | Signal::SIGINT) => Some(Event::Stop),
                 Some(Signal::SIGHUP) => Some(Event::Reload(None)),
                 Some(Signal::SIGUSR2) => {

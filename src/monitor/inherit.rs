@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use nix::sys::signalfd::SignalFd;
@@ -16,13 +17,14 @@ use super::missed::Inquiry;
 use super::mount::{self, Connection, Detach, Mounted, Number};
 use super::mounting;
 use super::registrar::Registrar;
-use super::runtime::Runtime;
-use super::settings::Settings;
+use super::runtime::{Place, Runtime};
+use super::settings::{Origin, Settings};
 use super::state::{State, StateDir, StateError};
 use super::store_thread::{StoreThread, Task};
 use super::supervisor::Content;
 use super::systemd;
 use super::watch;
+use crate::background::Caller;
 use crate::closure::roots::RootLinks;
 use crate::closure::trust::Trust;
 use crate::fuse::ledger;
@@ -61,9 +63,18 @@ enum Earlier {
 }
 
 /// Opens what a monitor needs, and finds out what there is to take over. Nothing is mounted yet.
-pub(super) fn begin(settings: Settings, signals: SignalFd, stored: Stored) -> Result<Begin, MonitorError> {
+pub(super) fn begin(
+    settings: Settings,
+    signals: SignalFd,
+    origin: Origin,
+    caller: Option<Arc<Caller>>,
+) -> Result<Begin, MonitorError> {
     let program = Program::find()?;
     let state = open_state(&settings)?;
+    let (stored, place) = match origin {
+        Origin::Own(stored) => (stored, Place::Path),
+        Origin::Given(given) => (Stored::default(), Place::Given(Some(given))),
+    };
     let (inherited, link_dirs) = match inherit(state.as_ref(), &settings, stored)? {
         Earlier::Nothing => (None, BTreeSet::new()),
         Earlier::Dead(link_dirs) => (None, link_dirs),
@@ -93,7 +104,7 @@ pub(super) fn begin(settings: Settings, signals: SignalFd, stored: Stored) -> Re
     };
     let store_thread = StoreThread::start(task).map_err(system("start a thread"))?;
     // Loading the program takes longer than resolving. If it cannot be started, that is found out when it is needed.
-    let spare = Server::spawn(&program).ok();
+    let spare = Server::spawn(&program, settings.log.sink).ok();
     let start = || Inquiry::start(settings.sandbox);
     let inquiry = settings.report.then(start).transpose().map_err(system("start a thread"))?;
     let clients = Clients::listen(state.as_ref().map(StateDir::control).as_deref());
@@ -105,6 +116,8 @@ pub(super) fn begin(settings: Settings, signals: SignalFd, stored: Stored) -> Re
         clients,
         history: History::default(),
         watch,
+        place,
+        caller,
         mounting: None,
         mounted: None,
         device: None,

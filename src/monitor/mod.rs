@@ -48,13 +48,14 @@ mod systemd;
 mod watch;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use nix::sys::signal::SigSet;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use crate::startup::{self, Stored};
-use crate::{log, sandbox};
+use crate::background::Caller;
+use crate::{log, sandbox, startup};
 use actions::Performed;
 use error::system;
 use inherit::Begin;
@@ -62,18 +63,17 @@ use supervisor::{Event, Now, Policy, Supervisor};
 
 pub use ending::Ending;
 pub use error::MonitorError;
-pub use settings::Settings;
+pub use settings::{Given, Origin, Settings};
 
-/// Mounts a view, or takes over one that is mounted, of which the service manager has kept what is `stored`, and serves
-/// it to its end.
+/// Serves a view that comes from `origin`, to its end. `caller` is told when it answers.
 ///
 /// # Errors
 /// [`MonitorError`]; what was mounted here is unmounted again, what was taken over is left to a successor.
-pub fn run(settings: Settings, stored: Stored) -> Result<Ending, MonitorError> {
+pub fn run(settings: Settings, origin: Origin, caller: Option<Arc<Caller>>) -> Result<Ending, MonitorError> {
     sandbox::Monitor.confine(settings.sandbox)?;
     log::start();
     let signals = signals()?;
-    let Begin { mut runtime, inherited } = inherit::begin(settings, signals, stored)?;
+    let Begin { mut runtime, inherited } = inherit::begin(settings, signals, origin, caller)?;
     let policy = Policy {
         prune: runtime.settings.prune,
         can_hand_over: systemd::is_there() && runtime.state.is_some(),

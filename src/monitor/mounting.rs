@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use super::error::{MonitorError, system};
 use super::mount::{Detach, Mounted, Number, Point, refuse_served};
 use super::poll;
+use super::settings::Given;
 use super::state;
 use crate::fuse::ledger;
 use crate::protocol::handshake::{self, Agreement, Io, Passthrough, Promised, Wishes};
@@ -29,6 +30,8 @@ pub(super) struct Task {
     pub(super) name: String,
     /// Where it is to be mounted.
     pub(super) mountpoint: PathBuf,
+    /// What others have mounted there, in a mount namespace of theirs.
+    pub(super) given: Option<Given>,
     /// How files are to be read.
     pub(super) io: Io,
     /// The store directory.
@@ -96,13 +99,13 @@ impl MountThread {
 }
 
 /// A failure leaves nothing mounted.
-fn mount(task: Task) -> Result<New, MonitorError> {
-    refuse_served(&state::server_lock(&task.state), &task.name)?;
-    let earlier = state::earlier(&task.state);
-    let number = earlier.as_ref().and_then(|state| state.connection).map(Number);
-    let made = earlier.map(|state| state.made).unwrap_or_default();
-    let point = Point::prepare(&task.mountpoint, &task.name, number)?;
-    let (mounted, device) = point.inheriting(&made).mount(&task.name)?;
+fn mount(mut task: Task) -> Result<New, MonitorError> {
+    let (mounted, device) = match task.given.take() {
+        Some(Given { device, connection }) => {
+            (Mounted::elsewhere(&task.mountpoint, &task.name, connection), device)
+        }
+        None => mount_here(&task)?,
+    };
     let agreement = match agree(&task, &mounted, &device) {
         Ok(agreement) => agreement,
         Err(error) => {
@@ -115,6 +118,21 @@ fn mount(task: Task) -> Result<New, MonitorError> {
     let journal = task.journal.as_deref().is_some_and(begin_journal);
     let (ledger, usage) = (begin_ledger(false), begin_usage(true));
     Ok(New { mounted, device, ledger, usage, agreement, journal })
+}
+
+fn mount_here(task: &Task) -> Result<(Mounted, OwnedFd), MonitorError> {
+    refuse_served(&state::server_lock(&task.state), &task.name)?;
+    let earlier = state::earlier(&task.state);
+    let number = earlier.as_ref().and_then(|state| state.connection).map(Number);
+    let made = earlier.map(|state| state.made).unwrap_or_default();
+    let point = Point::prepare(&task.mountpoint, &task.name, number)?;
+    let mounted = point.inheriting(&made).mount(&task.name)?;
+    if !rustix::process::geteuid().is_root() {
+        tracing::warn!(
+            "mounted as an ordinary user: only you can see the view, not root and no container of another user"
+        );
+    }
+    Ok(mounted)
 }
 
 /// The memory of what servers have taken; see [`ledger::create`].
@@ -170,11 +188,6 @@ fn agree(task: &Task, mounted: &Mounted, device: &OwnedFd) -> Result<Agreement, 
     if agreement.io != task.io {
         tracing::warn!(
             "falling back to --io cached: passthrough needs CAP_SYS_ADMIN, and a store that is not on a nested overlayfs"
-        );
-    }
-    if !root {
-        tracing::warn!(
-            "mounted as an ordinary user: only you can see the view, not root and no container of another user"
         );
     }
     Ok(agreement)

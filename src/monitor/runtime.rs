@@ -19,11 +19,21 @@ use super::mounting::MountThread;
 use super::opening::Opening;
 use super::probe::Probe;
 use super::registrar::Registrar;
-use super::settings::Settings;
+use super::settings::{Given, Settings};
 use super::state::StateDir;
 use super::store_thread::StoreThread;
 use super::watch::Changes;
+use crate::background::Caller;
 use crate::protocol::handshake::Agreement;
+
+/// Where the view is.
+#[derive(Debug)]
+pub(super) enum Place {
+    /// At the mount point, in this mount namespace.
+    Path,
+    /// With those who have mounted it, and who end it. None once it is looked after as mounted.
+    Given(Option<Given>),
+}
 
 /// What the monitor has in its hands. The [`supervisor`](super::supervisor) decides what becomes of it.
 #[derive(Debug)]
@@ -39,6 +49,9 @@ pub(super) struct Runtime {
     /// What has happened to the view.
     pub(super) history: History,
     pub(super) watch: Option<Changes>,
+    pub(super) place: Place,
+    /// Who waits for the view to answer, if somebody does.
+    pub(super) caller: Option<Arc<Caller>>,
     pub(super) mounting: Option<MountThread>,
     pub(super) mounted: Option<Mounted>,
     pub(super) device: Option<OwnedFd>,

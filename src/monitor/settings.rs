@@ -1,19 +1,40 @@
 //! What a view is made from, as plain values.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
+use super::mount::Number;
 use crate::closure::source::Source;
 use crate::log::LogSettings;
 use crate::protocol::handshake::Io;
 use crate::sandbox::Sandbox;
 use crate::server::idle::IdlePolling;
+use crate::startup::Stored;
+
+/// How a monitor comes to a view.
+#[derive(Debug)]
+pub enum Origin {
+    /// It mounts one, or takes over one that is mounted, of which the service manager has kept this.
+    Own(Stored),
+    /// It was mounted by others in a mount namespace of theirs, which this process cannot see. It ends with them.
+    Given(Given),
+}
+
+/// A view that others have mounted.
+#[derive(Debug)]
+pub struct Given {
+    /// The device, from which nothing was read.
+    pub device: OwnedFd,
+    /// The number of its connection.
+    pub connection: Number,
+}
 
 /// Everything that a view is made from.
 #[derive(Debug)]
 pub struct Settings {
     /// What the view is called.
     pub name: String,
-    /// Where it is mounted.
+    /// Where it is mounted; for one that was [given](Origin::Given), where those see it who use it.
     pub mountpoint: PathBuf,
     /// What it shows.
     pub source: Source,

@@ -16,6 +16,7 @@
 
 mod calls;
 mod capabilities;
+mod command;
 mod files;
 mod monitor;
 mod monitor_calls;
@@ -28,6 +29,7 @@ use rustix::thread::CapabilitySet;
 use serde::{Deserialize, Serialize};
 
 pub use capabilities::{KEPT, Kept};
+pub use command::Command;
 pub use files::confines_files;
 pub use monitor::{Looker, Monitor, StoreThread};
 
@@ -72,6 +74,7 @@ enum Role {
     Monitor,
     StoreThread,
     Looker,
+    Command,
 }
 
 impl std::fmt::Display for Role {
@@ -81,6 +84,7 @@ impl std::fmt::Display for Role {
             Self::Monitor => "the monitor",
             Self::StoreThread => "the thread that asks Nix",
             Self::Looker => "a thread that only looks",
+            Self::Command => "the command",
         })
     }
 }

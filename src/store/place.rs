@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use super::error::StoreError;
-use super::uri::StoreUri;
+use super::uri::{Kind, StoreUri};
 
 /// What an address says of where the store's files are.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -31,6 +31,24 @@ impl Place {
     #[must_use]
     pub fn dir(&self) -> Option<PathBuf> {
         self.0.as_ref()?.logical_dir()
+    }
+
+    /// Where the state of a local store is that the address places elsewhere than usual, with its database.
+    #[must_use]
+    pub fn state_dir(&self) -> Option<PathBuf> {
+        let usual = Path::new("");
+        Some(self.0.as_ref()?.state_dir(usual)).filter(|dir| dir != usual)
+    }
+
+    /// The socket of the daemon, if the address names one.
+    #[must_use]
+    pub fn socket(&self) -> Option<PathBuf> {
+        match &self.0.as_ref()?.kind {
+            Kind::Daemon(uri) => {
+                uri.strip_prefix("unix://").filter(|path| !path.is_empty()).map(PathBuf::from)
+            }
+            Kind::Auto | Kind::Local => None,
+        }
     }
 
     /// The directory that the store's paths begin with: Nix's usual one, if the address names none.
@@ -64,6 +82,22 @@ mod tests {
         let other = Place::of(Some("local?store=/gnu/store")).unwrap();
         assert_eq!(other.dir(), Some("/gnu/store".into()));
         assert_eq!(other.usual_dir(), Path::new("/gnu/store"));
+    }
+
+    #[test]
+    fn an_address_tells_where_the_state_is_and_the_daemon() {
+        for (uri, state, socket) in [
+            (None, None, None),
+            (Some("auto"), None, None),
+            (Some("local?root=/a"), Some("/a/nix/var/nix"), None),
+            (Some("local?state=/s"), Some("/s"), None),
+            (Some("unix:///run/nix.socket"), None, Some("/run/nix.socket")),
+            (Some("daemon"), None, None),
+        ] {
+            let place = Place::of(uri).unwrap();
+            assert_eq!(place.state_dir(), state.map(PathBuf::from), "{uri:?}");
+            assert_eq!(place.socket(), socket.map(PathBuf::from), "{uri:?}");
+        }
     }
 
     #[test]

@@ -183,6 +183,163 @@ pub fn ask(path: &CStr) -> io::Result<rustix::process::Pid> {
     }
 }
 
+/// Forks twice, with a new session between the two: true in the process that results, which is a child of whoever takes orphans, and
+/// false in this one. Called while there is one thread.
+///
+/// # Errors
+/// Those of fork(2), of either.
+pub fn fork_twice() -> io::Result<bool> {
+    let between = fork()?;
+    let Some(between) = between else {
+        // It is no leader of a process group yet.
+        let _ = rustix::process::setsid();
+        return match fork() {
+            Ok(None) => Ok(true),
+            Ok(Some(_)) => exit_now(0),
+            Err(error) => exit_now(error.raw_os_error().and_then(|errno| errno.try_into().ok()).unwrap_or(1)),
+        };
+    };
+    let status = loop {
+        match rustix::process::waitpid(Some(between), rustix::process::WaitOptions::empty()) {
+            Err(rustix::io::Errno::INTR) => {}
+            other => break other?,
+        }
+    };
+    match status.and_then(|(_, status)| status.exit_status()) {
+        Some(0) => Ok(false),
+        Some(errno) => Err(io::Error::from_raw_os_error(errno)),
+        None => Err(io::Error::other("the process between was killed")),
+    }
+}
+
+/// fork(2) of a process that has one thread: the new one's id, or none in the new one.
+///
+/// # Errors
+/// Those of fork(2); that there are more threads.
+pub fn fork() -> io::Result<Option<rustix::process::Pid>> {
+    if std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() > 1) {
+        return Err(io::Error::other("internal error: a process with several threads is not forked"));
+    }
+    // SAFETY: there is no other thread that could hold a lock, so the new process may do whatever this one may.
+    match unsafe { libc::fork() } {
+        0 => Ok(None),
+        child if child > 0 => Ok(rustix::process::Pid::from_raw(child)),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Closes every descriptor above standard error but `kept`. Called by a process that was just forked, which uses nothing that its
+/// parent had open.
+pub fn close_others(kept: BorrowedFd<'_>) {
+    let number = kept.as_raw_fd().unsigned_abs();
+    // SAFETY: whoever owns what is closed here is a copy that this process never runs.
+    let closed = unsafe {
+        let below = if number > 3 { close_between(3, number - 1, 0) } else { Ok(()) };
+        below
+            .and_then(|()| close_between(number + 1, u32::MAX, 0))
+            .or_else(|_| close_listed(&[0, 1, 2, kept.as_raw_fd()]))
+    };
+    // Where neither can be, they stay open.
+    drop(closed);
+}
+
+/// Lets no directory that is open stay open when a program is executed, but for standard input, output and error.
+///
+/// # Errors
+/// Those of reading [`OPEN`].
+pub fn close_directories_at_exec() -> io::Result<()> {
+    let numbers = std::fs::read_dir("/proc/self/fd")?;
+    for number in numbers.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<RawFd>().ok()) {
+        if number < 3 {
+            continue;
+        }
+        // SAFETY: borrowed for two calls that leave it as it is, but for a flag of the number; if it is not open, they fail.
+        let open = unsafe { BorrowedFd::borrow_raw(number) };
+        let is_dir = rustix::fs::fstat(open).is_ok_and(|found| {
+            rustix::fs::FileType::from_raw_mode(found.st_mode) == rustix::fs::FileType::Directory
+        });
+        if is_dir {
+            rustix::io::fcntl_setfd(open, rustix::io::FdFlags::CLOEXEC)?;
+        }
+    }
+    Ok(())
+}
+
+/// Sends the signal with this number, which may be one of real time.
+///
+/// # Errors
+/// Those of kill(2).
+pub fn send_signal(process: i32, number: i32) -> io::Result<()> {
+    // SAFETY: the call takes two numbers.
+    if unsafe { libc::kill(process, number) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Raises the loopback device of this process's network namespace (netdevice(7)).
+///
+/// # Errors
+/// Those of socket(2) and ioctl(2).
+pub fn raise_loopback() -> io::Result<()> {
+    nix::ioctl_write_ptr_bad!(set_flags, libc::SIOCSIFFLAGS, libc::ifreq);
+    let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
+    // SAFETY: an ifreq of zeros is a valid value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(c"lo".to_bytes()) {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
+    // SAFETY: the kernel reads an ifreq, which this is.
+    unsafe { set_flags(socket.as_raw_fd(), &raw const request) }?;
+    Ok(())
+}
+
+/// The signals that are ignored.
+#[must_use]
+pub fn ignored_signals() -> Vec<i32> {
+    let is_ignored = |number: &i32| {
+        // SAFETY: a sigaction of zeros is a valid value, and the call writes to it alone.
+        unsafe {
+            let mut found: libc::sigaction = std::mem::zeroed();
+            libc::sigaction(*number, std::ptr::null(), &mut found) == 0 && found.sa_sigaction == libc::SIG_IGN
+        }
+    };
+    (1..=libc::SIGRTMAX()).filter(is_ignored).collect()
+}
+
+/// Lets the signals with these numbers be ignored, and all others do what they usually do.
+pub fn ignore_signals(ignored: &[i32]) {
+    for number in 1..=libc::SIGRTMAX() {
+        let wanted = if ignored.contains(&number) { libc::SIG_IGN } else { libc::SIG_DFL };
+        // SAFETY: neither disposition runs any code of this program.
+        unsafe { libc::signal(number, wanted) };
+    }
+}
+
+/// What was done with SIGPIPE when this program was started: the language's runtime has it ignored before `main`.
+static PIPE_IGNORED: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+
+/// Called by the C library before the runtime begins.
+extern "C" fn look_at_sigpipe() {
+    // SAFETY: a sigaction of zeros is a valid value, and the call writes to it alone.
+    let ignored = unsafe {
+        let mut found: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(libc::SIGPIPE, std::ptr::null(), &mut found) == 0
+            && found.sa_sigaction == libc::SIG_IGN
+    };
+    PIPE_IGNORED.store(ignored, std::sync::atomic::Ordering::Relaxed);
+}
+
+// SAFETY: a pointer to a function of the right type, in the section for such (gABI, "Initialization and Termination Functions"); the
+// function needs nothing that is initialized later.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static BEFORE_MAIN: extern "C" fn() = look_at_sigpipe;
+
+/// Whether SIGPIPE was ignored when this program was started.
+#[must_use]
+pub fn was_sigpipe_ignored() -> bool {
+    PIPE_IGNORED.load(std::sync::atomic::Ordering::Relaxed)
+}
+
 /// Removes variables from the environment. To be called at the start of `main`, before there is another thread.
 pub fn remove_variables(names: &[&str]) {
     for name in names {

@@ -22,6 +22,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
+use crate::fuse::attach::AttachError;
 use crate::mounts::{Mount, TableError, mounts};
 
 pub use connection::{Connection, Number};
@@ -94,29 +95,9 @@ pub enum MountError {
         #[source]
         source: io::Error,
     },
-    /// There is no FUSE device.
-    #[error(
-        "/dev/fuse does not exist; load the kernel module with 'modprobe fuse', or pass the device into this container"
-    )]
-    NoDevice,
-    /// What is in the place of the FUSE device is another device, or a file.
-    #[error(
-        "/dev/fuse is not the FUSE device, which is character device 10:229; pass the host's device into this container, or \
-         replace it: 'rm /dev/fuse && mknod /dev/fuse c 10 229'"
-    )]
-    NotFuse,
-    /// The FUSE device may not be opened.
-    #[error("/dev/fuse may not be opened; run as root, or allow this user or container to use the device")]
-    Device(#[source] io::Error),
-    /// The kernel refused the mount.
-    #[error("the kernel refuses to mount on '{}'; mounting needs CAP_SYS_ADMIN", at.display())]
-    Refused {
-        /// The mount point.
-        at: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+    /// FUSE cannot be used.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
     /// `fusermount3` is not installed.
     #[error(
         "ordinary users mount through fusermount3, which is not installed; install fuse3, or run as root"
@@ -132,9 +113,18 @@ pub enum MountError {
     Table(#[from] TableError),
 }
 
+/// In whose mount table a view is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Table {
+    Own,
+    /// In that of others, who mount and unmount it.
+    Others,
+}
+
 /// A mounted view.
 #[derive(Debug, Clone)]
 pub struct Mounted {
+    table: Table,
     at: PathBuf,
     source: String,
     /// Its number in the mount table: it may be moved, or covered by another mount.
@@ -203,7 +193,14 @@ impl Mounted {
     /// # Errors
     /// [`MountError::Table`].
     pub fn found(at: &Path, name: &str, made: Vec<PathBuf>) -> Result<Option<Self>, MountError> {
-        let mut mounted = Self { at: at.to_owned(), source: source(name), id: None, connection: None, made };
+        let mut mounted = Self {
+            table: Table::Own,
+            at: at.to_owned(),
+            source: source(name),
+            id: None,
+            connection: None,
+            made,
+        };
         let Some(found) = mounted.find()? else { return Ok(None) };
         mounted.connection = Number::of(&found.device);
         Ok(Some(mounted))
@@ -218,11 +215,25 @@ impl Mounted {
         connection: Option<Number>,
         made: Vec<PathBuf>,
     ) -> Self {
-        let mut mounted = Self { at: at.to_owned(), source: source(name), id, connection, made };
+        let mut mounted =
+            Self { table: Table::Own, at: at.to_owned(), source: source(name), id, connection, made };
         if connection.is_none() {
             mounted.connection = mounted.find().ok().flatten().and_then(|mount| Number::of(&mount.device));
         }
         mounted
+    }
+
+    /// A mount that others have made at `at`, in a mount namespace of theirs.
+    #[must_use]
+    pub fn elsewhere(at: &Path, name: &str, connection: Number) -> Self {
+        Self {
+            table: Table::Others,
+            at: at.to_owned(),
+            source: source(name),
+            id: None,
+            connection: Some(connection),
+            made: Vec::new(),
+        }
     }
 
     /// Its number in the mount table, if it is known.
@@ -243,7 +254,13 @@ impl Mounted {
     /// # Errors
     /// [`MountError::Table`], [`MountError::ReadAhead`].
     pub fn set_read_ahead(&self, bytes: u32) -> Result<(), MountError> {
-        let Some(Mount { device, .. }) = top(&self.at)? else { return Ok(()) };
+        let device = match (self.table, self.connection) {
+            (Table::Others, Some(Number(minor))) => format!("0:{minor}"),
+            _ => match top(&self.at)? {
+                Some(Mount { device, .. }) => device,
+                None => return Ok(()),
+            },
+        };
         // The mount's own queue: Documentation/ABI/testing/sysfs-class-bdi.
         std::fs::write(format!("/sys/class/bdi/{device}/read_ahead_kb"), (bytes / 1024).to_string())
             .map_err(|source| MountError::ReadAhead { at: self.at.clone(), source })
@@ -302,6 +319,9 @@ impl Mounted {
 
     /// Its line in the mount table: by its number, or else the topmost at its place.
     fn find(&self) -> Result<Option<Mount>, MountError> {
+        if self.table == Table::Others {
+            return Ok(None);
+        }
         let ours = |mount: &Mount| mount.is_own_view_from(&self.source);
         let known = |mount: &Mount| self.id == Some(mount.id) && ours(mount);
         let all = mounts()?;

@@ -3,22 +3,18 @@
 //! Hard point: what is in the way may be a file system that does not answer. It is asked from a process that may hang
 //! ([`Probe`]), for a limited time.
 
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use rustix::mount::MountFlags;
 
-use super::{MountError, Mounted, Number, connection, detach, force, fusermount, place, source, top};
+use super::{MountError, Mounted, Number, Table, connection, detach, force, fusermount, place, source, top};
+use crate::fuse::attach;
 use crate::monitor::poll;
 use crate::monitor::probe::Probe;
-use crate::mounts::VIEW;
-use crate::startup;
 
-const DEVICE: &str = "/dev/fuse";
 /// How long a file system that is in the way may take to answer.
 const PULSE: Duration = Duration::from_secs(2);
 
@@ -87,9 +83,9 @@ impl Point {
     /// [`MountError`]; the mount point is removed again if it was made.
     pub fn mount(mut self, name: &str) -> Result<(Mounted, OwnedFd), MountError> {
         let source = source(name);
-        check_device()?;
+        attach::check()?;
         let device = if rustix::process::geteuid().is_root() {
-            mount_as_root(&self.at, &source)?
+            attach::attach(&self.at, &source)?
         } else {
             fusermount::mount(&self.at, &source)?
         };
@@ -97,7 +93,10 @@ impl Point {
         let found = top(&self.at)?.filter(|mount| mount.is_own_view_from(&source));
         let id = found.as_ref().map(|mount| mount.id);
         let connection = found.and_then(|mount| Number::of(&mount.device));
-        Ok((Mounted { at: std::mem::take(&mut self.at), source, id, connection, made }, device))
+        Ok((
+            Mounted { table: Table::Own, at: std::mem::take(&mut self.at), source, id, connection, made },
+            device,
+        ))
     }
 }
 
@@ -164,36 +163,4 @@ fn clear_dead(at: &Path, name: &str, mut earlier: Option<Number>) -> Result<(), 
         return Err(MountError::Mounted { at: at.to_owned(), by });
     }
     Ok(())
-}
-
-/// Refuses another device in the place of the FUSE device; that none is there, or may be opened, is found when it is.
-fn check_device() -> Result<(), MountError> {
-    let Ok(found) = rustix::fs::stat(DEVICE) else { return Ok(()) };
-    if startup::is_fuse_device(&found) { Ok(()) } else { Err(MountError::NotFuse) }
-}
-
-fn mount_as_root(at: &Path, source: &str) -> Result<OwnedFd, MountError> {
-    let device: OwnedFd = File::options()
-        .read(true)
-        .write(true)
-        .open(DEVICE)
-        .map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => MountError::NoDevice,
-            // A device node for which no driver is loaded.
-            _ if matches!(error.raw_os_error(), Some(n) if n == Errno::NODEV.raw_os_error() || n == Errno::NXIO.raw_os_error()) => {
-                MountError::NoDevice
-            }
-            _ => MountError::Device(error),
-        })?
-        .into();
-    // rootmode has only to be a directory; the root's real mode comes with its attributes.
-    let options = format!(
-        "fd={},rootmode=40555,user_id=0,group_id=0,allow_other,default_permissions",
-        device.as_fd().as_raw_fd()
-    );
-    let options = std::ffi::CString::new(options).unwrap_or_default();
-    let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
-    rustix::mount::mount(source, at, VIEW, flags, &*options)
-        .map_err(|error| MountError::Refused { at: at.to_owned(), source: error.into() })?;
-    Ok(device)
 }

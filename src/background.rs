@@ -1,0 +1,242 @@
+//! A process that stays when the one that was typed ends, or becomes another program.
+//!
+//! It is forked twice, so it is no child of whatever the first becomes, and it is in a session of its own: neither the terminal
+//! nor a program that waits for its children knows of it. A socket pair is between the two: the caller can send
+//! descriptors, and the other one says once that it is ready, or why it cannot be.
+//!
+//! Invariants:
+//! - It holds nothing of the caller's but standard error, and that until it has said something: whoever waits for the end of a
+//!   pipe does not wait for it.
+//! - If either ends, the other one notices.
+//!
+//! Hard point: a process is forked while it has one thread, and the copy never returns to what the caller was doing.
+
+use std::fs::File;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+};
+
+use crate::{log, sys};
+
+/// Descriptors in one message at most.
+const GIVEN_MAX: usize = 4;
+/// Bytes of the longest message.
+const MESSAGE_MAX: usize = 8192;
+
+/// Which of the two a process is after [`split`].
+#[derive(Debug)]
+pub enum Side {
+    /// The one that was typed.
+    Caller(Background),
+    /// The one that stays.
+    Background(Caller),
+}
+
+/// The process that stays, as the caller sees it.
+#[derive(Debug)]
+pub struct Background(OwnedFd);
+
+/// The process that was typed, as the one that stays sees it.
+#[derive(Debug)]
+pub struct Caller(OwnedFd);
+
+/// What the process that stays has said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Told {
+    /// What it is for is there.
+    Ready,
+    /// It ends with this code, for this reason.
+    Failed {
+        /// Never 0.
+        exit: u8,
+        /// One line.
+        why: String,
+    },
+    /// It has ended without a word.
+    Nothing,
+}
+
+/// Makes the second process. Called while this one has one thread.
+///
+/// # Errors
+/// Those of socketpair(2), fork(2) and of opening `/dev/null`.
+pub fn split() -> io::Result<Side> {
+    let (ours, theirs) = pair()?;
+    // Before the fork: the copy cannot tell anybody.
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    if sys::fork_twice()? {
+        drop(ours);
+        sys::replace(io::stdin().as_fd(), &null)?;
+        sys::replace(io::stdout().as_fd(), &null)?;
+        drop(null);
+        sys::close_others(theirs.as_fd());
+        return Ok(Side::Background(Caller(theirs)));
+    }
+    Ok(Side::Caller(Background(ours)))
+}
+
+/// Two sockets that are connected, for [`give`] and [`take`].
+///
+/// # Errors
+/// Those of socketpair(2).
+pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let flags = SocketFlags::CLOEXEC;
+    Ok(rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
+}
+
+/// Sends a number and `descriptors`, at most four.
+///
+/// # Errors
+/// Those of sendmsg(2): `EPIPE` if nobody is at the other end.
+pub fn give(socket: &OwnedFd, number: u32, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(GIVEN_MAX))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if descriptors.len() > GIVEN_MAX || !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(Errno::TOOMANYREFS.into());
+    }
+    let number = number.to_ne_bytes();
+    rustix::net::sendmsg(socket, &[IoSlice::new(&number)], &mut control, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// Waits for a number and descriptors. None: nobody is at the other end.
+#[must_use]
+pub fn take(socket: &OwnedFd) -> Option<(u32, Vec<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(GIVEN_MAX))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut number = [0; 4];
+    let got = loop {
+        let buffer = &mut [io::IoSliceMut::new(&mut number)];
+        match rustix::net::recvmsg(socket, buffer, &mut control, RecvFlags::CMSG_CLOEXEC) {
+            Err(Errno::INTR) => {}
+            other => break other.ok()?.bytes,
+        }
+    };
+    let rights = control.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(rights) => Some(rights),
+        _ => None,
+    });
+    let given = rights.flatten().collect();
+    (got == number.len()).then(|| (u32::from_ne_bytes(number), given))
+}
+
+impl Background {
+    /// Gives it a number, and `descriptors`: see [`give`].
+    ///
+    /// # Errors
+    /// Those of [`give`].
+    pub fn give(&self, number: u32, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        give(&self.0, number, descriptors)
+    }
+
+    /// Waits for what it says.
+    #[must_use]
+    pub fn wait(self) -> Told {
+        let mut message = [0; MESSAGE_MAX];
+        let got = loop {
+            match rustix::net::recv(&self.0, &mut message, RecvFlags::empty()) {
+                Err(Errno::INTR) => {}
+                Ok((got, _)) => break got,
+                // It had not read what it was given.
+                Err(_) => break 0,
+            }
+        };
+        match message.get(..got).unwrap_or_default() {
+            [] => Told::Nothing,
+            [0, ..] => Told::Ready,
+            [exit, why @ ..] => Told::Failed { exit: *exit, why: String::from_utf8_lossy(why).into_owned() },
+        }
+    }
+}
+
+impl Caller {
+    /// Waits for what the caller gives. None: it has ended.
+    #[must_use]
+    pub fn take(&self) -> Option<(u32, Vec<OwnedFd>)> {
+        take(&self.0)
+    }
+
+    /// What this process is for is there. From here on it has nothing of the caller's, and logs to syslog. Said once; later calls say
+    /// nothing.
+    pub fn ready(&self) {
+        log::to_syslog();
+        self.say(&[0]);
+    }
+
+    /// This process ends, with the code `exit`, as `why` says in one line.
+    pub fn failed(&self, exit: u8, why: &str) {
+        // A character that is cut is one that cannot be read.
+        let fits = why.as_bytes().get(..MESSAGE_MAX - 1).unwrap_or(why.as_bytes());
+        self.say(&[&[exit.max(1)], fits].concat());
+    }
+
+    /// Nobody may be there any more.
+    fn say(&self, message: &[u8]) {
+        let _ = rustix::net::send(&self.0, message, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+        // The caller reads one message.
+        let _ = rustix::net::shutdown(&self.0, rustix::net::Shutdown::Write);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn both() -> (Background, Caller) {
+        let (ours, theirs) = pair().unwrap();
+        (Background(ours), Caller(theirs))
+    }
+
+    #[test]
+    fn what_is_said_is_told() {
+        for (exit, why, told) in [
+            (5, "no store", Told::Failed { exit: 5, why: "no store".to_owned() }),
+            (0, "", Told::Failed { exit: 1, why: String::new() }),
+        ] {
+            let (background, caller) = both();
+            caller.failed(exit, why);
+            assert_eq!(background.wait(), told);
+        }
+        let (background, caller) = both();
+        caller.failed(7, &"\u{e9}".repeat(MESSAGE_MAX));
+        let Told::Failed { exit: 7, why } = background.wait() else { panic!() };
+        assert!(why.starts_with(&"\u{e9}".repeat(MESSAGE_MAX / 2 - 1)), "{}", why.len());
+    }
+
+    #[test]
+    fn the_end_of_either_is_noticed() {
+        let (background, caller) = both();
+        drop(caller);
+        assert_eq!(background.wait(), Told::Nothing);
+        let (background, caller) = both();
+        drop(background);
+        assert!(caller.take().is_none());
+        caller.failed(1, "nobody reads this");
+        let (background, caller) = both();
+        background.give(0, &[background.0.as_fd()]).unwrap();
+        drop(caller);
+        assert_eq!(background.wait(), Told::Nothing, "what was given was not read");
+    }
+
+    #[test]
+    fn what_is_given_is_open_there() {
+        use std::os::unix::fs::FileExt;
+        let (background, caller) = both();
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("a"), "text").unwrap();
+        let file = File::open(dir.path().join("a")).unwrap();
+        background.give(7, &[file.as_fd(), file.as_fd()]).unwrap();
+        let (number, given) = caller.take().unwrap();
+        assert_eq!((number, given.len()), (7, 2));
+        let mut text = [0; 4];
+        File::from(given.into_iter().next().unwrap()).read_exact_at(&mut text, 0).unwrap();
+        assert_eq!(&text, b"text");
+        assert!(background.give(0, &[file.as_fd(); GIVEN_MAX + 1]).is_err());
+    }
+}

@@ -1,0 +1,332 @@
+//! What the command sees, mounted: steps become calls, in the namespace that the command gets.
+//!
+//! Invariants:
+//! - Nothing is made on a file system that the command shares with others: a mount point that is absent is made on a tmpfs
+//!   that shows what was there ([`plan::making`]).
+//! - What is bound is opened before anything is mounted, so that no mount hides it.
+//!
+//! Hard point: for a mount point below `/` the root directory is another one (pivot_root(2)). It is put together on top of some
+//! directory, which is bound into it as it was before.
+
+use std::ffi::CStr;
+use std::fs::{DirBuilder, File};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Access, FileType, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind_recursive, mount_remount, unmount};
+
+use super::RunError;
+use super::places::{layers, places};
+use super::plan::{Access as Bound, Making, Wish, making};
+use crate::fuse::attach;
+use crate::mounts::{self, VIEW};
+
+/// What a view is mounted from, and what is hidden with it.
+#[derive(Debug, Clone)]
+pub struct Hiding {
+    /// The source of the view for the mount table.
+    pub source: String,
+    /// The directory that the store's paths begin with, where the view is to be.
+    pub store: PathBuf,
+    /// The directory in which the store's files are.
+    pub real: PathBuf,
+    /// Directories that nobody in there sees anything of.
+    pub directories: Vec<PathBuf>,
+    /// Sockets that nobody in there can connect to.
+    pub sockets: Vec<PathBuf>,
+}
+
+/// The view, mounted, and not served yet.
+#[derive(Debug)]
+pub(super) struct View {
+    /// The device of its connection.
+    pub(super) device: OwnedFd,
+    /// The minor number of its file system's device.
+    pub(super) connection: u32,
+    /// A file system in memory that has no name.
+    pub(super) state: OwnedFd,
+    /// Its root directory, which keeps it mounted.
+    pub(super) root: OwnedFd,
+}
+
+/// Something that is to be bound, opened.
+#[derive(Debug)]
+struct Source {
+    file: OwnedFd,
+    is_dir: bool,
+}
+
+/// For whom a mount point is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    /// For the view.
+    Ours,
+    /// For what was wished for.
+    Wish,
+}
+
+/// The mounts that were made here.
+#[derive(Debug, Default)]
+struct Built {
+    /// On file systems of the command's own.
+    owned: Vec<PathBuf>,
+    /// That show what is outside, or the view.
+    others: Vec<PathBuf>,
+    /// Those of the first that can be written only until all is made.
+    replaced: Vec<PathBuf>,
+}
+
+/// The bytes that a state takes at most: the node journal of some million names.
+const STATE: &CStr = c"mode=0700,size=256m";
+
+/// Mounts the view and hides what it hides, and then what is wished for.
+///
+/// # Errors
+/// [`RunError::Source`] and [`RunError::Mount`] name what it is about; [`RunError::Attach`].
+pub(super) fn build(hiding: &Hiding, wishes: &[Wish]) -> Result<View, RunError> {
+    let sources = wishes.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+    let mut built = Built::default();
+    let table = mounts::mounts()?;
+    // As it was before anything was mounted. The store may have no directory here yet.
+    let seen = |dir: &Path| dir.canonicalize().map(|dir| places(&table, &dir)).unwrap_or_default();
+    let all = |dir: &PathBuf| {
+        let layers = dir.canonicalize().map(|dir| layers(&table, &dir)).unwrap_or_default();
+        [vec![dir.clone()], layers].concat().iter().flat_map(|dir| seen(dir)).collect::<Vec<_>>()
+    };
+    let mut covers: Vec<PathBuf> = [&hiding.store, &hiding.real].into_iter().flat_map(all).collect();
+    covers.sort();
+    covers.dedup();
+    // Other views show other closures.
+    let views = table.iter().filter(|mount| mount.kind == VIEW && !covers.contains(&mount.at));
+    let mut hidden: Vec<PathBuf> = hiding.directories.iter().flat_map(|dir| seen(dir)).collect();
+    hidden.extend(views.map(|view| view.at.clone()));
+    hidden.sort();
+    hidden.dedup();
+    built.provide(&hiding.store, true, Whose::Ours)?;
+    let store = hiding.store.canonicalize().map_err(failed(&hiding.store))?;
+    let state = state_on(&store)?;
+    attach::check()?;
+    let device = attach::attach(&store, &hiding.source)?;
+    let connection = connection(&store)?;
+    let root = rustix::fs::open(&store, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    let root = root.map_err(failed(&store))?;
+    for place in covers.iter().filter(|place| **place != store && place.is_dir()) {
+        mount_bind_recursive(&store, place).map_err(failed(place))?;
+    }
+    for place in hidden.iter().filter(|place| place.is_dir()) {
+        empty(place)?;
+    }
+    for socket in hiding.sockets.iter().filter(|socket| socket.exists()) {
+        mount_bind_recursive("/dev/null", socket).map_err(failed(socket))?;
+    }
+    built.others.push(store);
+    for (wish, source) in wishes.iter().zip(sources) {
+        built.grant(wish, source)?;
+    }
+    built.finish()?;
+    Ok(View { device, connection, state, root })
+}
+
+/// Mounts a `/proc` of the process namespace that this process is in.
+///
+/// # Errors
+/// [`RunError::Mount`].
+pub(super) fn own_proc() -> Result<(), RunError> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount("proc", "/proc", "proc", flags, None).map_err(|error| RunError::Proc(error.into()))
+}
+
+fn failed<E: Into<io::Error>>(what: &Path) -> impl Fn(E) -> RunError {
+    move |error| RunError::Mount { what: what.to_owned(), source: error.into() }
+}
+
+fn open(wish: &Wish) -> Result<Option<Source>, RunError> {
+    let Wish::Bind { from, .. } = wish else { return Ok(None) };
+    let fail = |source| RunError::Source { from: from.clone(), source };
+    let file = rustix::fs::open(from, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+    let file = file.map_err(|error| fail(error.into()))?;
+    let found = rustix::fs::fstat(&file).map_err(|error| fail(error.into()))?;
+    Ok(Some(Source { file, is_dir: FileType::from_raw_mode(found.st_mode) == FileType::Directory }))
+}
+
+/// A path that leads to what is open.
+fn path_of(open: &OwnedFd) -> PathBuf {
+    format!("/proc/self/fd/{}", open.as_raw_fd()).into()
+}
+
+/// A file system in memory, opened at `place` and taken away again at once.
+fn state_on(place: &Path) -> Result<OwnedFd, RunError> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount("nix-store-fs:state", place, "tmpfs", flags, STATE).map_err(failed(place))?;
+    let open = rustix::fs::open(place, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    unmount(place, UnmountFlags::DETACH).map_err(failed(place))?;
+    open.map_err(failed(place))
+}
+
+/// The minor number of the device of what is mounted at `at`: nobody who could be asked serves it yet.
+fn connection(at: &Path) -> Result<u32, RunError> {
+    let found = mounts::mounts()?.into_iter().rfind(|mount| mount.at == at);
+    let minor = found.and_then(|mount| mount.device.strip_prefix("0:")?.parse().ok());
+    minor.ok_or_else(|| failed(at)(io::Error::other("the mount table does not list the view")))
+}
+
+/// Lets nobody see what is in `directory`.
+fn empty(directory: &Path) -> Result<(), RunError> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::RDONLY;
+    mount("nix-store-fs:hidden", directory, "tmpfs", flags, c"mode=0755,size=4k,nr_inodes=1")
+        .map_err(failed(directory))
+}
+
+impl Built {
+    /// Makes `at` a mount point, if it is none yet.
+    fn provide(&mut self, at: &Path, is_dir: bool, whose: Whose) -> Result<(), RunError> {
+        let exists = |path: &Path| rustix::fs::stat(path).is_ok();
+        let is_written = |dir: &Path| {
+            whose == Whose::Wish && dir != Path::new("/") && rustix::fs::access(dir, Access::WRITE_OK).is_ok()
+        };
+        match making(at, exists, &self.owned, &self.others) {
+            Making::Exists => return Ok(()),
+            Making::Make => {}
+            // It would be no longer what others write to.
+            Making::Replace(dir) if is_written(&dir) => return Err(RunError::NoPlace(at.to_owned())),
+            Making::Replace(dir) => self.replace(&dir)?,
+        }
+        let parent = at.parent().unwrap_or(at);
+        DirBuilder::new().recursive(true).mode(0o755).create(parent).map_err(failed(parent))?;
+        make(at, is_dir).map_err(failed(at))
+    }
+
+    /// Puts a file system of the command's own in the place of `dir`, which shows the same.
+    fn replace(&mut self, dir: &Path) -> Result<(), RunError> {
+        let open = |path: &Path| {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            rustix::fs::open(path, flags, Mode::empty()).map_err(failed(path))
+        };
+        let before = open(dir)?;
+        let names: Vec<_> = std::fs::read_dir(path_of(&before))
+            .and_then(|entries| {
+                entries.map(|entry| entry.map(|entry| entry.file_name())).collect::<Result<_, _>>()
+            })
+            .map_err(failed(dir))?;
+        if dir != Path::new("/") {
+            let flags = MountFlags::NOSUID | MountFlags::NODEV;
+            mount("nix-store-fs:root", dir, "tmpfs", flags, c"mode=0755").map_err(failed(dir))?;
+            for name in names {
+                show(&path_of(&before).join(&name), &dir.join(&name));
+            }
+        } else {
+            // Any directory will do.
+            let is_dir = |path: &PathBuf| path.symlink_metadata().is_ok_and(|found| found.is_dir());
+            let place = names.iter().map(|name| dir.join(name)).find(is_dir);
+            let place = place.ok_or_else(|| failed(dir)(io::Error::from(io::ErrorKind::NotFound)))?;
+            let below = rustix::fs::open(&place, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+            let below = below.map_err(failed(&place))?;
+            let flags = MountFlags::NOSUID | MountFlags::NODEV;
+            mount("nix-store-fs:root", &place, "tmpfs", flags, c"mode=0755").map_err(failed(&place))?;
+            for name in names {
+                let from = dir.join(&name);
+                if from == place {
+                    show(&path_of(&below), &place.join(&name))
+                } else {
+                    show(&from, &place.join(&name))
+                }
+            }
+            rustix::process::chdir(&place).map_err(failed(&place))?;
+            rustix::process::pivot_root(".", ".").map_err(failed(dir))?;
+            unmount(".", UnmountFlags::DETACH).map_err(failed(dir))?;
+            rustix::process::chdir("/").map_err(failed(dir))?;
+        }
+        self.owned.push(dir.to_owned());
+        self.replaced.push(dir.to_owned());
+        for name in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            self.others.push(dir.join(name.file_name()));
+        }
+        Ok(())
+    }
+
+    fn grant(&mut self, wish: &Wish, source: Option<Source>) -> Result<(), RunError> {
+        let at = wish.at();
+        match (wish, source) {
+            (Wish::Bind { access, .. }, Some(Source { file, is_dir })) => {
+                self.provide(at, is_dir, Whose::Wish)?;
+                mount_bind_recursive(path_of(&file), at).map_err(failed(at))?;
+                if *access == Bound::ReadOnly {
+                    read_only(at)?;
+                }
+                self.others.push(at.to_owned());
+            }
+            _ => {
+                self.provide(at, true, Whose::Wish)?;
+                let flags = MountFlags::NOSUID | MountFlags::NODEV;
+                mount("tmpfs", at, "tmpfs", flags, c"mode=0755").map_err(failed(at))?;
+                self.owned.push(at.to_owned());
+            }
+        }
+        Ok(())
+    }
+
+    /// What was replaced looks as before, so nobody writes there.
+    fn finish(&self) -> Result<(), RunError> {
+        let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
+        self.replaced.iter().try_for_each(|dir| mount_remount(dir, flags, c"").map_err(failed(dir)))
+    }
+}
+
+fn make(at: &Path, is_dir: bool) -> io::Result<()> {
+    if is_dir { DirBuilder::new().mode(0o755).create(at) } else { File::create_new(at).map(drop) }
+}
+
+/// Shows what `from` is at `at`, as far as that is possible: what cannot be is missing there.
+fn show(from: &Path, at: &Path) {
+    let shown = || -> io::Result<()> {
+        let found = from.symlink_metadata()?;
+        if found.is_symlink() {
+            return std::os::unix::fs::symlink(std::fs::read_link(from)?, at);
+        }
+        make(at, found.is_dir())?;
+        Ok(mount_bind_recursive(from, at)?)
+    };
+    // The magic link of an open directory is a link.
+    let of_open = || -> io::Result<()> {
+        make(at, true)?;
+        Ok(mount_bind_recursive(from, at)?)
+    };
+    let shown =
+        if from.starts_with("/proc/self/fd") && from.components().count() == 5 { of_open() } else { shown() };
+    if let Err(error) = shown {
+        tracing::warn!(%error, "'{}' cannot be shown", at.display());
+    }
+}
+
+/// Makes what is mounted at `at`, and below it, read-only; what is forbidden there stays so.
+fn read_only(at: &Path) -> Result<(), RunError> {
+    let all = mounts::mounts()?;
+    let canonical = at.canonicalize().map_err(failed(at))?;
+    for mount in all.iter().filter(|mount| mount.at.starts_with(&canonical)) {
+        let found = match rustix::fs::statvfs(&mount.at) {
+            Ok(found) => found.f_flag,
+            // It is covered, or somebody else's who does not answer.
+            Err(Errno::ACCESS | Errno::NOENT) => continue,
+            Err(error) => return Err(failed(&mount.at)(error)),
+        };
+        let kept = [
+            (rustix::fs::StatVfsMountFlags::NOSUID, MountFlags::NOSUID),
+            (rustix::fs::StatVfsMountFlags::NODEV, MountFlags::NODEV),
+            (rustix::fs::StatVfsMountFlags::NOEXEC, MountFlags::NOEXEC),
+            (rustix::fs::StatVfsMountFlags::NOATIME, MountFlags::NOATIME),
+            (rustix::fs::StatVfsMountFlags::NODIRATIME, MountFlags::NODIRATIME),
+            (rustix::fs::StatVfsMountFlags::RELATIME, MountFlags::RELATIME),
+        ];
+        let kept = kept
+            .iter()
+            .filter(|(is, _)| found.contains(*is))
+            .fold(MountFlags::empty(), |all, (_, flag)| all | *flag);
+        let flags = MountFlags::BIND | MountFlags::RDONLY | kept;
+        mount_remount(&mount.at, flags, c"").map_err(failed(&mount.at))?;
+    }
+    Ok(())
+}
