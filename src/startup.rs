@@ -113,17 +113,30 @@ impl Original {
 /// Variables that are for the program that was started, and not for who serves its view.
 const OF_SERVICE: [&str; 4] = ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "FDSTORE"];
 
-/// Signals that end a process whose users end it, if it was sent them with them.
-const OF_USERS: [Signal; 2] = [Signal::SIGQUIT, Signal::SIGALRM];
+/// Signals that are sent to all processes of a terminal or of a service, to end those that do its work: who serves a view ends after them.
+const OF_USERS: [Signal; 7] = [
+    Signal::SIGTERM,
+    Signal::SIGINT,
+    Signal::SIGHUP,
+    Signal::SIGQUIT,
+    Signal::SIGALRM,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+];
 
 /// The same as [`begin`] for a process that stays behind another one ([`crate::background`]): it takes nothing that was stored.
 pub fn begin_background() {
     sys::remove_variables(&VARIABLES);
     sys::remove_variables(&OF_SERVICE);
     let _ = rustix::process::chdir("/");
-    let ignored: Vec<Signal> = IGNORED.into_iter().chain(OF_USERS).collect();
-    reset_ignoring(&TAKEN.into_iter().collect(), &ignored);
+    reset_ignoring(&TAKEN.into_iter().collect(), &ignored_behind());
     let _ = rustix::thread::set_name(c"nix-store-fs");
+}
+
+/// What is ignored by a process that ends after whoever uses it, unless it takes it as data.
+fn ignored_behind() -> Vec<Signal> {
+    let of_users = OF_USERS.into_iter().filter(|signal| !TAKEN.contains(signal));
+    IGNORED.into_iter().chain(of_users).collect()
 }
 
 fn reset(mask: &SigSet) {
@@ -146,7 +159,8 @@ fn reset_ignoring(mask: &SigSet, ignored: &[Signal]) {
 /// terminal: neither an interrupt nor a hang-up reaches it, and job control does not stop it.
 pub fn begin_server() {
     sys::close_inherited();
-    reset(&SigSet::empty());
+    let ignored: Vec<Signal> = IGNORED.into_iter().chain(OF_USERS).collect();
+    reset_ignoring(&SigSet::empty(), &ignored);
     // Refused to the leader of a process group, which a server is not unless somebody starts it by hand.
     let _ = rustix::process::setsid();
     // Otherwise it is called by the last component of the path that it was started by, a number.

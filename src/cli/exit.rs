@@ -9,7 +9,7 @@ use crate::closure::saved::AbsentError;
 use crate::monitor::MonitorError;
 use crate::monitor::mount::MountError;
 use crate::monitor::state::StateError;
-use crate::protocol::control::ReloadError;
+use crate::protocol::control::{AskError, ReloadError};
 use crate::store::StoreError;
 
 use super::closures::NamesOnly;
@@ -102,6 +102,21 @@ pub enum Failure {
         #[source]
         source: io::Error,
     },
+    /// A monitor does not tell what was asked of its view.
+    #[error("the process that serves the view does not tell what was asked of it")]
+    Report(#[source] AskError),
+    /// The store does not answer.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A file cannot be written.
+    #[error("cannot write '{}'; give another file, or free space", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// Standard output could not be written.
     #[error("cannot write to standard output")]
     Output(#[source] io::Error),
@@ -126,8 +141,10 @@ impl Failure {
             Self::Why(WhyError::NotAMember { .. } | WhyError::NotInStore { .. })
             | Self::NoView(_)
             | Self::Unanswered(Unanswered { why: NoAnswer::Absent | NoAnswer::Ended(_), .. }) => Exit::Absent,
-            Self::Unanswered(_) => Exit::Unanswered,
+            Self::Unanswered(_) | Self::Report(_) => Exit::Unanswered,
+            Self::Store(_) => Exit::Store,
             Self::Views { .. }
+            | Self::Write { .. }
             | Self::Why(WhyError::Search(_))
             | Self::Dump(_)
             | Self::Output(_)

@@ -13,6 +13,7 @@ pub mod dependency;
 pub mod diff;
 mod directory;
 pub mod dump;
+pub mod enough;
 pub mod graph;
 #[cfg(test)]
 mod made;

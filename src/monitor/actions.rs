@@ -226,7 +226,7 @@ impl Runtime {
         let idle = open_idle(self.settings.idle_polling);
         let missed = self.inquiry.as_ref().and_then(|inquiry| {
             inquiry.shows(content.view.clone(), store.clone());
-            listen(inquiry)
+            listen(inquiry, self.counted().map(|counted| counted.absent))
         });
         let registrar = (agreement.io == Io::Passthrough).then(|| self.registrar.serve(device, &store));
         let registrar = registrar.transpose().unwrap_or_else(|error| {
@@ -405,8 +405,8 @@ impl Runtime {
 }
 
 /// A socket for a server, through which it tells what its view has not.
-fn listen(inquiry: &Inquiry) -> Option<OwnedFd> {
-    let listening = wire::pair().and_then(|(ours, theirs)| inquiry.listen(ours).map(|()| theirs));
+fn listen(inquiry: &Inquiry, asked: Option<u64>) -> Option<OwnedFd> {
+    let listening = wire::pair().and_then(|(ours, theirs)| inquiry.listen(ours, asked).map(|()| theirs));
     listening.inspect_err(|error| tracing::warn!(%error, "this server does not report what was missed")).ok()
 }
 

@@ -70,8 +70,9 @@ impl Runtime {
     fn report(&self, supervisor: &Supervisor) -> io::Result<Report> {
         let content = supervisor.content();
         let served = |path: &_| content.is_some_and(|content| content.view.contains(path));
+        let asked = self.counted().map(|counted| counted.absent);
         let missed = match &self.inquiry {
-            Some(inquiry) => Some(inquiry.missed(served, RECORD).ok_or_else(|| {
+            Some(inquiry) => Some(inquiry.missed(served, asked, RECORD).ok_or_else(|| {
                 io::Error::other("the record of missed names is being written; the machine may be overloaded")
             })?),
             None => None,
@@ -111,7 +112,7 @@ impl Runtime {
     // ---- what servers count ------------------------------------------------------------------------------------
 
     /// The counters that servers and this monitor share, as they are now.
-    fn counted(&self) -> Option<Snapshot> {
+    pub(super) fn counted(&self) -> Option<Snapshot> {
         let counted = Snapshot::read(self.usage.as_ref()?);
         counted.inspect_err(|error| tracing::warn!(%error, "cannot read what was asked of the view")).ok()
     }

@@ -5,8 +5,8 @@
 //!   that shows what was there ([`plan::making`]).
 //! - What is bound is opened before anything is mounted, so that no mount hides it.
 //!
-//! Hard point: for a mount point below `/` the root directory is another one (pivot_root(2)). It is put together on top of some
-//! directory, which is bound into it as it was before.
+//! Hard point: for a mount point below `/` the root directory is another one (pivot_root(2)). What is bound into it comes from the old one
+//! once that has moved: a recursive bind of a directory brings along what is mounted on the directory itself.
 
 use std::ffi::CStr;
 use std::fs::{DirBuilder, File};
@@ -80,6 +80,8 @@ struct Built {
     replaced: Vec<PathBuf>,
 }
 
+/// Where the old root is while the new one is put together: no name that anybody has.
+const OLD: &str = ".nix-store-fs-old-root";
 /// The bytes that a state takes at most: the node journal of some million names.
 const STATE: &CStr = c"mode=0700,size=256m";
 
@@ -88,8 +90,13 @@ const STATE: &CStr = c"mode=0700,size=256m";
 /// # Errors
 /// [`RunError::Source`] and [`RunError::Mount`] name what it is about; [`RunError::Attach`].
 pub(super) fn build(hiding: &Hiding, wishes: &[Wish]) -> Result<View, RunError> {
-    let sources = wishes.iter().map(open).collect::<Result<Vec<_>, _>>()?;
     let mut built = Built::default();
+    // First, as what is open then is no longer part of it (mount(2), EINVAL).
+    let points = wishes.iter().map(Wish::at).chain([hiding.store.as_path()]);
+    if points.into_iter().any(|at| making(at, exists, &[], &[]) == Making::Replace("/".into())) {
+        built.replace(Path::new("/"))?;
+    }
+    let sources = wishes.iter().map(open).collect::<Result<Vec<_>, _>>()?;
     let table = mounts::mounts()?;
     // As it was before anything was mounted. The store may have no directory here yet.
     let seen = |dir: &Path| dir.canonicalize().map(|dir| places(&table, &dir)).unwrap_or_default();
@@ -184,7 +191,6 @@ fn empty(directory: &Path) -> Result<(), RunError> {
 impl Built {
     /// Makes `at` a mount point, if it is none yet.
     fn provide(&mut self, at: &Path, is_dir: bool, whose: Whose) -> Result<(), RunError> {
-        let exists = |path: &Path| rustix::fs::stat(path).is_ok();
         let is_written = |dir: &Path| {
             whose == Whose::Wish && dir != Path::new("/") && rustix::fs::access(dir, Access::WRITE_OK).is_ok()
         };
@@ -212,33 +218,30 @@ impl Built {
                 entries.map(|entry| entry.map(|entry| entry.file_name())).collect::<Result<_, _>>()
             })
             .map_err(failed(dir))?;
-        if dir != Path::new("/") {
-            let flags = MountFlags::NOSUID | MountFlags::NODEV;
-            mount("nix-store-fs:root", dir, "tmpfs", flags, c"mode=0755").map_err(failed(dir))?;
-            for name in names {
-                show(&path_of(&before).join(&name), &dir.join(&name));
-            }
-        } else {
-            // Any directory will do.
+        let flags = MountFlags::NOSUID | MountFlags::NODEV;
+        let tmpfs =
+            |at: &Path| mount("nix-store-fs:root", at, "tmpfs", flags, c"mode=0755").map_err(failed(at));
+        if dir == Path::new("/") {
+            // Any directory will do: it is free again as soon as the old root is somewhere else.
             let is_dir = |path: &PathBuf| path.symlink_metadata().is_ok_and(|found| found.is_dir());
             let place = names.iter().map(|name| dir.join(name)).find(is_dir);
             let place = place.ok_or_else(|| failed(dir)(io::Error::from(io::ErrorKind::NotFound)))?;
-            let below = rustix::fs::open(&place, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
-            let below = below.map_err(failed(&place))?;
-            let flags = MountFlags::NOSUID | MountFlags::NODEV;
-            mount("nix-store-fs:root", &place, "tmpfs", flags, c"mode=0755").map_err(failed(&place))?;
-            for name in names {
-                let from = dir.join(&name);
-                if from == place {
-                    show(&path_of(&below), &place.join(&name))
-                } else {
-                    show(&from, &place.join(&name))
-                }
-            }
-            rustix::process::chdir(&place).map_err(failed(&place))?;
-            rustix::process::pivot_root(".", ".").map_err(failed(dir))?;
-            unmount(".", UnmountFlags::DETACH).map_err(failed(dir))?;
+            tmpfs(&place)?;
+            let old = place.join(OLD);
+            make(&old, true).map_err(failed(&old))?;
+            rustix::process::pivot_root(&place, &old).map_err(failed(dir))?;
             rustix::process::chdir("/").map_err(failed(dir))?;
+            let old = dir.join(OLD);
+            for name in &names {
+                show(&old.join(name), &dir.join(name));
+            }
+            unmount(&old, UnmountFlags::DETACH).map_err(failed(&old))?;
+            std::fs::remove_dir(&old).map_err(failed(&old))?;
+        } else {
+            tmpfs(dir)?;
+            for name in &names {
+                show(&path_of(&before).join(name), &dir.join(name));
+            }
         }
         self.owned.push(dir.to_owned());
         self.replaced.push(dir.to_owned());
@@ -276,6 +279,10 @@ impl Built {
     }
 }
 
+fn exists(path: &Path) -> bool {
+    rustix::fs::stat(path).is_ok()
+}
+
 fn make(at: &Path, is_dir: bool) -> io::Result<()> {
     if is_dir { DirBuilder::new().mode(0o755).create(at) } else { File::create_new(at).map(drop) }
 }
@@ -290,14 +297,7 @@ fn show(from: &Path, at: &Path) {
         make(at, found.is_dir())?;
         Ok(mount_bind_recursive(from, at)?)
     };
-    // The magic link of an open directory is a link.
-    let of_open = || -> io::Result<()> {
-        make(at, true)?;
-        Ok(mount_bind_recursive(from, at)?)
-    };
-    let shown =
-        if from.starts_with("/proc/self/fd") && from.components().count() == 5 { of_open() } else { shown() };
-    if let Err(error) = shown {
+    if let Err(error) = shown() {
         tracing::warn!(%error, "'{}' cannot be shown", at.display());
     }
 }

@@ -49,6 +49,11 @@ impl Counts {
         *times
     }
 
+    /// Counts a store path that the view has not.
+    pub fn absent(&self) {
+        self.usage.absent();
+    }
+
     /// Counts one request.
     pub fn add(&self, kind: Kind) {
         self.usage.add(kind);

@@ -170,7 +170,7 @@ impl StoreFs {
             }
             Err(FsError::Absent) => {
                 if let Some(missed) = &self.missed {
-                    missed.note(name, pid);
+                    missed.note(name, pid, || self.counts.absent());
                 }
                 answer.value(&absent(self.root.of_absences()));
                 self.root.told_absence();

@@ -68,6 +68,7 @@ const NODES_AT: usize = 32;
 const READ_IN_LINE: usize = Kind::ALL.len() * WORD;
 const UNKNOWN_IN_LINE: usize = READ_IN_LINE + WORD;
 const PANICS_IN_LINE: usize = UNKNOWN_IN_LINE + WORD;
+const ABSENT_IN_LINE: usize = PANICS_IN_LINE + WORD;
 
 /// What a slot holds: the two words of its key, then these.
 const OPENS_IN_SLOT: usize = 2 * WORD;
@@ -77,7 +78,7 @@ const WORD: usize = size_of::<u64>();
 /// Bytes of a key: half of a hash part, 80 bits.
 const KEY: usize = 2 * WORD;
 
-const _: () = assert!(LINES * LINE <= PAGE && PANICS_IN_LINE + WORD <= LINE && BYTES_IN_SLOT + WORD <= SLOT);
+const _: () = assert!(LINES * LINE <= PAGE && ABSENT_IN_LINE + WORD <= LINE && BYTES_IN_SLOT + WORD <= SLOT);
 const _: () = assert!(SLOTS.is_power_of_two() && FIRST.is_power_of_two() && FIRST <= SLOTS);
 
 /// The kinds of request that are counted.
@@ -230,6 +231,11 @@ impl Usage {
     /// Counts a request that ended with a panic.
     pub fn panicked(&self) {
         self.count(PANICS_IN_LINE, 1);
+    }
+
+    /// Counts a store path that was asked for and that the view has not, before anybody is told of it.
+    pub fn absent(&self) {
+        self.count(ABSENT_IN_LINE, 1);
     }
 
     /// How many nodes the kernel may know at the moment.

@@ -6,8 +6,10 @@
 mod text;
 
 use std::collections::BTreeMap;
+use std::io::{self, Write};
 use std::path::PathBuf;
 
+use anstream::{AutoStream, ColorChoice};
 use serde::Serialize;
 
 use super::args::LogArgs;
@@ -21,6 +23,7 @@ use crate::protocol::control;
 use crate::protocol::control::report::{Missed, Report, Used, UsedMember};
 use crate::protocol::control::status::{Asked, Seconds, Store};
 use crate::values::{StorePath, total};
+pub(super) use text::Shown;
 
 /// Version of what `--json` prints: docs/schema/report.json.
 const VERSION: u32 = 1;
@@ -64,9 +67,23 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     if args.json {
         print(Color::NONE, |out| output::json(&told, true, out))?;
     } else {
-        print(args.color, |out| text::write(&told, args.all, out))?;
+        print(args.color, |out| {
+            text::write(&told, if args.all { Shown::All } else { Shown::First("--all") }, out)
+        })?;
     }
     Ok(Exit::Success)
+}
+
+/// Writes `report` for people, without colours.
+///
+/// # Errors
+/// Those of `out`.
+pub(super) fn write(report: Report, shown: Shown, out: &mut dyn Write) -> io::Result<()> {
+    let resolved = if report.members.is_empty() { None } else { resolve(&report) };
+    let graph = resolved.as_ref().map(|resolved| Graph::new(&resolved.closure));
+    let mut plain = AutoStream::new(Vec::new(), ColorChoice::Never);
+    text::write(&tell(report, graph.as_ref()), shown, &mut plain)?;
+    out.write_all(&plain.into_inner())
 }
 
 /// The closure of the view's roots, if the store tells it.

@@ -14,19 +14,27 @@ use crate::values::{Size, StorePath};
 
 /// Lines of a list, unless all are wanted.
 const LINES: usize = 15;
+
+/// How much of a list is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::cli) enum Shown {
+    All,
+    /// The first lines, and how to have all of them.
+    First(&'static str),
+}
 const BOLD: Style = Style::new().bold();
 
-pub(super) fn write(told: &Told, all: bool, out: &mut dyn Write) -> io::Result<()> {
+pub(super) fn write(told: &Told, shown: Shown, out: &mut dyn Write) -> io::Result<()> {
     if told.served.paths == 0 {
         return writeln!(out, "{BOLD}{}{BOLD:#}: nothing is served yet", told.name);
     }
     writeln!(out, "{BOLD}{}{BOLD:#}: {}", told.name, sum(told.served))?;
     match &told.missed {
-        Some(found) => missed(found, all, out)?,
+        Some(found) => missed(found, shown, out)?,
         None => writeln!(out, "\n{BOLD}Missed{BOLD:#}: not recorded; serve the view with --report")?,
     }
     match &told.usage {
-        Some(counted) => usage(counted, told.served, all, out),
+        Some(counted) => usage(counted, told.served, shown, out),
         None => writeln!(out, "\n{BOLD}Used{BOLD:#}: not counted: there was no memory for it"),
     }
 }
@@ -39,7 +47,7 @@ fn since(at: Option<Seconds>) -> String {
     at.map_or_else(|| "an unknown time".to_owned(), utc)
 }
 
-fn missed(found: &Missed, all: bool, out: &mut dyn Write) -> io::Result<()> {
+fn missed(found: &Missed, shown: Shown, out: &mut dyn Write) -> io::Result<()> {
     let names = match found.names.len() {
         0 => "nothing".to_owned(),
         count => many(count as u64, "store path", "store paths"),
@@ -47,7 +55,7 @@ fn missed(found: &Missed, all: bool, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "\n{BOLD}Missed{BOLD:#} since {}: {names}", utc(found.since))?;
     let mut names: Vec<&MissedName> = found.names.iter().collect();
     names.sort_by(|a, b| (b.last, &a.path).cmp(&(a.last, &b.path)));
-    list(&names, all, out, |name, out| {
+    list(&names, shown, out, |name, out| {
         let served = if name.served { "; it is there since a reload" } else { "" };
         let asker = asker(&name.first_asker);
         match name.count {
@@ -85,10 +93,10 @@ fn asker(Asker { pid, command }: &Asker) -> String {
     }
 }
 
-fn usage(counted: &Usage, served: Sum, all: bool, out: &mut dyn Write) -> io::Result<()> {
+fn usage(counted: &Usage, served: Sum, shown: Shown, out: &mut dyn Write) -> io::Result<()> {
     let used = many(counted.used.len() as u64, "store path", "store paths");
     writeln!(out, "\n{BOLD}Used{BOLD:#} since {}: {used}", since(counted.since))?;
-    list(&counted.used, all, out, |member, out| {
+    list(&counted.used, shown, out, |member, out| {
         let read = Size(member.bytes_read).to_string();
         let opens = many(member.opens, "file opened", "files opened");
         writeln!(out, "  {read:>10} read, {opens:>18}  {}", member.path)
@@ -107,7 +115,7 @@ fn usage(counted: &Usage, served: Sum, all: bool, out: &mut dyn Write) -> io::Re
     let is_bridge = |path: &StorePath| bridge_names.contains(path);
     let tops: Vec<&Unused> =
         rest.into_iter().filter(|member| member.within.as_ref().is_none_or(is_bridge)).collect();
-    list(&tops, all, out, |member, out| {
+    list(&tops, shown, out, |member, out| {
         let alone = Size(member.alone.unwrap_or(member.nar_size)).to_string();
         let with = match member.alone {
             Some(alone) if alone > member.nar_size => {
@@ -119,7 +127,7 @@ fn usage(counted: &Usage, served: Sum, all: bool, out: &mut dyn Write) -> io::Re
     })?;
     if !bridges.is_empty() {
         writeln!(out, "  Of these, what was used is reached only through:")?;
-        list(&bridges, all, out, |member, out| {
+        list(&bridges, shown, out, |member, out| {
             let used = many(member.brings_used.unwrap_or_default() as u64, "used one", "used ones");
             let size = Size(member.nar_size).to_string();
             writeln!(out, "  {size:>10}  {}, which leads to {used}", member.path)
@@ -133,14 +141,17 @@ fn usage(counted: &Usage, served: Sum, all: bool, out: &mut dyn Write) -> io::Re
 /// The first lines of a list, and how many more there are.
 fn list<T>(
     items: &[T],
-    all: bool,
+    shown: Shown,
     out: &mut dyn Write,
     line: impl Fn(&T, &mut dyn Write) -> io::Result<()>,
 ) -> io::Result<()> {
-    let most = if all { items.len() } else { LINES };
+    let (most, hint) = match shown {
+        Shown::All => (items.len(), ""),
+        Shown::First(hint) => (LINES, hint),
+    };
     items.iter().take(most).try_for_each(|item| line(item, &mut *out))?;
     match items.len().saturating_sub(most) {
         0 => Ok(()),
-        more => writeln!(out, "  … and {more} more (--all)"),
+        more => writeln!(out, "  … and {more} more ({hint})"),
     }
 }

@@ -30,9 +30,9 @@ use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -108,6 +108,8 @@ pub(super) struct Inquiry {
     unexamined: Arc<Unexamined>,
     record: Arc<Mutex<Record>>,
     since: SystemTime,
+    /// What servers had counted when this began ([`crate::view::usage::Usage::absent`]).
+    before: OnceLock<u64>,
     /// Whether its threads give up their rights.
     sandbox: Sandbox,
 }
@@ -153,6 +155,7 @@ impl Inquiry {
             unexamined: Arc::default(),
             record: Arc::default(),
             since: SystemTime::now(),
+            before: OnceLock::new(),
             sandbox,
         };
         let (subject, unexamined, record) =
@@ -180,12 +183,21 @@ impl Inquiry {
         let _former = std::mem::replace(&mut *self.subject.lock(), subject);
     }
 
-    /// What was missed so far, with whether a name is `served` now; none if the record is not to be had within `patience`.
-    pub(super) fn missed(&self, served: impl Fn(&StorePath) -> bool, patience: Duration) -> Option<Missed> {
+    /// What was missed so far, with whether a name is `served` now; none if the record is not to be had within `patience`. Servers
+    /// have counted `asked` questions, if that is known.
+    pub(super) fn missed(
+        &self,
+        served: impl Fn(&StorePath) -> bool,
+        asked: Option<u64>,
+        patience: Duration,
+    ) -> Option<Missed> {
         let record = self.record.try_lock_for(patience)?;
         let not_examined = self.unexamined.all.load(Ordering::Relaxed);
         let left_out = LeftOut { not_examined, ..record.left_out() };
-        Some(Missed { since: self.since.into(), names: record.names(served), left_out })
+        let since_then = asked.and_then(|asked| Some(asked.saturating_sub(*self.before.get()?)));
+        let known = record.looked_into().saturating_add(not_examined);
+        let pending = since_then.map_or(0, |asked| asked.saturating_sub(known));
+        Some(Missed { since: self.since.into(), names: record.names(served), left_out, pending })
     }
 
     /// The same in numbers.
@@ -195,11 +207,14 @@ impl Inquiry {
         Some(status::Missed { names, questions, not_examined })
     }
 
-    /// Listens to the server at the other end of `socket` until it ends.
+    /// Listens to the server at the other end of `socket` until it ends. Servers before it have counted `asked` questions.
     ///
     /// # Errors
     /// When a thread cannot be made.
-    pub(super) fn listen(&self, socket: OwnedFd) -> io::Result<()> {
+    pub(super) fn listen(&self, socket: OwnedFd, asked: Option<u64>) -> io::Result<()> {
+        if let Some(asked) = asked {
+            self.before.get_or_init(|| asked);
+        }
         let (queue, unexamined, sandbox) = (self.queue.clone(), self.unexamined.clone(), self.sandbox);
         let work = move || {
             if is_refused(Looker::Processes.confine(sandbox)) {

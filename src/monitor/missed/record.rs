@@ -23,8 +23,10 @@ pub(super) struct Record {
     names: BTreeMap<StorePath, Entry>,
     /// The same names by when somebody last asked for them, the longest ago first.
     order: BTreeMap<u64, StorePath>,
-    /// Questions so far.
+    /// Questions so far for what was missed.
     clock: u64,
+    /// All that were looked into.
+    looked_into: u64,
     left_out: LeftOut,
 }
 
@@ -42,6 +44,7 @@ struct Entry {
 impl Record {
     /// Keeps a question, if it was for something missed.
     pub(super) fn note(&mut self, Verdict { path, asker, asked, missed }: &Verdict) {
+        self.looked_into += 1;
         // Looked up in any case: see the hard points of the module.
         match self.names.get_mut(path) {
             _ if !missed => {}
@@ -98,6 +101,11 @@ impl Record {
     /// How many names it has, and how many questions have come for names that were missed.
     pub(super) fn counts(&self) -> (u64, u64) {
         (self.names.len() as u64, self.clock)
+    }
+
+    /// How many questions were looked into, for what was missed or not.
+    pub(super) fn looked_into(&self) -> u64 {
+        self.looked_into
     }
 
     /// What is not in it, but for questions that were not looked into.

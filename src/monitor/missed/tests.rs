@@ -38,7 +38,7 @@ fn what_the_host_has_and_the_view_has_not_comes_into_the_record() {
         let (asked, at) = (SystemTime::now(), Instant::now());
         inquiry.queue.send(Asked { path: path(name), asker, asked, at }).unwrap();
     };
-    let missed = |view: &View| inquiry.missed(|path| view.contains(path), Duration::MAX).unwrap();
+    let missed = |view: &View| inquiry.missed(|path| view.contains(path), None, Duration::MAX).unwrap();
     // The record keeps the order: what was asked for before `last` is in it by then.
     let settled = |view: &View, count| loop {
         let found = missed(view);
@@ -71,7 +71,7 @@ fn what_the_host_has_and_the_view_has_not_comes_into_the_record() {
 fn a_record_that_is_not_to_be_had_is_not_waited_for() {
     let inquiry = Inquiry::start(Sandbox::None).unwrap();
     let held = inquiry.record.lock();
-    assert_eq!(inquiry.missed(|_| false, Duration::from_millis(1)), None);
+    assert_eq!(inquiry.missed(|_| false, None, Duration::from_millis(1)), None);
     drop(held);
-    assert!(inquiry.missed(|_| false, Duration::MAX).is_some());
+    assert!(inquiry.missed(|_| false, None, Duration::MAX).is_some());
 }

@@ -51,6 +51,9 @@ pub struct Missed {
     pub names: Vec<MissedName>,
     /// What is not among them.
     pub left_out: LeftOut,
+    /// Questions that are still being looked into; 0 also where nobody knows.
+    #[serde(default)]
+    pub pending: u64,
 }
 
 /// A store path that the host had and the view had not, when it was asked for.

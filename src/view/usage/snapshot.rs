@@ -11,8 +11,8 @@ use std::os::fd::AsFd;
 use std::time::{Duration, SystemTime};
 
 use super::{
-    BYTES, BYTES_IN_SLOT, HEAD, KEY, Kind, LINES, MARK, MARK_AT, NODES_AT, OPENS_IN_SLOT, PANICS_IN_LINE,
-    READ_IN_LINE, SINCE_AT, SLOT, UNKNOWN_IN_LINE, WHOLE_AT, WORD, in_line,
+    ABSENT_IN_LINE, BYTES, BYTES_IN_SLOT, HEAD, KEY, Kind, LINES, MARK, MARK_AT, NODES_AT, OPENS_IN_SLOT,
+    PANICS_IN_LINE, READ_IN_LINE, SINCE_AT, SLOT, UNKNOWN_IN_LINE, WHOLE_AT, WORD, in_line,
 };
 use crate::values::StorePath;
 
@@ -56,6 +56,8 @@ pub struct Snapshot {
     pub panics: u64,
     /// Questions for whose member no slot was free.
     pub unknown: u64,
+    /// Store paths that were asked for and that the view has not, while that was told.
+    pub absent: u64,
     members: BTreeMap<[u8; KEY], Uses>,
 }
 
@@ -80,6 +82,7 @@ impl Snapshot {
             nodes: all.word(NODES_AT),
             panics: count(PANICS_IN_LINE),
             unknown: count(UNKNOWN_IN_LINE),
+            absent: count(ABSENT_IN_LINE),
             members: all.members().collect(),
         })
     }

@@ -3,6 +3,8 @@
 //! Hard point: this process becomes the command, so it changes nothing of what it was started with ([`Original`]), and has no
 //! thread. What serves the view is forked first ([`background`]).
 
+mod after;
+
 use std::ffi::OsString;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -10,6 +12,8 @@ use std::sync::Arc;
 
 use clap::parser::ArgMatches;
 use clap::{ArgAction, CommandFactory, FromArgMatches};
+
+use after::Wanted;
 
 use super::args::{self, RootArgs};
 use super::config::ConfigError;
@@ -22,7 +26,7 @@ use crate::log::LogSettings;
 use crate::monitor::mount::Number;
 use crate::monitor::{self, Given, Origin};
 use crate::protocol::handshake::Io;
-use crate::run::{self, Access, Hiding, Hint, Network, ProcessTable, Wish};
+use crate::run::{self, Access, Ended, Hiding, Hint, Left, Network, ProcessTable, Wish};
 use crate::sandbox::Sandbox;
 use crate::server::idle::IdlePolling;
 use crate::startup::{self, Original};
@@ -87,6 +91,14 @@ pub(super) struct Args {
     #[arg(long)]
     keep_caps: bool,
 
+    /// When COMMAND has ended, tell what it missed and used, on standard error or in FILE
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
+    report: Option<Option<PathBuf>>,
+
+    /// When COMMAND has ended, write the roots that would have been enough into FILE, for --roots-file: what it used, and what it missed
+    #[arg(long, value_name = "FILE", conflicts_with = "from")]
+    learn: Option<PathBuf>,
+
     #[command(flatten)]
     log: RunLogArgs,
 
@@ -108,7 +120,7 @@ Exit codes: those of COMMAND, and
   125  the command was not run: wrong usage, no view, no namespace
   126  COMMAND cannot be executed
   127  COMMAND is not found, or its interpreter
-  128+N  COMMAND was ended by signal N, where it was waited for (--unshare-pid)";
+  128+N  COMMAND was ended by signal N, where it was waited for (--report, --learn, --unshare-pid)";
 
 impl Args {
     /// How to log.
@@ -130,7 +142,7 @@ pub(super) fn main() -> ! {
         let wishes = matches.subcommand_matches("run").map(wishes).unwrap_or_default();
         args::Args::from_arg_matches(&matches).map(|args| (args, wishes))
     });
-    let (args, wishes) = match parsed {
+    let (mut args, wishes) = match parsed {
         Ok((args::Args { command: Some(args::Command::Run(args)), .. }, wishes)) => (*args, wishes),
         Ok(_) => sys::exit_now(FAILED),
         Err(error) => {
@@ -145,24 +157,45 @@ pub(super) fn main() -> ! {
         log::say(&format!("nix-store-fs: {}", error::chain(why)));
         sys::exit_now(FAILED)
     };
-    let (settings, view) = match settings(args, wishes, original, logs) {
+    let wanted = Wanted {
+        report: args.report.take(),
+        learn: args.learn.take(),
+        store: args.roots.store.clone(),
+        words: args.words.clone(),
+    };
+    let (settings, mut view) = match settings(args, wishes, original, logs) {
         Ok(settings) => settings,
         Err(error) => fail(&error),
     };
+    view.report = wanted.is_any();
     match background::split() {
         Ok(Side::Background(caller)) => serve(Arc::new(caller), view),
         Ok(Side::Caller(background)) => {
-            let code = match run::become_command(&settings, background) {
-                Ok(ended) => ended.0,
-                Err(error) => {
+            let ended = if wanted.is_any() {
+                run::run_command(&settings, background).map(|left| finish(wanted, left))
+            } else if run::takes_orphans() {
+                run::run_command(&settings, background).map(|left| left.ended)
+            } else {
+                run::become_command(&settings, background)
+            };
+            sys::exit_now(ended.map_or_else(
+                |error| {
                     error.say();
                     error.exit()
-                }
-            };
-            sys::exit_now(code)
+                },
+                |ended| ended.0,
+            ))
         }
         Err(error) => fail(&run::RunError::Start(error)),
     }
+}
+
+/// Tells of a command that has ended. It ended as it did, whatever can be told.
+fn finish(wanted: Wanted, left: Left) -> Ended {
+    if let Err(failure) = wanted.tell(&monitor::state::control(&state_in(&left.state))) {
+        log::say(&format!("nix-store-fs: {}", error::chain(&failure)));
+    }
+    left.ended
 }
 
 /// Serves the view that the caller mounts.

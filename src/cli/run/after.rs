@@ -1,0 +1,182 @@
+//! What is told of a command that has ended: what it missed and used, and the roots that would have been enough.
+//!
+//! The process that tells it is outside of the command's namespaces: it asks the monitor, and the store, as any other would.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::super::exit::Failure;
+use super::super::output::{Harmless, many};
+use super::super::report::{self, Shown};
+use crate::closure::Closure;
+use crate::closure::enough::enough;
+use crate::protocol::control::{self, report::Report};
+use crate::store::Store;
+use crate::values::StorePath;
+
+/// How long it is waited for what is still looked into.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// On standard error, people read along.
+const FIRST: Shown = Shown::First("--report=FILE has all");
+/// The pause before the monitor is asked again.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// What is to be told.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    /// The report, to a file or standard error.
+    pub(super) report: Option<Option<PathBuf>>,
+    /// The file for roots.
+    pub(super) learn: Option<PathBuf>,
+    /// The store, as it was given.
+    pub(super) store: Option<String>,
+    /// The command.
+    pub(super) words: Vec<OsString>,
+}
+
+impl Wanted {
+    /// Whether anything is.
+    pub(super) fn is_any(&self) -> bool {
+        self.report.is_some() || self.learn.is_some()
+    }
+
+    /// Tells what is wanted of the view whose monitor listens at `control`.
+    ///
+    /// # Errors
+    /// Those of asking, of the store, and of writing.
+    pub(super) fn tell(self, control: &Path) -> Result<(), Failure> {
+        let found = ask(control)?;
+        let missed: BTreeSet<StorePath> =
+            found.missed.iter().flat_map(|missed| &missed.names).map(|name| name.path.clone()).collect();
+        let dir = crate::store::Place::of(self.store.as_deref()).unwrap_or_default().usual_dir();
+        if let Some(file) = &self.learn {
+            let used = found.used.iter().flat_map(|used| &used.members).map(|member| member.path.clone());
+            let needed: BTreeSet<StorePath> = missed.iter().cloned().chain(used).collect();
+            let roots = few(self.store.clone(), needed.clone())?;
+            let spare: Vec<&StorePath> = found.roots.iter().filter(|root| !needed.contains(root)).collect();
+            let text = roots_file(&self.words, &dir, &roots, &spare);
+            replace(file, &text).map_err(|source| Failure::Write { path: file.clone(), source })?;
+        }
+        if let Some(to) = &self.report {
+            let roots = if missed.is_empty() { Vec::new() } else { few(self.store.clone(), missed)? };
+            let written = match to {
+                None => write(found, FIRST, &dir, &roots, &mut io::stderr().lock()),
+                Some(file) => File::create(file).and_then(|file| {
+                    let mut out = BufWriter::new(file);
+                    write(found, Shown::All, &dir, &roots, &mut out)?;
+                    out.flush()
+                }),
+            };
+            let path = || to.clone().unwrap_or_else(|| "/dev/stderr".into());
+            written.map_err(|source| Failure::Write { path: path(), source })?;
+        }
+        Ok(())
+    }
+}
+
+/// What the monitor knows, once all that was asked of the view is looked into.
+fn ask(control: &Path) -> Result<Report, Failure> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let found = control::ask_report(control).map_err(Failure::Report)?;
+        let pending = found.missed.as_ref().map_or(0, |missed| missed.pending);
+        if pending == 0 {
+            return Ok(found);
+        }
+        if Instant::now() >= until {
+            tracing::warn!("{} may be missing in the report", many(pending, "name", "names"));
+            return Ok(found);
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// The fewest roots whose closures hold what of `needed` the store has.
+fn few(store: Option<String>, needed: BTreeSet<StorePath>) -> Result<Vec<StorePath>, Failure> {
+    // The store may take its thread into another mount namespace.
+    let work = move || -> Result<Vec<StorePath>, Failure> {
+        let store = Store::open_given(store.as_deref())?;
+        let mut valid = BTreeSet::new();
+        for path in needed {
+            if store.is_valid(&path)? {
+                valid.insert(path);
+            }
+        }
+        let roots: Vec<StorePath> = valid.iter().cloned().collect();
+        let infos = store.closure(&roots)?;
+        let closure = Closure::new(roots, infos).map_err(|error| Failure::Resolve(error.into()))?;
+        Ok(enough(&closure, &valid))
+    };
+    std::thread::spawn(work).join().map_err(|_| Failure::Panicked)?
+}
+
+/// A file for `--roots-file`. What was given and not used is in it as comments.
+fn roots_file(words: &[OsString], dir: &Path, roots: &[StorePath], spare: &[&StorePath]) -> String {
+    let line = |path: &StorePath| format!("{}\n", dir.join(path.as_str()).display());
+    let words: Vec<String> = words.iter().map(|word| Harmless::os(word).to_string()).collect();
+    let mut text = format!("# The roots that were enough for: {}\n", words.join(" "));
+    text.extend(roots.iter().map(line));
+    if !spare.is_empty() {
+        text.push_str("# Given, and not used:\n");
+        text.extend(spare.iter().map(|path| format!("# {}", line(path))));
+    }
+    text
+}
+
+/// Puts `text` in the place of `file`, whole.
+fn replace(file: &Path, text: &str) -> io::Result<()> {
+    let mut name = file.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}", std::process::id()));
+    let new = file.with_file_name(name);
+    let replaced = std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, file));
+    if replaced.is_err() {
+        let _ = std::fs::remove_file(&new);
+    }
+    replaced
+}
+
+/// The report for people, and what to add.
+fn write(
+    found: Report,
+    shown: Shown,
+    dir: &Path,
+    roots: &[StorePath],
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    report::write(found, shown, out)?;
+    if !roots.is_empty() {
+        write!(out, "\nTo have what was missed:")?;
+        for root in roots {
+            write!(out, " --root {}", dir.join(root.as_str()).display())?;
+        }
+        writeln!(out)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_roots_file_says_what_it_is_for() {
+        let path = |name: &str| StorePath::new(&format!("00000000000000000000000000000000-{name}")).unwrap();
+        let (a, b) = (path("a"), path("b"));
+        let words = ["make", "a\nb"].map(OsString::from);
+        let text = roots_file(&words, Path::new("/nix/store"), &[a], &[&b]);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(
+            lines[1..],
+            [
+                "/nix/store/00000000000000000000000000000000-a",
+                "# Given, and not used:",
+                "# /nix/store/00000000000000000000000000000000-b",
+            ]
+        );
+        assert!(lines[0].starts_with("# The roots that were enough for: make "), "{text}");
+    }
+}
