@@ -6,13 +6,11 @@
 //! Hard point: what the kernel sends for a terminal, it sends to the whole process group, so to the command as well. Only what some
 //! process has sent is passed on (`si_code` of sigaction(2)).
 
-use std::io;
-
 use nix::libc;
 use nix::sys::signal::{SigSet, Signal, kill, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use rustix::process::Pid;
+use rustix::io::Errno;
+use rustix::process::{Pid, WaitOptions};
 
 use super::RunError;
 
@@ -60,7 +58,7 @@ pub(super) fn signals() -> Result<SignalFd, RunError> {
 /// [`RunError::Start`], if it cannot be waited for.
 pub(super) fn wait(child: Pid, signals: &SignalFd, processes: Processes) -> Result<Ended, RunError> {
     let fail = |error: nix::Error| RunError::Start(error.into());
-    let child = nix::unistd::Pid::from_raw(child.as_raw_pid());
+    let to = nix::unistd::Pid::from_raw(child.as_raw_pid());
     loop {
         let Some(info) = signals.read_signal().map_err(fail)? else { continue };
         let number = i32::try_from(info.ssi_signo).unwrap_or_default();
@@ -78,7 +76,7 @@ pub(super) fn wait(child: Pid, signals: &SignalFd, processes: Processes) -> Resu
             Reaction::Nothing => {}
             Reaction::Pass => {
                 // It may have ended just now.
-                let _ = kill(child, signal);
+                let _ = kill(to, signal);
             }
         }
         if processes == Processes::Apart && signal == Signal::SIGTSTP {
@@ -95,30 +93,30 @@ fn reaction(signal: Signal, code: i32) -> Reaction {
     }
 }
 
-fn pass_number(child: nix::unistd::Pid, number: i32) {
-    let _ = crate::sys::send_signal(child.as_raw(), number);
+fn pass_number(child: Pid, number: i32) {
+    let _ = crate::sys::send_signal(child.as_raw_pid(), number);
 }
 
 /// What has become of children; the end of `child` if that is among it.
-fn look(child: nix::unistd::Pid) -> Result<Option<Ended>, RunError> {
+fn look(child: Pid) -> Result<Option<Ended>, RunError> {
     loop {
-        let flags = WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED;
-        match waitpid(None, Some(flags)) {
-            Ok(WaitStatus::Exited(pid, code)) if pid == child => {
-                return Ok(Some(Ended(u8::try_from(code).unwrap_or(u8::MAX))));
-            }
-            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == child => {
-                let number = u8::try_from(signal as i32).unwrap_or_default();
-                return Ok(Some(Ended(number.saturating_add(128))));
-            }
-            // Whoever started this process has stopped it with the command, as far as they know.
-            Ok(WaitStatus::Stopped(pid, _)) if pid == child => {
-                let _ = raise(Signal::SIGSTOP);
-            }
-            Ok(WaitStatus::StillAlive) => return Ok(None),
-            Ok(_) | Err(nix::Error::EINTR) => {}
-            Err(nix::Error::ECHILD) => return Err(RunError::Start(io::Error::from(nix::Error::ECHILD))),
+        let (pid, status) = match rustix::process::wait(WaitOptions::NOHANG | WaitOptions::UNTRACED) {
+            Ok(Some(changed)) => changed,
+            Ok(None) => return Ok(None),
+            Err(Errno::INTR) => continue,
             Err(error) => return Err(RunError::Start(error.into())),
+        };
+        if pid != child {
+            continue;
+        }
+        if status.stopped() {
+            // Whoever started this process has stopped it with the command, as far as they know.
+            let _ = raise(Signal::SIGSTOP);
+        }
+        let code = |number: i32| u8::try_from(number).unwrap_or(u8::MAX);
+        let killed = status.terminating_signal().map(|signal| code(signal).saturating_add(128));
+        if let Some(ended) = status.exit_status().map(code).or(killed) {
+            return Ok(Some(Ended(ended)));
         }
     }
 }

@@ -60,6 +60,7 @@ mod reload;
 mod repair;
 mod rooms;
 mod roots;
+mod run;
 mod schemas;
 mod setup;
 mod sharing;

@@ -1,7 +1,7 @@
 /* Runs a command for which one system call always fails.
  *
  * usage: refuse ERRNO CALL COMMAND [ARGUMENT]...
- * CALL is readlinkat, preadv2, openat2, fsopen, close_range, landlock_create_ruleset, capset, sched_setscheduler, or mmap=BYTES
+ * CALL is readlinkat, preadv2, openat2, unshare, fsopen, close_range, landlock_create_ruleset, capset, sched_setscheduler, or mmap=BYTES
  * and ftruncate=BYTES for mappings and files of so many bytes (seccomp(2), SECCOMP_RET_ERRNO). */
 #include <linux/filter.h>
 #include <linux/seccomp.h>
@@ -21,6 +21,8 @@ int main(int argc, char **argv)
         number = SYS_readlinkat;
     else if (!strcmp(argv[2], "preadv2"))
         number = SYS_preadv2;
+    else if (!strcmp(argv[2], "unshare"))
+        number = SYS_unshare;
     else if (!strcmp(argv[2], "openat2"))
         number = SYS_openat2;
     else if (!strncmp(argv[2], "mmap=", 5)) {

@@ -68,7 +68,7 @@ pub(super) struct Args {
     tmpfs: Vec<PathBuf>,
 
     /// The current directory of COMMAND [default: this one]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", overrides_with = "chdir")]
     chdir: Option<PathBuf>,
 
     /// Set a variable for COMMAND; repeatable
@@ -103,7 +103,7 @@ pub(super) struct Args {
     log: RunLogArgs,
 
     /// The command, and its arguments
-    #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true)]
     words: Vec<OsString>,
 }
 

@@ -47,6 +47,8 @@ pub(crate) enum Need {
     Xfs,
     /// A compiler of 32-bit programs, and a kernel that runs them.
     Compiler32,
+    /// Ordinary users who make namespaces.
+    UserNamespaces,
     /// A directory `/nix`, on which a store is mounted in a namespace.
     NixDirectory,
     /// The shells that completions are made for, and what shows manual pages.
@@ -63,6 +65,7 @@ impl Need {
             ),
             Self::Nix => (in_path("nix-store"), "the command nix-store"),
             Self::NixDirectory => (Path::new("/nix").is_dir(), "a directory /nix to mount on"),
+            Self::UserNamespaces => (ordinary_users_make_namespaces(), "user namespaces for ordinary users"),
             Self::Shells => (
                 ["bash", "zsh", "fish", "groff"].iter().all(|name| in_path(name)),
                 "the commands bash, zsh, fish and groff",
@@ -136,6 +139,12 @@ impl Need {
             _ => false,
         }
     }
+}
+
+fn ordinary_users_make_namespaces() -> bool {
+    let mut command = std::process::Command::new("setpriv");
+    command.args(super::store::as_user(super::user::NOBODY)).args(["unshare", "-Urm", "true"]);
+    command.output().is_ok_and(|output| output.status.success())
 }
 
 /// Where a command is.

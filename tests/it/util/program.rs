@@ -67,6 +67,19 @@ impl Program {
         self
     }
 
+    /// Runs it through one more command, behind those that there are.
+    pub(crate) fn through<A: AsRef<OsStr>>(mut self, wrapper: impl IntoIterator<Item = A>) -> Self {
+        self.wrapper.extend(wrapper.into_iter().map(|word| word.as_ref().to_owned()));
+        self
+    }
+
+    /// Runs it through one more command, before those that there are.
+    pub(crate) fn before<A: AsRef<OsStr>>(mut self, wrapper: impl IntoIterator<Item = A>) -> Self {
+        let first = wrapper.into_iter().map(|word| word.as_ref().to_owned());
+        self.wrapper = first.chain(self.wrapper).collect();
+        self
+    }
+
     /// Another copy of the program.
     pub(crate) fn binary(mut self, binary: impl Into<PathBuf>) -> Self {
         self.binary = binary.into();
@@ -95,6 +108,12 @@ impl Program {
         command.envs(self.environment.iter().map(|(key, value)| (key, value)));
         command.stdin(Stdio::null());
         command
+    }
+
+    /// The command line, for a test that starts it in a way of its own.
+    pub(crate) fn words(&self) -> Vec<OsString> {
+        let words = self.wrapper.iter().cloned().chain([self.binary.clone().into()]);
+        words.chain(self.arguments.iter().cloned()).collect()
     }
 
     /// Runs it to its end.

@@ -38,6 +38,11 @@ impl User {
         Self { dir, uid }
     }
 
+    /// Where the program lies, and Nix's libraries.
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
     pub(crate) fn runtime(&self) -> PathBuf {
         self.dir.path().join("runtime")
     }

@@ -1,0 +1,97 @@
+//! What can be missing or broken: one line each, and the code of a failure of this program's own.
+
+use super::{BOTH, Runs, Who, nothing_is_left};
+use crate::util::program::Finished;
+
+fn refused(done: &Finished, said: &str) {
+    assert_eq!(done.status.code(), Some(125), "{said}: {done:?}");
+    assert_eq!(done.stderr.lines().count(), 1, "{said}: {done:?}");
+    assert!(done.stderr.contains(said), "{said}: {done:?}");
+}
+
+#[test]
+fn a_device_that_is_absent_or_closed_is_said() {
+    need!(Root, Fuse, Nix, UserNamespaces);
+    for (who, before, said) in [
+        (Who::Root, "mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3", "/dev/fuse does not exist"),
+        (Who::Root, "mount --bind /dev/null /dev/fuse", "/dev/fuse is not the FUSE device"),
+    ] {
+        let runs = Runs::by(who);
+        let script = format!("{before} && exec \"$@\"");
+        let program = runs.with(&[], &["true"]).inside(["unshare", "-m", "sh", "-c", &script, "sh"]);
+        refused(&program.run(), said);
+        nothing_is_left(runs.fixture.store.root());
+    }
+    let runs = Runs::by(Who::Nobody);
+    let closed = runs.with_device_of("0600", &["--root", &runs.fixture.system.path, "--", "true"]);
+    refused(&closed.run(), "/dev/fuse may not be opened");
+    nothing_is_left(runs.fixture.store.root());
+}
+
+#[test]
+fn a_system_without_user_namespaces_says_what_to_change() {
+    need!(Root, Fuse, Nix, UserNamespaces);
+    let runs = Runs::by(Who::Nobody);
+    let dir = crate::util::scratch();
+    let refuse = crate::util::compile("refuse.c", dir.path()).display().to_string();
+    // EPERM and ENOSPC.
+    for (errno, said) in [("1", "make user namespaces"), ("28", "as many namespaces as this user may have")] {
+        let done = runs.with(&[], &["true"]).through([refuse.as_str(), errno, "unshare"]).run();
+        refused(&done, said);
+    }
+    nothing_is_left(runs.fixture.store.root());
+}
+
+#[test]
+fn a_store_that_cannot_be_asked_is_said() {
+    need!(Root, Fuse, Nix, UserNamespaces);
+    for who in BOTH {
+        let runs = Runs::by(who);
+        let program =
+            super::Program::new().args(["run", "--chdir", "/", "--store", "unix:///no/such/socket"]);
+        let program = program.args(["--root", &runs.fixture.system.path, "--", "true"]);
+        let done = runs.as_user(program).run();
+        refused(&done, "/no/such/socket");
+        let absent = "/nix/store/00000000000000000000000000000000-absent";
+        refused(&runs.program(&["--root", absent, "--", "true"]).run(), "is not valid");
+        nothing_is_left(runs.fixture.store.root());
+    }
+    let runs = Runs::by(Who::Nobody);
+    let db = runs.fixture.store.root().join("nix/var/nix/db");
+    std::fs::set_permissions(&db, std::os::unix::fs::PermissionsExt::from_mode(0o000)).unwrap();
+    std::os::unix::fs::chown(&db, Some(0), Some(0)).unwrap();
+    refused(&runs.with(&[], &["true"]).run(), "ermission denied");
+    nothing_is_left(runs.fixture.store.root());
+}
+
+/// A saved closure needs no store that answers.
+#[test]
+fn a_saved_closure_needs_no_daemon() {
+    need!(Root, Fuse, Nix, UserNamespaces);
+    let runs = Runs::by(Who::Nobody);
+    let dir = runs.own_dir();
+    let file = dir.path().join("system.json");
+    std::fs::write(&file, runs.fixture.program().arg("--dump-closure=json").run().stdout).unwrap();
+    let real = format!("unix:///no/such/socket?real={}", runs.fixture.store.physical().display());
+    let program = super::Program::new().args(["run", "--chdir", "/", "--store", &real, "--from"]).arg(&file);
+    let done = runs.as_user(program.args(["--", "ls", "-1", "/nix/store"])).run();
+    assert_eq!(done.stdout.lines().collect::<Vec<_>>(), runs.fixture.members(), "{done:?}");
+}
+
+/// Nothing of a run is written to a disk.
+#[test]
+fn a_full_disk_is_no_obstacle() {
+    need!(Root, Fuse, Nix, UserNamespaces);
+    for who in BOTH {
+        let runs = Runs::by(who);
+        let full = crate::util::scratch();
+        let script = format!(
+            "mount -t tmpfs -o size=4k,mode=1777 none {0} && dd if=/dev/zero of={0}/fill bs=4096 count=8 2>/dev/null; exec \"$@\"",
+            full.path().display()
+        );
+        let program = runs.with(&[], &["cat", &format!("{}/text", runs.fixture.data.path)]);
+        let program = program.env("TMPDIR", full.path()).env("XDG_RUNTIME_DIR", full.path());
+        let wrapped = program.before(["unshare", "-m", "sh", "-c", &script, "sh"]);
+        assert_eq!(wrapped.run().stdout, "hello\n", "{who:?}");
+    }
+}

@@ -1,0 +1,105 @@
+//! Whoever is killed, at whatever moment, nothing is left.
+
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::{BOTH, Runs, Who, nothing_is_left, processes_with};
+use crate::util::random::{Random, seed};
+use crate::util::{mounts, number};
+
+/// How often, of each kind.
+const ROUNDS: u64 = 24;
+
+fn kill(pid: u32) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        let _gone = kill_process(pid, Signal::KILL);
+    }
+}
+
+/// A process of a run is killed at a random moment: while it begins, and while the command works. `NSF_KILLS` says how often.
+#[test]
+fn nothing_is_left_of_a_run_of_which_something_was_killed() {
+    need!(Root, Fuse, Nix, UserNamespaces);
+    let seed = seed("NSF_SEED");
+    let mut random = Random::new(seed);
+    for who in BOTH {
+        let runs = Runs::by(who);
+        let store = runs.fixture.store.root();
+        for round in 0..number("NSF_KILLS", ROUNDS) {
+            let form: &[&str] = [&[][..], &["--report=/dev/null"], &["--unshare-pid"]][random.below(3)];
+            let script = "while cat /nix/store/*-data/text; do :; done";
+            let words = runs.with(form, &["sh", "-c", script]).words();
+            let mut command = Command::new(&words[0]);
+            command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            if who == Who::Nobody {
+                command.env("XDG_RUNTIME_DIR", "/nonexistent");
+            }
+            crate::util::store::nix_environment(&mut command);
+            runs.environment(&mut command);
+            // What is left of the command is killed by its group.
+            let mut child = command.process_group(0).spawn().unwrap();
+            let group = child.id();
+            std::thread::sleep(Duration::from_millis(random.below(150) as u64));
+            let mut those: Vec<u32> = processes_with(store).into_iter().map(|(pid, _)| pid).collect();
+            those.push(group);
+            let victims = 1 + random.below(2);
+            for _ in 0..victims {
+                kill(those[random.below(those.len())]);
+            }
+            std::thread::sleep(Duration::from_millis(random.below(30) as u64));
+            if let Some(group) = Pid::from_raw(group.cast_signed()) {
+                let _gone = rustix::process::kill_process_group(group, Signal::KILL);
+            }
+            child.wait().unwrap();
+            eprintln!("round {round} of seed {seed}: {who:?} {form:?}");
+            nothing_is_left(store);
+        }
+    }
+    assert!(!mounts::all().iter().any(|mount| mount.source.starts_with("nix-store-fs:state")));
+}
+
+/// A server that is killed is replaced, and the command does not notice; without its monitor, a server serves on.
+#[test]
+fn a_command_reads_on_when_its_server_or_its_monitor_is_killed() {
+    need!(Root, Fuse, Nix, UserNamespaces);
+    for who in BOTH {
+        let runs = Runs::by(who);
+        let store = runs.fixture.store.root();
+        let dir = runs.own_dir();
+        let fifo = dir.path().join("go");
+        let made = Command::new("mkfifo").args(["-m", "666"]).arg(&fifo).status().unwrap();
+        assert!(made.success());
+        let out = dir.path().join("out");
+        let script = format!(
+            "for n in 1 2 3; do read line <{0}; cat /nix/store/*-data/text || exit 9; cat /nix/store/*-settings.conf || exit 8; \
+             echo read >{0}; done",
+            fifo.display()
+        );
+        let running = std::thread::scope(|scope| {
+            let program = runs.with(&["--bind", "/tmp", "/tmp"], &["sh", "-c", &script]);
+            let thread = scope.spawn(move || program.run());
+            let turn = || {
+                std::fs::write(&fifo, "go\n").unwrap();
+                assert_eq!(std::fs::read_to_string(&fifo).unwrap(), "read\n");
+            };
+            turn();
+            let of = |name: &str| {
+                let found = processes_with(store).into_iter().find(|(_, comm)| comm == name);
+                found.unwrap_or_else(|| panic!("no {name}: {:?}", processes_with(store))).0
+            };
+            let server = of("nix-store-fs-server");
+            kill(server);
+            turn();
+            kill(of("nix-store-fs"));
+            turn();
+            thread.join().unwrap()
+        });
+        let _ = out;
+        assert_eq!(running.status.code(), Some(0), "{who:?} {running:?}");
+        assert_eq!(running.stdout.matches("hello").count(), 3, "{who:?} {running:?}");
+        nothing_is_left(store);
+    }
+}
