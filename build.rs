@@ -18,6 +18,8 @@ const FIRST_CPP23: u32 = 31;
 /// The only one of our own sources that includes Nix's headers, and the others that it is made of.
 const SHIM: &str = "cpp/store.cc";
 const SHIM_HEADERS: [&str; 2] = ["cpp/store.hh", "cpp/nix-compat.hh"];
+/// The program that runs without Nix's library.
+const SERVER: &str = "nix-store-fs-server";
 /// What the sanitizers have to notice.
 const WRONG: &str = "cpp/wrong.cc";
 const SANITIZE: &str = "NIX_STORE_FS_SANITIZE";
@@ -88,6 +90,10 @@ fn build() -> Result<(), String> {
             println!("cargo:rustc-link-arg={argument}");
         }
     }
+
+    // The server calls nothing of Nix's. But the linker keeps, and exports, whatever of the shim a shared library refers to as well, such
+    // as a virtual table of Nix's, and with that the server would need Nix's library to start.
+    println!("cargo:rustc-link-arg-bin={SERVER}=-Wl,--exclude-libs,ALL");
 
     // Again, and last, so that the linker sees Nix's libraries after the archives that need them.
     probe.probe("nix-store").map_err(|e| missing(&e))?;

@@ -9,6 +9,7 @@
 #  include <nix/store/globals.hh>
 #  include <nix/store/indirect-root-store.hh>
 #  include <nix/store/local-fs-store.hh>
+#  include <nix/store/local-store.hh>
 #  include <nix/store/path-info.hh>
 #  include <nix/store/store-api.hh>
 #  if __has_include(<nix/store/store-open.hh>)
@@ -36,6 +37,7 @@
 #  include <globals.hh>
 #  include <indirect-root-store.hh>
 #  include <local-fs-store.hh>
+#  include <local-store.hh>
 #  include <logging.hh>
 #  include <path-info.hh>
 #  include <store-api.hh>
@@ -120,6 +122,28 @@ std::string signature(const Signature & signature)
         return signature;
     else
         return signature.to_string();
+}
+
+// The reverse of signature().
+template<class Signatures>
+void add_signature(Signatures & signatures, const std::string & text)
+{
+    using Signature = typename Signatures::value_type;
+    // Not whether it can be made from a text: any aggregate that begins with one can.
+    if constexpr (std::is_convertible_v<std::string, Signature>)
+        signatures.insert(text);
+    else
+        signatures.insert(Signature::parse(text));
+}
+
+// Facts begin with a hash alone up to 2.32, with the store's directory as well from 2.33.
+template<class Facts = nix::UnkeyedValidPathInfo>
+nix::ValidPathInfo valid_path_info(const nix::Store & store, const nix::StorePath & path, const nix::Hash & hash)
+{
+    if constexpr (std::is_constructible_v<Facts, nix::Hash>)
+        return nix::ValidPathInfo(path, Facts(hash));
+    else
+        return nix::ValidPathInfo(path, Facts(store.storeDir, hash));
 }
 
 // From 2.35 Nix remounts a read-only store only after its own function entered a mount namespace, and throws

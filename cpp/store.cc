@@ -196,6 +196,14 @@ struct Handle::Impl
         throw Failure(Failure::Unsupported, "its files lie in no directory of this machine");
     }
 
+    // Asked where a store has to have a database that this process writes to.
+    nix::LocalStore & database() const
+    {
+        if (auto local = dynamic_cast<nix::LocalStore *>(&*store))
+            return *local;
+        throw Failure(Failure::Unsupported, "it has no database that this process may write to");
+    }
+
     // `number` gives the place of a path in the answer.
     template<class Number>
     Info info(const nix::StorePath & path, Number && number) const
@@ -300,6 +308,58 @@ void Handle::add_indirect_root(rust::Str path, rust::Slice<const uint8_t> link) 
 void Handle::forget() const
 {
     guard([&] { impl->store->clearPathInfoCache(); });
+}
+
+// ---- a database of one's own -------------------------------------------------------------------------------
+
+rust::Vec<rust::String> Handle::valid_paths() const
+{
+    return guard([&] {
+        rust::Vec<rust::String> names;
+        for (auto & path : impl->store->queryAllValidPaths())
+            names.push_back(base_name(path));
+        return names;
+    });
+}
+
+// All of `infos` in one transaction. References are places in `names`; what they lead to has to be valid, or in `infos` as well.
+void Handle::register_paths(rust::Slice<const rust::String> names, rust::Slice<const Info> infos) const
+{
+    guard([&] {
+        auto path = [](const rust::String & name) { return store_path({name.data(), name.size()}); };
+        auto string = [](const rust::String & text) { return std::string(text.data(), text.size()); };
+        auto & database = impl->database();
+        nix::ValidPathInfos valid;
+        for (auto & given : infos) {
+            auto hash = nix::Hash::parseSRI(string(given.nar_hash));
+            // Nix asserts it.
+            if (hash.algo != nix::HashAlgorithm::SHA256)
+                throw Failure(Failure::Other, "the hash of '" + string(given.path) + "' is not SHA-256");
+            auto info = compat::valid_path_info(*impl->store, path(given.path), hash);
+            info.narSize = given.nar_size;
+            for (auto place : given.references)
+                info.references.insert(path(names.at(place)));
+            if (!given.deriver.empty())
+                info.deriver = path(given.deriver);
+            info.registrationTime = given.registration_time;
+            for (auto & signature : given.signatures)
+                compat::add_signature(info.sigs, string(signature));
+            if (!given.ca.empty())
+                info.ca = nix::ContentAddress::parse(string(given.ca));
+            info.ultimate = given.ultimate;
+            valid.emplace(info.path, info);
+        }
+        database.registerValidPaths(valid);
+    });
+}
+
+// Drops what has no name in the store's directory. No file is examined but that directory.
+void Handle::drop_absent() const
+{
+    guard([&] {
+        if (impl->database().verifyStore(false, nix::NoRepair))
+            throw Failure(Failure::Other, "a path is absent to which others refer");
+    });
 }
 
 } // namespace nix_store_fs

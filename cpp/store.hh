@@ -36,7 +36,7 @@ private:
     std::string coded;
 };
 
-// An open store. Copying out of it is all that is done; no reference into it leaves these functions.
+// An open store. Values are copied into it and out of it; no reference into it leaves these functions.
 class Handle
 {
 public:
@@ -52,6 +52,11 @@ public:
     void add_temp_root(rust::Str path) const;
     void add_indirect_root(rust::Str path, rust::Slice<const uint8_t> link) const;
     void forget() const;
+
+    // What changes a store's database: for those that are the caller's own.
+    rust::Vec<rust::String> valid_paths() const;
+    void register_paths(rust::Slice<const rust::String> names, rust::Slice<const Info> infos) const;
+    void drop_absent() const;
 
 private:
     std::unique_ptr<Impl> impl;

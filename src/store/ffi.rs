@@ -17,7 +17,7 @@ pub(super) mod bridge {
     }
 
     /// What Nix knows of one path. An empty `deriver` or `ca` is one that there is not. References are places in the answer that this is
-    /// in: there are several times as many as paths, and each would be copied, and checked.
+    /// in, or in the names that go with it: there are several times as many as paths, and each would be copied, and checked.
     struct Info {
         path: String,
         nar_hash: String,
@@ -53,6 +53,9 @@ pub(super) mod bridge {
         fn add_temp_root(self: &Handle, path: &str) -> Result<()>;
         fn add_indirect_root(self: &Handle, path: &str, link: &[u8]) -> Result<()>;
         fn forget(self: &Handle) -> Result<()>;
+        fn valid_paths(self: &Handle) -> Result<Vec<String>>;
+        fn register_paths(self: &Handle, names: &[String], infos: &[Info]) -> Result<()>;
+        fn drop_absent(self: &Handle) -> Result<()>;
     }
 }
 

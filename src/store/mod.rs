@@ -18,6 +18,7 @@
 //!    knows and who owns no `HOME` cannot start the program at all, whatever it is asked to do, unless
 //!    `NIX_USER_CONF_FILES` is set (`/dev/null` will do).
 
+mod database;
 mod error;
 mod ffi;
 mod namespace;
@@ -39,6 +40,7 @@ use cxx::UniquePtr;
 use rustix::fs::{Access, StatVfsMountFlags};
 
 use crate::values::{PathInfo, StorePath};
+pub use database::{Database, DatabaseError};
 pub use error::StoreError;
 use ffi::{Failure, Kind, bridge};
 pub use place::Place;
