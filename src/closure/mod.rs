@@ -6,6 +6,8 @@
 //! [`graph`] tells who refers to whom and what goes with it, [`why`] which chains lead to a path, [`occurrences`] where in its
 //! files one path names another, [`diff`] in what two closures differ, [`package`] what is a version in a name.
 //!
+//! [`inside`] has a Nix that runs in a view find the closure registered.
+//!
 //! [`Closure`] itself is a plain value: roots, everything they refer to, and what that weighs. Its members are sorted and
 //! unique, and every root is a member.
 
@@ -15,6 +17,7 @@ mod directory;
 pub mod dump;
 pub mod enough;
 pub mod graph;
+pub mod inside;
 #[cfg(test)]
 mod made;
 pub mod mounter;
