@@ -46,6 +46,7 @@ mod locked;
 mod logging;
 mod manual;
 mod missed;
+mod nix_inside;
 mod optimised;
 mod oracle;
 mod overlay;
