@@ -146,6 +146,31 @@ nix::ValidPathInfo valid_path_info(const nix::Store & store, const nix::StorePat
         return nix::ValidPathInfo(path, Facts(store.storeDir, hash));
 }
 
+// A database that exists is opened with a mode up to 2.33, with settings from 2.34.
+template<class Database = nix::SQLite>
+Database open_database(const std::string & path)
+{
+    if constexpr (requires { typename Database::Settings; })
+        return Database(
+            path,
+            typename Database::Settings{
+                .mode = nix::SQLiteOpenMode::NoCreate,
+                .useWAL = setting("use-sqlite-wal") == "true",
+            });
+    else
+        return Database(path, nix::SQLiteOpenMode::NoCreate);
+}
+
+// The parameters of a statement are bound by a call of it up to 2.34, by apply() from 2.35.
+template<class Use, class Value>
+void bind(Use & use, const Value & value, bool not_null = true)
+{
+    if constexpr (requires { use.apply(value, not_null); })
+        use.apply(value, not_null);
+    else
+        use(value, not_null);
+}
+
 // From 2.35 Nix remounts a read-only store only after its own function entered a mount namespace, and throws
 // otherwise, whatever namespace the thread is in. Earlier it remounts without asking.
 inline void enter_private_mount_namespace()

@@ -56,6 +56,7 @@ public:
     // What changes a store's database: for those that are the caller's own.
     rust::Vec<rust::String> valid_paths() const;
     void register_paths(rust::Slice<const rust::String> names, rust::Slice<const Info> infos) const;
+    bool fill(rust::Slice<const uint8_t> database, rust::Slice<const Info> infos) const;
     void drop_absent() const;
 
 private:

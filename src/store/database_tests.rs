@@ -92,6 +92,46 @@ fn nix_reads_the_database() {
     assert_eq!(nix_store(&state, &["-q", "--referrers", &names[0]]), [&*names[1]]);
 }
 
+/// What is written by statements of our own is what Nix writes, in the tables and with the indices that Nix made.
+#[test]
+fn a_database_that_is_filled_at_once_is_nixs() {
+    let sqlite = |state: &Path, sql: &str| {
+        let output = Command::new("sqlite3").arg(state.join("db/db.sqlite")).arg(sql).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    if Command::new("sqlite3").arg("--version").output().is_err() {
+        return eprintln!("SKIPPED, NOTHING TESTED: sqlite3 is not installed");
+    }
+    let mut infos = [info(1, &[]), info(2, &[1, 2]), info(3, &[1, 2]), info(4, &[])];
+    infos[1].signatures = vec!["cache-1:AAAA".to_owned(), "other:BBBB".to_owned()];
+    infos[2].deriver = Some(StorePath::new(&format!("{:032}-p.drv", 9)).unwrap());
+    infos[2].ultimate = true;
+    infos[3].nar_size = 0;
+    let [(_dir, filled), (_dir2, by_nix), (_dir3, unknown)] = [directory(), directory(), directory()];
+    register(&open(&filled).unwrap(), &infos).unwrap();
+    let database = open(&by_nix).unwrap();
+    register(&database, &infos[..1]).unwrap();
+    register(&database, &infos).unwrap();
+    drop(database);
+    for sql in [
+        ".schema",
+        "select * from ValidPaths",
+        "select * from Refs order by 1, 2",
+        "select * from sqlite_sequence",
+        "pragma integrity_check",
+        "pragma foreign_key_check",
+    ] {
+        assert_eq!(sqlite(&filled, sql), sqlite(&by_nix, sql), "{sql}");
+    }
+    // Tables that we do not know are Nix's to write to.
+    drop(open(&unknown).unwrap());
+    sqlite(&unknown, "alter table ValidPaths add column more text default 'more'");
+    let database = open(&unknown).unwrap();
+    register(&database, &infos).unwrap();
+    assert_eq!(database.valid().unwrap(), infos);
+}
+
 #[test]
 fn what_is_reserved_takes_no_space() {
     use std::os::unix::fs::MetadataExt;

@@ -55,6 +55,7 @@ pub(super) mod bridge {
         fn forget(self: &Handle) -> Result<()>;
         fn valid_paths(self: &Handle) -> Result<Vec<String>>;
         fn register_paths(self: &Handle, names: &[String], infos: &[Info]) -> Result<()>;
+        fn fill(self: &Handle, database: &[u8], infos: &[Info]) -> Result<bool>;
         fn drop_absent(self: &Handle) -> Result<()>;
     }
 }
