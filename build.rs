@@ -93,7 +93,10 @@ fn build() -> Result<(), String> {
 
     // The server calls nothing of Nix's. But the linker keeps, and exports, whatever of the shim a shared library refers to as well, such
     // as a virtual table of Nix's, and with that the server would need Nix's library to start.
-    println!("cargo:rustc-link-arg-bin={SERVER}=-Wl,--exclude-libs,ALL");
+    // A sanitizer has to be exported.
+    if !sanitized {
+        println!("cargo:rustc-link-arg-bin={SERVER}=-Wl,--exclude-libs,ALL");
+    }
 
     // Again, and last, so that the linker sees Nix's libraries after the archives that need them.
     probe.probe("nix-store").map_err(|e| missing(&e))?;
