@@ -67,6 +67,13 @@ impl Machine {
         self.home().parent().unwrap().to_owned()
     }
 
+    /// A configuration of the user's that would not work inside: what the environment says comes after it.
+    fn configuration(&self) -> PathBuf {
+        let file = self.programs().join("nix.conf");
+        fs::write(&file, "store = unix:///nonexistent\nbuild-users-group = nobody\n").unwrap();
+        file
+    }
+
     /// A directory of the user's for what is to be kept.
     fn kept(&self) -> PathBuf {
         let dir = self.home().join("kept");
@@ -125,6 +132,7 @@ fn child() {
 /// A user namespace and a mount namespace of the user's in which the store's directory is an overlay over a view.
 struct Sandbox {
     holder: Child,
+    configuration: PathBuf,
     /// None: it has ended.
     view: Option<Mounted>,
 }
@@ -155,7 +163,7 @@ impl Sandbox {
             .args(["unshare", "--user", "--map-root-user", "--mount", "sleep", "1000"])
             .spawn()
             .unwrap();
-        let mut sandbox = Self { holder, view: None };
+        let mut sandbox = Self { holder, configuration: machine.configuration(), view: None };
         let until = Instant::now() + DEADLINE;
         while fs::read_to_string(format!("/proc/{}/comm", sandbox.holder.id())).unwrap() != "sleep\n" {
             assert!(Instant::now() < until, "no process with namespaces");
@@ -209,7 +217,7 @@ impl Sandbox {
             .env("NIX_LOG_DIR", "/nix/var/log/nix")
             .env("NIX_CONFIG", format!("{SETTINGS}{settings}"))
             .env("NIX_CONF_DIR", "/var/empty")
-            .env("NIX_USER_CONF_FILES", "/dev/null")
+            .env("NIX_USER_CONF_FILES", &self.configuration)
             .env("HOME", "/nix/var/nix")
             .env_remove("LD_LIBRARY_PATH")
             .output()
@@ -279,6 +287,9 @@ fn nix_works_in_the_view() {
     sandbox.run(&["nix-store", "--verify", "--check-contents"]);
     let there = sandbox.run(&["nix", "build", "--no-link", "--json", &machine.first.path]);
     assert!(there.contains(&machine.first.path), "{there}");
+
+    let shell = [&machine.shell.path, "--command", "busybox", "echo", "from the shell"];
+    assert_eq!(sandbox.run(&[&["nix", "shell"], &shell[..]].concat()), "from the shell\n");
 
     // It builds, without a sandbox of its own and in one, and what it has built is there.
     for (name, settings) in
