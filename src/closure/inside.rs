@@ -147,6 +147,35 @@ impl Inside<'_> {
     }
 }
 
+/// Moves a state directory that no Nix uses now to `to`, an empty directory that may be on another file system: from where Nix's library can
+/// make it, a directory with a real path of its own, to memory that only the sandbox sees. Times and owners are not kept.
+///
+/// # Errors
+/// [`InsideError::File`]. What is left of either directory is then of no use.
+pub fn move_state(from: &Path, to: &Path) -> Result<(), InsideError> {
+    let mut directories = vec![(from.to_owned(), to.to_owned())];
+    while let Some((from, to)) = directories.pop() {
+        for entry in fs::read_dir(&from).map_err(failed("read", &from))? {
+            let entry = entry.map_err(failed("read", &from))?;
+            let (source, target) = (entry.path(), to.join(entry.file_name()));
+            let status = entry.metadata().map_err(failed("examine", &source))?;
+            if status.is_dir() {
+                fs::create_dir(&target).map_err(failed("make", &target))?;
+                directories.push((source, target));
+            } else if status.is_symlink() {
+                let link = fs::read_link(&source).map_err(failed("read", &source))?;
+                symlink(link, &target).map_err(failed("make", &target))?;
+            } else if entry.file_name() == Database::RESERVED {
+                let made = fs::File::create_new(&target).and_then(|file| file.set_len(status.len()));
+                made.map_err(failed("make", &target))?;
+            } else {
+                fs::copy(&source, &target).map_err(failed("copy", &source))?;
+            }
+        }
+    }
+    fs::remove_dir_all(from).map_err(failed("remove", from))
+}
+
 /// What the layer holds.
 #[derive(Debug, Default)]
 struct Layer {

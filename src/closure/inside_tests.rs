@@ -252,6 +252,33 @@ fn derivations_may_come_later_than_what_they_build_upon() {
     assert_eq!(prints("nix-store", &uri, &["--dump-db"]), String::from_utf8(expected).unwrap());
 }
 
+/// Nix finds in the new place what it finds in the old one, and nothing is left there.
+#[test]
+fn a_state_directory_moves() {
+    if !has_nix() {
+        return;
+    }
+    let (machine, place) = (Machine::new(), Place::new());
+    place.bring(&machine.files(), &machine.closure(&[&machine.derivation])).unwrap();
+    let dump = |state: &Path| {
+        let uri = format!("local?state={}&real={}", state.display(), machine.files().display());
+        let links = fs::read_dir(state.join(ROOTS))
+            .unwrap()
+            .map(|entry| fs::read_link(entry.unwrap().path()).unwrap());
+        (prints("nix-store", &uri, &["--dump-db"]), links.collect::<Vec<_>>())
+    };
+    let before = dump(&place.at("state"));
+    // Memory, where there is some.
+    let memory = Path::new("/dev/shm");
+    let other = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
+    move_state(&place.at("state"), other.path()).unwrap();
+    assert!(!place.at("state").exists());
+    let reserved = fs::metadata(other.path().join("db/reserved")).unwrap();
+    assert_eq!((reserved.len(), reserved.blocks()), (8 << 20, 0));
+    assert_eq!(dump(&other.path().canonicalize().unwrap()), before);
+    assert_eq!(before.1.len(), 1);
+}
+
 /// What was built stays valid as long as what it refers to is there.
 #[test]
 fn what_was_built_stays_with_what_it_needs() {

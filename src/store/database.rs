@@ -116,6 +116,9 @@ impl std::fmt::Debug for Handle {
 }
 
 impl Database {
+    /// The file that Nix takes for reserved disk space. It has a size and no contents.
+    pub const RESERVED: &str = "reserved";
+
     /// Opens the database in `state`, Nix's state directory, for the store whose paths begin with `store_dir`. Both it and the
     /// directory are made if they do not exist.
     ///
@@ -348,7 +351,7 @@ fn prepare(state: &Path) -> Result<(), DatabaseError> {
     for dir in ["db", "gcroots"].map(|name| state.join(name)) {
         fs::create_dir_all(&dir).map_err(failed("make", &dir))?;
     }
-    let path = state.join("db/reserved");
+    let path = state.join("db").join(Database::RESERVED);
     match File::create_new(&path) {
         Ok(file) => file.set_len(RESERVED).map_err(failed("make", &path)),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
