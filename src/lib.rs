@@ -4,7 +4,7 @@
 //!
 //! 1. [`values`]: names of store paths and what is served, as plain values. [`sys`]: raw calls. [`error`]: how errors read.
 //!    [`startup`]: what a process is started with. [`log`]: lines for standard error. [`panics`]: what a panic ends.
-//!    [`mounts`]: the mount table. [`background`]: a process that stays when the one that was typed ends. [`sandbox`]: what a process may still do.
+//!    [`mounts`]: the mount table. [`background`]: a process that stays when the one that was typed ends. [`sandbox`]: what a process may still do. [`cdi`]: the file that tells container engines of views.
 //! 2. [`store`]: the only place that knows Nix's C++ store library.
 //! 3. [`closure`]: from a path that a person types to a closure that is held, and its printed forms.
 //! 4. [`fuse`]: what the kernel and this program say to each other, as bytes, and the ledger of what was taken.
@@ -17,6 +17,7 @@
 //! 11. [`cli`]: arguments in, exit code out.
 
 pub mod background;
+pub mod cdi;
 pub mod cli;
 pub mod closure;
 pub mod error;

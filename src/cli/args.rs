@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use super::output::When;
-use super::{diff, reload, report, run, status, why};
+use super::{cdi, diff, reload, report, run, status, why};
 use crate::closure::dump::Format;
 use crate::log::{LogSettings, Sink};
 use crate::protocol::handshake::Io;
@@ -123,6 +123,7 @@ pub(super) enum Command {
     Report(report::Args),
     Why(why::Args),
     Diff(diff::Args),
+    Cdi(cdi::Args),
 }
 
 /// Whose closure is meant.
@@ -203,6 +204,7 @@ impl Args {
             Some(Command::Report(args)) => args.log.settings(),
             Some(Command::Why(args)) => args.log.settings(),
             Some(Command::Diff(args)) => args.log.settings(),
+            Some(Command::Cdi(args)) => args.log.settings(),
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::cdi::CdiError;
 use crate::closure::dump::DumpError;
 use crate::closure::resolve::ResolveError;
 use crate::closure::saved::AbsentError;
@@ -12,6 +13,7 @@ use crate::monitor::state::StateError;
 use crate::protocol::control::{AskError, ReloadError};
 use crate::store::StoreError;
 
+use super::cdi::NoFile;
 use super::closures::NamesOnly;
 use super::config::ConfigError;
 use super::diff::OtherStore;
@@ -117,6 +119,15 @@ pub enum Failure {
         #[source]
         source: io::Error,
     },
+    /// The file for container engines is not known.
+    #[error(transparent)]
+    NoFile(#[from] NoFile),
+    /// The file for container engines could not be changed.
+    #[error(transparent)]
+    Cdi(#[from] CdiError),
+    /// No view can be written for container engines.
+    #[error("there is no view to write; 'nix-store-fs status' lists those that are running")]
+    NoViews,
     /// Standard output could not be written.
     #[error("cannot write to standard output")]
     Output(#[source] io::Error),
@@ -130,7 +141,7 @@ impl Failure {
     #[must_use]
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Config(_) => Exit::Usage,
+            Self::Config(_) | Self::NoFile(_) => Exit::Usage,
             Self::OtherStore(_) => Exit::Path,
             Self::Monitor(error) => monitor(error),
             Self::Resolve(error) => resolve(error),
@@ -140,11 +151,13 @@ impl Failure {
             Self::Reload(_) => Exit::Reload,
             Self::Why(WhyError::NotAMember { .. } | WhyError::NotInStore { .. })
             | Self::NoView(_)
+            | Self::NoViews
             | Self::Unanswered(Unanswered { why: NoAnswer::Absent | NoAnswer::Ended(_), .. }) => Exit::Absent,
             Self::Unanswered(_) | Self::Report(_) => Exit::Unanswered,
             Self::Store(_) => Exit::Store,
             Self::Views { .. }
             | Self::Write { .. }
+            | Self::Cdi(_)
             | Self::Why(WhyError::Search(_))
             | Self::Dump(_)
             | Self::Output(_)

@@ -1,11 +1,12 @@
 //! Arguments in, exit code out.
 //!
 //! [`args`] has what is typed, and a file for each thing that the program does has its own arguments, what it prints and how it
-//! ends: [`serve`], [`run`], [`dump`], [`reload`], [`status`], [`report`], [`why`], [`diff`], [`version`]. What they share: whose closure is meant ([`config`], [`closures`]), which view
+//! ends: [`serve`], [`run`], [`dump`], [`reload`], [`status`], [`report`], [`why`], [`diff`], [`cdi`], [`version`]. What they share: whose closure is meant ([`config`], [`closures`]), which view
 //! ([`views`]), standard output ([`output`]), exit codes ([`exit`]). Help, version and a wrong flag need no store, no
 //! `/dev/fuse` and no rights.
 
 mod args;
+mod cdi;
 mod closures;
 mod config;
 mod diff;
@@ -30,6 +31,7 @@ use clap::{CommandFactory, Parser};
 use crate::startup::Stored;
 use crate::{error, log, panics, startup, sys};
 use args::{Args, Command};
+pub use cdi::NoFile;
 pub use closures::NamesOnly;
 pub use config::ConfigError;
 pub use diff::OtherStore;
@@ -133,6 +135,7 @@ fn perform(args: Args, stored: Stored) -> Result<Exit, Failure> {
         Some(Command::Report(args)) => report::run(&args),
         Some(Command::Why(args)) => why::run(args),
         Some(Command::Diff(args)) => diff::run(args),
+        Some(Command::Cdi(args)) => cdi::run(args),
         None if args.version => {
             output::print(output::Color::NONE, |out| version::write(out))?;
             Ok(Exit::Success)

@@ -3,6 +3,7 @@
 //! Invariants:
 //! - Whoever waits for an answer when a view has ended gets an error. Closing the device is not enough for that, so a
 //!   connection that is still alive is aborted: see [`mount::Connection`]. Nothing is aborted where unmounting has ended it.
+//! - Container engines are told that the view is gone, if they were told of it; that neither fails nor delays the end.
 //! - Only a view that is handed over keeps its connection. One that cannot be unmounted loses it: nobody would answer.
 //!
 //! Hard points:
@@ -10,6 +11,7 @@
 //!    unable to end before, as it may itself wait for a reader; and so may threads of this process that look for users.
 //! 2. SIGTERM may come while a view is being handed over: then it ends. So the signals are looked at again as late as possible.
 
+use std::path::PathBuf;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
@@ -21,6 +23,7 @@ use super::store_thread::Left;
 use super::supervisor::{Event, Links, MountEnd, Plan, Verdict};
 use super::systemd;
 use crate::protocol::control::Outcome;
+use crate::{cdi, error};
 
 /// How long the mount thread may take to finish what it does, so that it can be undone.
 const MOUNT_GRACE: Duration = Duration::from_millis(500);
@@ -32,6 +35,9 @@ const UNMOUNT_GRACE: Duration = Duration::from_millis(1000);
 const ABORTED_GRACE: Duration = Duration::from_millis(100);
 /// How long a server has to notice that its mount is gone.
 const SERVER_GRACE: Duration = Duration::from_millis(400);
+
+/// How long others may keep what tells container engines of the view.
+const ENTRY_GRACE: Duration = Duration::from_millis(200);
 
 /// How a view ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +75,8 @@ impl Runtime {
         self.knock = None;
         self.search = None;
         let number = self.mounted.as_ref().and_then(Mounted::connection);
+        let ends_mount = matches!(mount, MountEnd::Unmount | MountEnd::Gone);
+        let ended_at = self.mounted.as_ref().filter(|_| ends_mount).map(|mounted| mounted.at().to_owned());
         let unmounted = match mount {
             MountEnd::Unmount => self.unmount(number),
             MountEnd::Nothing | MountEnd::Gone | MountEnd::Leave => Ok(Used::Nowhere),
@@ -99,15 +107,16 @@ impl Runtime {
         {
             mounted.remove_made();
         }
+        if let Some(at) = ended_at {
+            self.withdraw(at);
+        }
         match links {
             // While the state directory is locked nobody else makes links for this name.
             Links::None => self.store_thread.end(Left::Nothing),
             Links::Earlier => self.store_thread.end(Left::Earlier),
             Links::Keep => {}
         }
-        if matches!(mount, MountEnd::Unmount | MountEnd::Gone)
-            && let Some(state) = self.state.take()
-        {
+        if ends_mount && let Some(state) = self.state.take() {
             state.remove();
         }
         match (verdict, unmounted) {
@@ -200,6 +209,24 @@ impl Runtime {
         if !ended {
             self.wait_for_server();
         }
+    }
+
+    /// Container engines are not to mount what has ended. It is done once the mount is gone: see [`crate::cdi`].
+    fn withdraw(&self, at: PathBuf) {
+        let view = self.settings.name.clone();
+        let (tell, told) = channel();
+        let work = move || {
+            let _ = tell.send(cdi::withdraw(&view, &at, ENTRY_GRACE));
+        };
+        // The directory may be on a disk that does not answer.
+        let begun = std::thread::Builder::new().name("cdi".to_owned()).spawn(work);
+        let why = match (begun, told.recv_timeout(2 * ENTRY_GRACE)) {
+            (Ok(_), Ok(Ok(()))) => return,
+            (Ok(_), Ok(Err(error))) => error::chain(&error),
+            (Ok(_), Err(error)) => error.to_string(),
+            (Err(error), _) => error.to_string(),
+        };
+        tracing::warn!("container engines may still be told of the view ({why}); run 'nix-store-fs cdi'");
     }
 
     /// Frees the killed server, which has a descriptor as well.

@@ -17,6 +17,7 @@ mod util;
 
 mod absence;
 mod bad_input;
+mod cdi;
 mod chosen_roots;
 mod collector;
 mod command_line;

@@ -23,6 +23,7 @@ const ROOMS: [(&str, &[&str]); 12] = [
         &[
             "values",
             "mounts",
+            "cdi",
             "sys",
             "error",
             "log",
@@ -43,6 +44,7 @@ const ROOMS: [(&str, &[&str]); 12] = [
         &[
             "values",
             "mounts",
+            "cdi",
             "sys",
             "error",
             "log",

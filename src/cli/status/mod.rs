@@ -81,30 +81,42 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
 /// Asks the view that is meant, or all at the same time: one that does not answer keeps no other one back.
 fn look(args: &Args) -> Result<Look, Failure> {
     let at = Instant::now();
-    let ask = |view: &Running, patience| match control::ask_status_within(&view.control(), patience) {
-        // Whatever the monitor calls itself.
-        Ok(status) => Ok(Status { name: view.name.clone(), ..status }),
-        Err(why) => Err(view.unanswered(why)),
-    };
     if let Some(view) = &args.view {
         let status = ask(&Running::asked_about(view)?, control::PATIENCE)?;
         return Ok(Look { at, views: vec![status], unanswered: Vec::new() });
     }
+    let (views, unanswered) = ask_all()?;
+    Ok(Look { at, views, unanswered })
+}
+
+fn ask(view: &Running, patience: Duration) -> Result<Status, Unanswered> {
+    match control::ask_status_within(&view.control(), patience) {
+        // Whatever the monitor calls itself.
+        Ok(status) => Ok(Status { name: view.name.clone(), ..status }),
+        Err(why) => Err(view.unanswered(why)),
+    }
+}
+
+/// What all views of this user answer, in the order of their names; those that do not, but should, come apart.
+///
+/// # Errors
+/// Those of [`views::all`].
+pub(super) fn ask_all() -> Result<(Vec<Status>, Vec<Unanswered>), Failure> {
     let all = views::all()?;
     let answers: Vec<_> = std::thread::scope(|scope| {
         let asked: Vec<_> = all.iter().map(|view| scope.spawn(|| ask(view, PATIENCE))).collect();
         asked.into_iter().map(|thread| thread.join().map_err(|_| Failure::Panicked)).collect::<Result<_, _>>()
     })?;
-    let mut look = Look { at, views: Vec::new(), unanswered: Vec::new() };
+    let (mut views, mut unanswered) = (Vec::new(), Vec::new());
     for answer in answers {
         match answer {
-            Ok(status) => look.views.push(status),
+            Ok(status) => views.push(status),
             // It has ended since it was found.
             Err(Unanswered { why: NoAnswer::Absent, .. }) => {}
-            Err(error) => look.unanswered.push(error),
+            Err(error) => unanswered.push(error),
         }
     }
-    Ok(look)
+    Ok((views, unanswered))
 }
 
 fn show(args: &Args, look: &Look, earlier: &Earlier, clear: bool) -> Result<Reader, Failure> {

@@ -51,6 +51,8 @@ pub(crate) enum Need {
     UserNamespaces,
     /// A directory `/nix`, on which a store is mounted in a namespace.
     NixDirectory,
+    /// Podman with crun, and ids for an ordinary user's containers.
+    Podman,
     /// The shells that completions are made for, and what shows manual pages.
     Shells,
 }
@@ -69,6 +71,10 @@ impl Need {
             Self::Shells => (
                 ["bash", "zsh", "fish", "groff"].iter().all(|name| in_path(name)),
                 "the commands bash, zsh, fish and groff",
+            ),
+            Self::Podman => (
+                ["podman", "crun", "newuidmap"].iter().all(|name| in_path(name)),
+                "the commands podman, crun and newuidmap",
             ),
             Self::Busybox => (in_path("busybox"), "a static busybox"),
             Self::Nspawn => (in_path("systemd-nspawn"), "the command systemd-nspawn"),

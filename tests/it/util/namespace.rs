@@ -12,10 +12,25 @@ pub(crate) struct Namespace(Child);
 
 impl Namespace {
     pub(crate) fn new() -> Self {
-        let holder = Self(Command::new("unshare").args(["-m", "sleep", "1000"]).spawn().unwrap());
+        Self::held(&["unshare", "-m", "sleep", "1000"])
+    }
+
+    /// A machine of its own as far as files below `/run`, shared memory and control groups tell, which are of version 2 alone; then
+    /// what `script` changes.
+    pub(crate) fn machine(script: &str) -> Self {
+        let script = format!(
+            "set -e; mount --make-rshared /; mount -t tmpfs tmpfs /run; mount -t tmpfs tmpfs /dev/shm; \
+             umount -R /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup; {script}; exec sleep 1000"
+        );
+        Self::held(&["unshare", "-m", "-C", "sh", "-c", &script])
+    }
+
+    fn held(command: &[&str]) -> Self {
+        let mut holder = Self(Command::new(command[0]).args(&command[1..]).spawn().unwrap());
         let until = Instant::now() + DEADLINE;
         while fs::read_to_string(format!("/proc/{}/comm", holder.0.id())).unwrap() != "sleep\n" {
             assert!(Instant::now() < until, "no process with a mount namespace");
+            assert!(holder.0.try_wait().unwrap().is_none(), "{command:?} has failed");
             std::thread::sleep(Duration::from_millis(1));
         }
         holder
