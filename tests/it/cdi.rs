@@ -21,6 +21,7 @@ use crate::util::gate;
 use crate::util::namespace::Namespace;
 use crate::util::program::{Finished, Mounted, Program, unique_name};
 use crate::util::store;
+use crate::util::user::User;
 
 /// The usual file.
 const FILE: &str = "/run/cdi/nix-store-fs.json";
@@ -72,8 +73,16 @@ impl Machine {
         let binds = ["passwd", "group", "subuid", "subgid"]
             .map(|file| format!("touch /etc/{file}; mount --bind {} /etc/{file}", own(file).display()));
         let runtime = format!("mkdir -p /run/user/{USER}; chown {USER}:{USER} /run/user/{USER}");
-        let table = Namespace::machine(&format!("{}; {runtime}", binds.join("; ")));
+        let device = "mknod -m 666 /run/fuse c 10 229; mount --bind /run/fuse /dev/fuse";
+        let table = Namespace::machine(&format!("{}; {runtime}; {device}", binds.join("; ")));
         Self { dir, table }
+    }
+
+    /// Gives what containers have as their root to the ordinary user.
+    fn give_root(&self) {
+        for entry in walkdir(&self.own("root")) {
+            std::os::unix::fs::lchown(entry, Some(USER), Some(USER)).unwrap();
+        }
     }
 
     fn own(&self, name: &str) -> PathBuf {
@@ -270,6 +279,22 @@ fn a_container_sees_the_closure_and_nothing_else() {
     shell.end();
 }
 
+/// Root that may unmount finds the image's own directory below, and root that may remount still writes nothing.
+#[test]
+fn a_container_that_may_mount_finds_nothing_else() {
+    need!(Root, Fuse, Nix, Busybox, Cgroup2, Podman);
+    let (fixture, machine) = (Fixture::new(), Machine::new());
+    let (_view, name) = machine.view(&fixture);
+    let options = ["-i", "--cap-add=SYS_ADMIN", &device(&name)];
+    let mut shell = Shell::start(&mut machine.podman(), machine.run(&options, &["sh"]));
+    assert_eq!(shell.ask("mount -o remount,rw,bind /nix/store").1, 0);
+    let (said, code) = shell.ask(&format!("touch /nix/store/new {}/new", fixture.system.path));
+    assert!(code != 0 && said.matches("Read-only file system").count() == 2, "{said}");
+    assert_eq!(shell.ask("umount /nix/store").1, 0);
+    assert_eq!(shell.ask("ls -A /nix/store"), (String::new(), 0));
+    shell.end();
+}
+
 /// Of a view that root has mounted. Its files are root's, who is nobody in there, and that cannot be changed: to map ids takes a right
 /// where the file system was mounted.
 #[test]
@@ -277,9 +302,7 @@ fn an_ordinary_users_container_sees_the_closure() {
     need!(Root, Fuse, Nix, Busybox, Cgroup2, Podman);
     let (fixture, machine) = (Fixture::new(), Machine::new());
     let (_view, name) = machine.view(&fixture);
-    for entry in walkdir(&machine.own("root")) {
-        std::os::unix::fs::lchown(entry, Some(USER), Some(USER)).unwrap();
-    }
+    machine.give_root();
     for (users, id) in [("host", "0"), ("keep-id", "12345")] {
         let users = if users == "host" { vec![] } else { vec!["--userns", users] };
         let device = device(&name);
@@ -294,6 +317,42 @@ fn an_ordinary_users_container_sees_the_closure() {
     let output = machine.rootless().args(mapped).output().unwrap();
     assert!(!output.status.success(), "{output:?}");
     assert!(String::from_utf8_lossy(&output.stderr).contains("mount_setattr"), "{output:?}");
+}
+
+/// Who mounts a view has it alone, in their containers as well. No engine of Debian's looks where an ordinary user may write, so it is
+/// a volume there.
+#[test]
+fn an_ordinary_users_own_view_is_for_their_containers() {
+    need!(Root, Fuse, Nix, Busybox, Cgroup2, Podman, Fusermount);
+    let fixture = Fixture::new();
+    let (machine, user) = (Machine::new(), User::of(USER));
+    machine.give_root();
+    let name = unique_name();
+    let own = |program: Program| user.plain(program).further_inside(machine.enter());
+    let at = user.runtime().join("nix-store-fs").join(&name);
+    // Nix refuses to make a store for a user whom the machine does not know.
+    let dump = fixture.program().arg("--dump-closure=json").run().stdout;
+    let closure = machine.own("closure.json");
+    fs::write(&closure, dump).unwrap();
+    let program = Program::on(&fixture.store).arg("--from").arg(&closure);
+    let mut view = own(program.args(["--name", &name])).mount_at(&at);
+    let said = own(Program::new().arg("cdi")).run();
+    assert_eq!(said.status.code(), Some(0), "{said:?}");
+    assert!(said.stdout.starts_with(&format!("nix-store-fs/view={name}\n")), "{said:?}");
+    let file = user.runtime().join("cdi/nix-store-fs.json");
+    let spec: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    assert_eq!(spec["devices"][0]["containerEdits"]["mounts"][0]["hostPath"], at.to_str().unwrap());
+    assert_eq!(machine.spec(), None, "an ordinary user has written root's file");
+
+    let volume = format!("{}:/nix/store:ro,private", at.display());
+    let mut shell = Shell::start(&mut machine.rootless(), machine.run(&["-i", "-v", &volume], &["sh"]));
+    shows_the_closure(&mut shell, &fixture);
+    assert_eq!(shell.ask(&format!("stat -c %u:%g {}", fixture.system.path)).0, "65534:65534\n");
+    shell.end();
+
+    view.signal(Signal::TERM);
+    assert_eq!(view.end().code(), Some(0), "{}", view.stderr());
+    assert!(!file.exists());
 }
 
 fn walkdir(path: &Path) -> Vec<PathBuf> {
@@ -548,33 +607,6 @@ fn wait_for_lock(command: &Child) {
         assert!(Instant::now() < until, "the command does not get to the lock");
         std::thread::sleep(Duration::from_millis(1));
     }
-}
-
-/// Commands and the ends of views, as they come: at the end, there are those that run.
-#[test]
-fn commands_and_ending_views_at_once_leave_what_runs() {
-    need!(Root, Fuse, Nix, Cgroup2);
-    let (fixture, machine) = (Fixture::new(), Machine::new());
-    let (_stays, name) = machine.view(&fixture);
-    let mut end: Vec<Mounted> = (0..4).map(|_| machine.view(&fixture).0).collect();
-    std::thread::scope(|scope| {
-        for _ in 0..3 {
-            scope.spawn(|| {
-                for _ in 0..4 {
-                    let said = machine.cdi([] as [&str; 0]);
-                    assert_eq!(said.status.code(), Some(0), "{said:?}");
-                }
-            });
-        }
-        for view in &mut end {
-            scope.spawn(move || {
-                view.signal(Signal::TERM);
-                assert_eq!(view.end().code(), Some(0), "{}", view.stderr());
-            });
-        }
-    });
-    assert_eq!(machine.devices(), [name.clone(), format!("{name}:idmap")]);
-    assert_eq!(fs::read_dir(machine.file("/run/cdi")).unwrap().count(), 1);
 }
 
 /// Whoever keeps the lock, or has put something into the place of the file, keeps no view from its end.

@@ -91,7 +91,7 @@ fn a_full_disk_is_no_obstacle() {
         );
         let program = runs.with(&[], &["cat", &format!("{}/text", runs.fixture.data.path)]);
         let program = program.env("TMPDIR", full.path()).env("XDG_RUNTIME_DIR", full.path());
-        let wrapped = program.before(["unshare", "-m", "sh", "-c", &script, "sh"]);
+        let wrapped = program.further_inside(["unshare", "-m", "sh", "-c", &script, "sh"]);
         assert_eq!(wrapped.run().stdout, "hello\n", "{who:?}");
     }
 }

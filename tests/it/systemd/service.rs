@@ -4,7 +4,7 @@ use std::fs;
 
 use super::host::{Host, system};
 use super::machine::eventually;
-use crate::util::store::Member;
+use crate::util::store::{Member, NixStore};
 use crate::util::tree;
 
 /// `systemctl start` returns when the view answers, with a status; `systemctl stop` leaves nothing.
@@ -177,6 +177,44 @@ fn an_aborted_view_is_mounted_again_and_so_is_its_user() {
     host.systemctl("stop user.service");
     assert!(eventually(|| host.property("ActiveState") == "inactive"), "{}", host.log());
     assert_eq!(host.mounts(), Vec::<String>::new());
+}
+
+/// docs/containers.md: with its line in the unit, container engines are told of the view when the start is complete. It stays while
+/// processes are replaced, and goes with the view.
+#[test]
+fn a_unit_tells_container_engines() {
+    need_systemd!();
+    let host = Host::boot("small");
+    let one = system(&host.store, "one");
+    host.set_roots(&[&one.path]);
+    let document = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/containers.md");
+    let document = fs::read_to_string(document).unwrap();
+    let lines = document.split("```ini\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let program = format!("{}/bin", NixStore::name("nix-store-fs-0.1.0").path);
+    let lines = lines.replace("/usr/bin", &program);
+    host.write_unit(&format!("{}.d/cdi.conf", host.unit()), &lines);
+    let file = host.machine.path("/run/cdi/nix-store-fs.json");
+    let mount_point = || {
+        let spec: serde_json::Value = serde_json::from_slice(&fs::read(&file).ok()?).unwrap();
+        Some(spec["devices"][0]["containerEdits"]["mounts"][0]["hostPath"].as_str().unwrap().to_owned())
+    };
+
+    host.tell("start");
+    assert_eq!(mount_point(), Some(host.mount_point()), "{}", host.log());
+    let before = host.property("MainPID");
+    host.tell("kill --signal KILL");
+    host.wait_for_successor(&before);
+    assert_eq!(mount_point(), Some(host.mount_point()), "{}", host.log());
+    host.tell("stop");
+    assert_eq!(mount_point(), None, "{}", host.log());
+    assert_eq!(host.property("Result"), "success", "{}", host.log());
+
+    // A file that cannot be written keeps no view from starting.
+    fs::write(&file, "{}").unwrap();
+    host.tell("start");
+    assert_eq!(host.property("ActiveState"), "active");
+    host.tell("stop");
+    assert_eq!(fs::read_to_string(&file).unwrap(), "{}");
 }
 
 /// The dependencies that the module gives a container.

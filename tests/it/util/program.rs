@@ -73,10 +73,10 @@ impl Program {
         self
     }
 
-    /// Runs it through one more command, before those that there are.
-    pub(crate) fn before<A: AsRef<OsStr>>(mut self, wrapper: impl IntoIterator<Item = A>) -> Self {
-        let first = wrapper.into_iter().map(|word| word.as_ref().to_owned());
-        self.wrapper = first.chain(self.wrapper).collect();
+    /// Runs what it is already run through by another command.
+    pub(crate) fn further_inside<A: AsRef<OsStr>>(mut self, wrapper: impl IntoIterator<Item = A>) -> Self {
+        let outer = wrapper.into_iter().map(|word| word.as_ref().to_owned());
+        self.wrapper = outer.chain(self.wrapper).collect();
         self
     }
 
