@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 /// Vendor and class of a view.
 pub const KIND: &str = "nix-store-fs/view";
@@ -149,10 +149,10 @@ fn is_device(name: &str) -> bool {
 
 /// What is in a file.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
 pub struct Spec {
-    cdi_version: &'static str,
-    kind: &'static str,
+    /// Version and kind, and what a later version of this program may have written.
+    #[serde(flatten)]
+    fields: Map<String, Value>,
     devices: Vec<Value>,
 }
 
@@ -160,7 +160,9 @@ impl Spec {
     /// Devices of these views.
     #[must_use]
     pub fn of(views: &[Entry]) -> Self {
-        Self { cdi_version: VERSION, kind: KIND, devices: views.iter().flat_map(Entry::values).collect() }
+        let fields = [("cdiVersion", VERSION), ("kind", KIND)];
+        let fields = fields.map(|(key, value)| (key.to_owned(), value.into())).into_iter().collect();
+        Self { fields, devices: views.iter().flat_map(Entry::values).collect() }
     }
 
     /// What a file has, if it is this program's.
@@ -168,7 +170,7 @@ impl Spec {
         let Value::Object(mut fields) = serde_json::from_slice(text).ok()? else { return None };
         let Some(Value::Array(devices)) = fields.remove("devices") else { return None };
         let is_own = fields.get("kind").and_then(Value::as_str) == Some(KIND);
-        is_own.then_some(Self { cdi_version: VERSION, kind: KIND, devices })
+        is_own.then_some(Self { fields, devices })
     }
 
     /// Whether there is no device.

@@ -120,9 +120,12 @@ fn what_a_later_version_has_written_of_other_views_stays() {
     let later = json!({ "name": "later", "annotations": { "a": "b" }, "containerEdits": { "env": ["A=B"] } });
     let mut spec = Spec::of(&[entry("web", "/a")]);
     spec.devices.push(later.clone());
+    spec.fields.insert("cdiVersion".into(), "0.6.0".into());
+    spec.fields.insert("annotations".into(), json!({ "a": "b" }));
+    let fields = spec.fields.clone();
     fs::write(file.path(), spec.text()).unwrap();
     file.withdraw("web", Path::new("/a"), SOON).unwrap();
-    assert_eq!(file.read().unwrap().unwrap().devices, [later]);
+    assert_eq!(file.read().unwrap(), Some(Spec { fields, devices: vec![later] }));
 }
 
 #[test]

@@ -448,7 +448,7 @@ fn a_view_that_ends_takes_its_entry_along() {
 /// Nobody is left who could remove its entry: podman reports an error until the next command does, and a view that starts at the
 /// same place is no other's.
 #[test]
-fn an_entry_of_a_killed_view_is_dropped_by_the_next_command() {
+fn an_entry_that_nobody_removed_is_dropped_by_the_next_command() {
     need!(Root, Fuse, Nix, Busybox, Cgroup2, Podman);
     let (fixture, machine) = (Fixture::new(), Machine::new());
     let (mut view, name) = machine.view(&fixture);
