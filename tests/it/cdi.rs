@@ -18,6 +18,7 @@ use tempfile::TempDir;
 use crate::util::DEADLINE;
 use crate::util::fixture::Fixture;
 use crate::util::gate;
+use crate::util::mounts::Silent;
 use crate::util::namespace::Namespace;
 use crate::util::program::{Finished, Mounted, Program, unique_name};
 use crate::util::store;
@@ -607,6 +608,26 @@ fn wait_for_lock(command: &Child) {
         assert!(Instant::now() < until, "the command does not get to the lock");
         std::thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// Where the directory is on a file system that does not answer, nobody knows what is in it.
+#[test]
+fn a_view_ends_where_the_file_cannot_be_looked_for() {
+    need!(Root, Fuse, Nix, Cgroup2);
+    let (fixture, machine) = (Fixture::new(), Machine::new());
+    let name = unique_name();
+    let at = machine.own(&name);
+    fs::create_dir(&at).unwrap();
+    let mut view = machine.mount(fixture.program(), &name, &at);
+    // What is mounted here does not arrive there: the monitor gets to it by this process's root directory.
+    let dir = crate::util::scratch();
+    let silent = Silent::mount(dir.path());
+    let own = format!("/proc/{}/root{}", std::process::id(), dir.path().display());
+    std::os::unix::fs::symlink(own, machine.file("/run/cdi")).unwrap();
+    view.signal(Signal::TERM);
+    assert_eq!(view.end().code(), Some(0), "{}", view.stderr());
+    assert!(view.stderr().contains("run 'nix-store-fs cdi'"), "{}", view.stderr());
+    drop(silent);
 }
 
 /// Whoever keeps the lock, or has put something into the place of the file, keeps no view from its end.
