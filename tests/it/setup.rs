@@ -41,11 +41,12 @@ const HARMLESS: [&str; 19] = [
 ];
 
 /// All pieces of work of a first run, in their order: the step that each belongs to, and the piece that this step begins with.
-const WORKS: [(&str, &str, &str); 13] = [
+const WORKS: [(&str, &str, &str); 14] = [
     ("refresh", "refresh the package lists", "refresh"),
     ("install", "install build tools: fuse3", "refresh"),
     ("debootstrap", "make the system that tests boot", "debootstrap"),
     ("pack", "make the system that tests boot", "debootstrap"),
+    ("virtiofsd", "build virtiofsd", "virtiofsd"),
     ("venv", "install meson", "venv"),
     ("pip", "install meson", "venv"),
     ("lists", "fetch", "lists"),

@@ -60,6 +60,11 @@ case "$name $*" in
 "sudo mkdir /nix") ;;
 "sudo "*) exec "$@" ;;
 "cargo fmt "*) [ ! -e "$STUBS/missing/rustfmt" ] ;;
+"cargo install "*" virtiofsd")
+    work virtiofsd
+    mkdir -p "$5/bin"
+    touch "$5/bin/virtiofsd"
+    ;;
 "cargo clippy "*) [ ! -e "$STUBS/missing/rust-clippy" ] ;;
 "rustc --version") echo "rustc ${RUST:-1.97.1}" ;;
 "python3 -m venv "*)
