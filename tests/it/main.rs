@@ -57,6 +57,7 @@ mod places;
 mod private;
 mod readers;
 mod readonly;
+mod recipes;
 mod registered;
 mod reload;
 mod repair;

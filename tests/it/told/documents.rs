@@ -15,20 +15,20 @@ use crate::util::store::{Member, NixStore, nix_environment};
 use crate::util::{DEADLINE, scratch};
 
 /// A fenced block of a document, with what it is.
-fn blocks(document: &str, kind: &str) -> Vec<String> {
+pub(crate) fn blocks(document: &str, kind: &str) -> Vec<String> {
     let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(document)).unwrap();
     let fence = format!("```{kind}\n");
     text.split(&fence).skip(1).map(|rest| rest.split("```").next().unwrap().to_owned()).collect()
 }
 
 /// Where `/nix` is the test's own and `/run` is empty: what a document says can be done there word by word.
-struct Machine {
+pub(crate) struct Machine {
     holder: Child,
-    dir: tempfile::TempDir,
+    pub(crate) dir: tempfile::TempDir,
 }
 
 impl Machine {
-    fn new(store: &NixStore) -> Self {
+    pub(crate) fn new(store: &NixStore) -> Self {
         // Views of other tests end when nobody has them mounted.
         let script = "for at in $(awk '/ fuse.nix-store-fs / { print $5 }' /proc/self/mountinfo); do umount -l \"$at\"; done 2>/dev/null
                       mount -t tmpfs none /run && mount --bind \"$1\" /nix && echo ready && read end";
@@ -44,7 +44,7 @@ impl Machine {
         Self { holder, dir: scratch() }
     }
 
-    fn command(&self, line: &str) -> Command {
+    pub(crate) fn command(&self, line: &str) -> Command {
         let pid = self.holder.id().to_string();
         let programs = Path::new(Program::PATH).parent().unwrap().display();
         let path = format!("{programs}:{}", std::env::var("PATH").unwrap());
@@ -70,7 +70,7 @@ impl Machine {
     }
 
     /// Runs it until `is` holds of what it prints.
-    fn until(&self, line: &str, is: impl Fn(&str) -> bool) {
+    pub(crate) fn until(&self, line: &str, is: impl Fn(&str) -> bool) {
         let until = Instant::now() + DEADLINE;
         loop {
             let output = self.run(line);

@@ -1,7 +1,7 @@
 //! What `status` and `report` print, run as a person or a program runs them: against what the test has done, what Nix knows, and the
 //! grammar or the schema of each form.
 
-mod documents;
+pub(crate) mod documents;
 mod forms;
 mod report;
 mod status;

@@ -15,6 +15,11 @@ pub(crate) enum Need {
     Nix,
     Busybox,
     Nspawn,
+    Bubblewrap,
+    /// The daemon in Rust, which has other options than the one that came with qemu 7.
+    Virtiofsd,
+    /// qemu, and the kernel for a small guest that `scripts/setup --test` makes, both for amd64.
+    GuestKernel,
     Fusermount,
     Jq,
     Graphviz,
@@ -78,6 +83,12 @@ impl Need {
             ),
             Self::Busybox => (in_path("busybox"), "a static busybox"),
             Self::Nspawn => (in_path("systemd-nspawn"), "the command systemd-nspawn"),
+            Self::Bubblewrap => (in_path("bwrap"), "the command bwrap"),
+            Self::Virtiofsd => (virtiofsd().is_some(), "virtiofsd 1.0 or newer"),
+            Self::GuestKernel => (
+                in_path("qemu-system-x86_64") && super::cache().join("guest-kernel/vmlinuz").is_file(),
+                "qemu-system-x86_64, and the kernel that scripts/setup --test makes",
+            ),
             Self::Fusermount => (in_path("fusermount3"), "the command fusermount3"),
             Self::Jq => (in_path("jq"), "the command jq"),
             Self::Graphviz => (in_path("dot"), "the command dot of Graphviz"),
@@ -141,7 +152,7 @@ impl Need {
             Self::Ext4 => Self::LoopDevice.missing().is_some(),
             Self::Btrfs => !kernel_mounts("btrfs"),
             Self::Xfs => !kernel_mounts("xfs"),
-            Self::Compiler32 => !cfg!(target_arch = "x86_64"),
+            Self::Compiler32 | Self::GuestKernel => !cfg!(target_arch = "x86_64"),
             _ => false,
         }
     }
@@ -157,6 +168,12 @@ fn ordinary_users_make_namespaces() -> bool {
 pub(crate) fn find(command: &str) -> Option<std::path::PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|dir| dir.join(command)).find(|file| file.is_file())
+}
+
+/// Where virtiofsd is: `scripts/setup --test` builds it, and Debian has it outside of PATH.
+pub(crate) fn virtiofsd() -> Option<std::path::PathBuf> {
+    let places = [super::cache().join("virtiofsd/bin/virtiofsd"), "/usr/libexec/virtiofsd".into()];
+    places.into_iter().find(|file: &std::path::PathBuf| file.is_file()).or_else(|| find("virtiofsd"))
 }
 
 /// Major and minor number of the running kernel.

@@ -94,11 +94,16 @@ pub(crate) fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).map_or(default, |text| text.parse().expect("a number"))
 }
 
-/// Where `scripts/setup --test` puts the tar file of a small Debian that tests boot.
-pub(crate) fn guest() -> PathBuf {
+/// Where `scripts/setup` puts what it makes.
+pub(crate) fn cache() -> PathBuf {
     let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into()));
     let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(|| home().join(".cache"), Into::into);
-    cache.join("nix-store-fs/guest.tar")
+    cache.join("nix-store-fs")
+}
+
+/// Where `scripts/setup --test` puts the tar file of a small Debian that tests boot.
+pub(crate) fn guest() -> PathBuf {
+    cache().join("guest.tar")
 }
 
 /// Waits until one of the descriptors can be read; true for each one that can.

@@ -47,6 +47,11 @@ impl User {
         self.dir.path().join("runtime")
     }
 
+    /// The directory with the program, and with the libraries that it needs.
+    pub(crate) fn programs(&self) -> &Path {
+        self.dir.path()
+    }
+
     /// What the program's directories below the runtime directory still hold.
     pub(crate) fn left_behind(&self) -> Vec<PathBuf> {
         let views = self.runtime().join("nix-store-fs");
