@@ -137,7 +137,7 @@ impl Background {
 
     /// Waits for what it says.
     #[must_use]
-    pub fn wait(self) -> Told {
+    pub fn wait(&self) -> Told {
         let mut message = [0; MESSAGE_MAX];
         let got = loop {
             match rustix::net::recv(&self.0, &mut message, RecvFlags::empty()) {

@@ -127,7 +127,7 @@ pub(super) enum Command {
 }
 
 /// Whose closure is meant.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, Default, clap::Args)]
 pub(super) struct RootArgs {
     /// A NixOS system: a directory of profiles, a profile, anything that links into the store, a store path, or a
     /// store path's base name

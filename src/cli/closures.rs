@@ -56,6 +56,14 @@ impl Known {
     /// Those of the arguments, of the file or the roots, and of the store.
     pub(super) fn of(roots: RootArgs) -> Result<Self, Failure> {
         let (source, store) = roots.check()?;
+        Self::from(source, store)
+    }
+
+    /// The same for a source that was checked.
+    ///
+    /// # Errors
+    /// Those of the file or the roots, and of the store.
+    pub(super) fn from(source: Source, store: Option<String>) -> Result<Self, Failure> {
         let [known] = Self::all([source], store)?;
         Ok(known)
     }

@@ -17,6 +17,7 @@ use super::cdi::NoFile;
 use super::closures::NamesOnly;
 use super::config::ConfigError;
 use super::diff::OtherStore;
+use super::run::PlaceError;
 use super::views::{NoAnswer, Unanswered};
 use super::why::WhyError;
 
@@ -107,6 +108,9 @@ pub enum Failure {
     /// A monitor does not tell what was asked of its view.
     #[error("the process that serves the view does not tell what was asked of it")]
     Report(#[source] AskError),
+    /// There is no place for Nix.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
     /// The store does not answer.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -157,6 +161,7 @@ impl Failure {
             Self::Store(_) => Exit::Store,
             Self::Views { .. }
             | Self::Write { .. }
+            | Self::Place(_)
             | Self::Cdi(_)
             | Self::Why(WhyError::Search(_))
             | Self::Dump(_)

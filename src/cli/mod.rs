@@ -36,6 +36,7 @@ pub use closures::NamesOnly;
 pub use config::ConfigError;
 pub use diff::OtherStore;
 pub use exit::{Exit, Failure};
+pub use run::PlaceError;
 pub use views::{NoAnswer, Unanswered};
 pub use why::WhyError;
 

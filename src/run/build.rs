@@ -8,20 +8,27 @@
 //! Hard point: for a mount point below `/` the root directory is another one (pivot_root(2)). What is bound into it comes from the old one
 //! once that has moved: a recursive bind of a directory brings along what is mounted on the directory itself.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, OsString};
 use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, FileType, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind_recursive, mount_remount, unmount};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount, mount_bind_recursive, mount_remount,
+    move_mount, unmount,
+};
 
 use super::RunError;
+use super::namespace::Right;
 use super::places::{layers, places};
 use super::plan::{Access as Bound, Making, Wish, making};
+use crate::closure::inside::move_state;
 use crate::fuse::attach;
 use crate::mounts::{self, VIEW};
 
@@ -39,6 +46,37 @@ pub struct Hiding {
     /// Sockets that nobody in there can connect to.
     pub sockets: Vec<PathBuf>,
 }
+
+/// A place for Nix, made outside.
+#[derive(Debug)]
+pub struct Nix {
+    /// The directory that holds [`STATE_DIR`].
+    pub made: OwnedFd,
+    /// Where the layer is that the command writes to.
+    pub place: Place,
+    /// Held as long as somebody uses the layer.
+    pub lock: Option<OwnedFd>,
+}
+
+/// Where a layer is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// In memory: it ends with the command.
+    Memory,
+    /// In a directory, with the state of Nix.
+    Directory(PathBuf),
+}
+
+/// The upper directory of the overlay, in its place.
+pub const UPPER: &str = "upper";
+/// Its working directory.
+pub const WORK: &str = "work";
+/// Nix's state directory.
+pub const STATE_DIR: &str = "state";
+/// The logs of what was built.
+pub const LOG_DIR: &str = "log";
+/// Where Nix finds its state, with the directory of logs.
+const NIX_VAR: &str = "/nix/var";
 
 /// The view, mounted, and not served yet.
 #[derive(Debug)]
@@ -85,11 +123,19 @@ const OLD: &str = ".nix-store-fs-old-root";
 /// The bytes that a state takes at most: the node journal of some million names.
 const STATE: &CStr = c"mode=0700,size=256m";
 
-/// Mounts the view and hides what it hides, and then what is wished for.
+/// What is mounted once the view is served.
+#[derive(Debug)]
+pub(super) struct Rest<'a> {
+    built: Built,
+    store: PathBuf,
+    wishes: Vec<(&'a Wish, Option<Source>)>,
+}
+
+/// Mounts the view and hides what it hides. What is wished for is opened.
 ///
 /// # Errors
 /// [`RunError::Source`] and [`RunError::Mount`] name what it is about; [`RunError::Attach`].
-pub(super) fn build(hiding: &Hiding, wishes: &[Wish]) -> Result<View, RunError> {
+pub(super) fn build<'a>(hiding: &Hiding, wishes: &'a [Wish]) -> Result<(View, Rest<'a>), RunError> {
     let mut built = Built::default();
     // First, as what is open then is no longer part of it (mount(2), EINVAL).
     let points = wishes.iter().map(Wish::at).chain([hiding.store.as_path()]);
@@ -130,12 +176,89 @@ pub(super) fn build(hiding: &Hiding, wishes: &[Wish]) -> Result<View, RunError> 
     for socket in hiding.sockets.iter().filter(|socket| socket.exists()) {
         mount_bind_recursive("/dev/null", socket).map_err(failed(socket))?;
     }
-    built.others.push(store);
-    for (wish, source) in wishes.iter().zip(sources) {
-        built.grant(wish, source)?;
+    built.others.push(store.clone());
+    let view = View { device, connection, state, root };
+    Ok((view, Rest { built, store, wishes: wishes.iter().zip(sources).collect() }))
+}
+
+impl Rest<'_> {
+    /// Lets Nix work: a layer over the view that can be written, and a state of its own. The view is asked, so somebody serves it.
+    ///
+    /// # Errors
+    /// [`RunError::Mount`], [`RunError::Layer`], [`RunError::State`].
+    pub(super) fn layer(&mut self, nix: &Nix, right: Right) -> Result<(), RunError> {
+        let var = Path::new(NIX_VAR);
+        self.built.provide(var, true, Whose::Ours)?;
+        let flags = MountFlags::NOSUID | MountFlags::NODEV;
+        let memory = || mount("nix-store-fs:nix", var, "tmpfs", flags, c"mode=0755").map_err(failed(var));
+        let layer = match &nix.place {
+            Place::Memory => {
+                memory()?;
+                var.to_owned()
+            }
+            Place::Directory(dir) => dir.clone(),
+        };
+        for name in [UPPER, WORK] {
+            let dir = layer.join(name);
+            DirBuilder::new().recursive(true).mode(0o755).create(&dir).map_err(failed(&dir))?;
+        }
+        overlay(&self.store, &layer, right)
+            .map_err(|source| RunError::Layer { layer: layer.clone(), source })?;
+        // Over the layer, if that is in memory: nobody else writes to it.
+        memory()?;
+        for name in ["nix", "log/nix"] {
+            let dir = var.join(name);
+            DirBuilder::new().recursive(true).mode(0o755).create(&dir).map_err(failed(&dir))?;
+        }
+        let (state, log) = (var.join("nix"), var.join("log/nix"));
+        match &nix.place {
+            Place::Memory => {
+                move_state(&path_of(&nix.made).join(STATE_DIR), &state).map_err(RunError::State)?
+            }
+            Place::Directory(dir) => {
+                for (from, at) in [(STATE_DIR, &state), (LOG_DIR, &log)] {
+                    mount_bind_recursive(dir.join(from), at).map_err(failed(at))?;
+                }
+            }
+        }
+        self.built.others.push(var.to_owned());
+        Ok(())
     }
-    built.finish()?;
-    Ok(View { device, connection, state, root })
+
+    /// Mounts what is wished for.
+    ///
+    /// # Errors
+    /// [`RunError::Mount`], [`RunError::NoPlace`].
+    pub(super) fn finish(self) -> Result<(), RunError> {
+        let Self { mut built, wishes, .. } = self;
+        for (wish, source) in wishes {
+            built.grant(wish, source)?;
+        }
+        built.finish()
+    }
+}
+
+/// A store that can be written, over the view at `store`: `Documentation/filesystems/overlayfs.rst` of Linux. In a user namespace it marks
+/// what it does in attributes of users (Linux 5.11; on tmpfs from 6.6).
+fn overlay(store: &Path, layer: &Path, right: Right) -> io::Result<()> {
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    // Each is one value here, whatever signs are in it; colons separate lower layers.
+    let escaped = store.as_os_str().as_bytes().iter().flat_map(|byte| match byte {
+        b':' | b'\\' => vec![b'\\', *byte],
+        byte => vec![*byte],
+    });
+    let lower = OsString::from_vec(escaped.collect());
+    fsconfig_set_string(&context, "lowerdir", &lower)?;
+    fsconfig_set_string(&context, "upperdir", layer.join(UPPER))?;
+    fsconfig_set_string(&context, "workdir", layer.join(WORK))?;
+    if matches!(right, Right::Namespace { .. }) {
+        fsconfig_set_flag(&context, "userxattr")?;
+    }
+    fsconfig_create(&context)?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    let mounted = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    Ok(move_mount(&mounted, "", rustix::fs::CWD, store, flags)?)
 }
 
 /// Mounts a `/proc` of the process namespace that this process is in.

@@ -5,6 +5,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use crate::closure::inside::InsideError;
 use crate::fuse::attach::AttachError;
 use crate::mounts::TableError;
 use crate::sandbox::Missing;
@@ -66,6 +67,18 @@ pub enum RunError {
     /// The loopback device of a network namespace stays down.
     #[error("cannot raise the loopback device for --unshare-net")]
     Network(#[source] io::Error),
+    /// There is no layer over the view.
+    #[error("no store that can be written over the view, in '{}': it takes Linux 5.11 with overlayfs, and a file system with attributes of users; give --overlay with a directory on a disk", layer.display())]
+    Layer {
+        /// Where the layer was to be.
+        layer: PathBuf,
+        /// What the kernel says.
+        #[source]
+        source: io::Error,
+    },
+    /// The state of Nix cannot be put there.
+    #[error(transparent)]
+    State(InsideError),
     /// The current directory is not in there.
     #[error("'{}' cannot be the current directory, as the command does not see it; give another one with --chdir", at.display())]
     Directory {

@@ -33,7 +33,7 @@ use crate::background::{self, Background, Told};
 use crate::startup::Original;
 use crate::{sandbox, sys};
 
-pub use build::Hiding;
+pub use build::{Hiding, LOG_DIR, Nix, Place, STATE_DIR, UPPER, WORK};
 pub use command::{found, is_set_id};
 pub use error::{Hint, RunError};
 pub use plan::{Access, Wish};
@@ -46,6 +46,8 @@ use wait::Processes;
 pub struct Settings {
     /// The view, and what is hidden with it.
     pub hiding: Hiding,
+    /// A place for Nix, if it is to work in there.
+    pub nix: Option<Nix>,
     /// What it sees besides, in this order.
     pub wishes: Vec<Wish>,
     /// Whether it can reach anybody over the network.
@@ -104,6 +106,14 @@ struct Entered {
     root: OwnedFd,
     /// Where the command begins, by its name: what this process had as current directory may lead to what is hidden.
     directory: PathBuf,
+    served: Served,
+}
+
+/// Whether the view has answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Served {
+    NotYet,
+    Already,
 }
 
 /// Whether orphans become children of this process.
@@ -118,8 +128,8 @@ pub fn takes_orphans() -> bool {
 /// # Errors
 /// [`RunError`].
 pub fn become_command(settings: &Settings, background: Background) -> Result<Ended, RunError> {
-    let Entered { directory, .. } = enter(settings, &background)?;
-    finish(settings, background, &directory, None)
+    let Entered { directory, served, .. } = enter(settings, &background)?;
+    finish(settings, background, served, &directory, None)
 }
 
 /// The same in a new process, which is waited for. What it leaves can be asked then.
@@ -134,10 +144,10 @@ pub fn run_command(settings: &Settings, background: Background) -> Result<Left, 
         drop((ours, signals));
         end((|| {
             die_with(Some(parent))?;
-            let Entered { state, root, directory } = enter(settings, &background)?;
+            let Entered { state, root, directory, served } = enter(settings, &background)?;
             background::give(&theirs, 0, &[state.as_fd(), root.as_fd()]).map_err(RunError::Start)?;
             drop((state, root, theirs));
-            finish(settings, background, &directory, Some(parent))
+            finish(settings, background, served, &directory, Some(parent))
         })());
     };
     drop((theirs, background));
@@ -160,25 +170,45 @@ fn enter(settings: &Settings, background: &Background) -> Result<Entered, RunErr
     if settings.network == Network::Own {
         namespace::leave_network()?;
     }
-    let build::View { device, connection, state, root } = build::build(&settings.hiding, &settings.wishes)?;
-    background.give(connection, &[device.as_fd(), state.as_fd()]).map_err(|_| RunError::Lost)?;
+    let (build::View { device, connection, state, root }, mut rest) =
+        build::build(&settings.hiding, &settings.wishes)?;
+    let lock = settings.nix.as_ref().and_then(|nix| nix.lock.as_ref());
+    let given: Vec<_> = [Some(&device), Some(&state), lock].into_iter().flatten().map(AsFd::as_fd).collect();
+    background.give(connection, &given).map_err(|_| RunError::Lost)?;
     drop(device);
+    let served = if let Some(nix) = &settings.nix {
+        serves(background)?;
+        rest.layer(nix, right)?;
+        Served::Already
+    } else {
+        Served::NotYet
+    };
+    rest.finish()?;
     namespace::lock(right)?;
-    Ok(Entered { state, root, directory })
+    Ok(Entered { state, root, directory, served })
+}
+
+/// Waits until the view answers.
+fn serves(background: &Background) -> Result<(), RunError> {
+    match background.wait() {
+        Told::Ready => Ok(()),
+        Told::Failed { why, .. } => Err(RunError::NotServed(why)),
+        Told::Nothing => Err(RunError::Lost),
+    }
 }
 
 /// Waits until the view answers, and becomes the command. `parent` waits for it, if somebody does.
 fn finish(
     settings: &Settings,
     background: Background,
+    served: Served,
     directory: &Path,
     parent: Option<Pid>,
 ) -> Result<Ended, RunError> {
-    match background.wait() {
-        Told::Ready => {}
-        Told::Failed { why, .. } => return Err(RunError::NotServed(why)),
-        Told::Nothing => return Err(RunError::Lost),
+    if served == Served::NotYet {
+        serves(&background)?;
     }
+    drop(background);
     if settings.processes == ProcessTable::Shared {
         return Err(execute(settings, directory, parent));
     }

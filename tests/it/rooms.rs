@@ -38,7 +38,7 @@ const ROOMS: [(&str, &[&str]); 12] = [
             "server",
         ],
     ),
-    ("run", &["mounts", "sys", "error", "log", "startup", "background", "sandbox", "fuse"]),
+    ("run", &["mounts", "sys", "error", "log", "startup", "background", "sandbox", "closure", "fuse"]),
     (
         "cli",
         &[

@@ -5,6 +5,7 @@ mod faults;
 mod isolation;
 mod kills;
 mod many;
+mod nix;
 mod seen;
 mod terminal;
 mod told;

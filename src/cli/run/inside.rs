@@ -1,0 +1,218 @@
+//! What `--nix` needs before there is a view: a database of Nix's with the closure in it, and a lock on the layer.
+//!
+//! A process of its own asks Nix and makes it, as Nix's library makes threads, and this one is to become the command. Without
+//! `--overlay` it is made on a file system that nobody else sees, which ends with its descriptors: nothing is left, whoever is killed.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use nix::sched::{CloneFlags, unshare};
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::mount::{MountFlags, MountPropagationFlags};
+use rustix::process::WaitOptions;
+
+use super::super::closures::{Known, Resolved};
+use super::super::exit::Failure;
+use super::FAILED;
+use crate::background;
+use crate::closure::inside::{Inside, InsideError};
+use crate::closure::profile::StoreDirs;
+use crate::closure::resolve::{closure, follow};
+use crate::closure::source::Source;
+use crate::run::{LOG_DIR, Nix, Place, STATE_DIR, UPPER, WORK};
+use crate::store::Store;
+use crate::sys::memory;
+use crate::{error, log, sys};
+
+/// What is to be kept of the layer while somebody uses it.
+const LOCK: &str = "lock";
+/// Settings that Nix needs in there: one user, and no daemon.
+const SETTINGS: &str = "store = local\nbuild-users-group =\n";
+
+/// Why there is no place for Nix.
+#[derive(Debug, thiserror::Error)]
+pub enum PlaceError {
+    /// Another command uses the layer.
+    #[error("'{}' is in use by another 'nix-store-fs run'; wait until that has ended, or give another directory with --overlay", .0.display())]
+    Used(PathBuf),
+    /// A directory or file of it cannot be made.
+    #[error("cannot make '{}' for --nix; give another directory with --overlay", path.display())]
+    Make {
+        /// What cannot be made.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// There is no file system in memory.
+    #[error("no place in memory for the database of --nix; give a directory with --overlay")]
+    Memory(#[source] io::Error),
+    /// The database, or what the layer holds.
+    #[error(transparent)]
+    Inside(#[from] InsideError),
+}
+
+/// A place for Nix, and the roots of the closure that its database has.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    pub(super) nix: Nix,
+    pub(super) roots: Vec<PathBuf>,
+}
+
+/// Makes a place for Nix with the closure of `source`. The process that does so says itself what is wrong.
+pub(super) fn prepare(source: &Source, store: Option<&str>, overlay: Option<&Path>) -> Option<Prepared> {
+    let begun = background::pair().and_then(|sockets| Ok((sockets, sys::fork()?)));
+    let ((ours, theirs), child) = match begun {
+        Ok(begun) => begun,
+        Err(error) => {
+            log::say(&format!("nix-store-fs: cannot start the process that asks Nix: {error}"));
+            return None;
+        }
+    };
+    let Some(child) = child else {
+        drop(ours);
+        sys::exit_now(match make(source, store, overlay).and_then(|made| made.give(&theirs)) {
+            Ok(()) => 0,
+            Err(failure) => {
+                log::say(&format!("nix-store-fs: {}", error::chain(&failure)));
+                FAILED
+            }
+        });
+    };
+    drop(theirs);
+    let taken = background::take(&ours);
+    let ended = || rustix::process::waitpid(Some(child), WaitOptions::empty());
+    while matches!(ended(), Err(rustix::io::Errno::INTR)) {}
+    let mut given = taken?.1.into_iter();
+    let (made, list, lock) = (given.next()?, given.next()?, given.next());
+    let mut text = String::new();
+    let mut list = File::from(list);
+    list.rewind().and_then(|()| list.read_to_string(&mut text)).ok()?;
+    let place = match &lock {
+        None => Place::Memory,
+        Some(_) => Place::Directory(std::fs::read_link(path_of(&made)).ok()?),
+    };
+    let roots = text.lines().map(PathBuf::from).collect();
+    Some(Prepared { nix: Nix { made, place, lock }, roots })
+}
+
+/// What the variables of the command are for Nix.
+pub(super) fn set_variables(variables: &mut Vec<(OsString, OsString)>) {
+    let own = variables.iter().rfind(|(name, _)| name == "NIX_CONFIG").map(|(_, value)| value.clone());
+    let mut settings = own.unwrap_or_default();
+    if !settings.is_empty() {
+        settings.push("\n");
+    }
+    settings.push(SETTINGS);
+    for (name, value) in [
+        ("NIX_REMOTE", OsString::from("local")),
+        ("NIX_STATE_DIR", "/nix/var/nix".into()),
+        ("NIX_LOG_DIR", "/nix/var/log/nix".into()),
+        ("NIX_CONFIG", settings),
+    ] {
+        variables.retain(|(known, _)| known != name);
+        variables.push((name.into(), value));
+    }
+}
+
+/// What was made, open.
+struct Made {
+    dir: OwnedFd,
+    roots: File,
+    lock: Option<OwnedFd>,
+}
+
+impl Made {
+    fn give(&self, to: &OwnedFd) -> Result<(), Failure> {
+        let all = [Some(self.dir.as_fd()), Some(self.roots.as_fd()), self.lock.as_ref().map(AsFd::as_fd)];
+        let all: Vec<_> = all.into_iter().flatten().collect();
+        background::give(to, 0, &all).map_err(|error| PlaceError::Memory(error).into())
+    }
+}
+
+fn make(source: &Source, store: Option<&str>, overlay: Option<&Path>) -> Result<Made, Failure> {
+    let Resolved { closure, dir, real_dir } = resolve(source, store)?;
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| PlaceError::Make { path, source }
+    };
+    let (place, lock) = match overlay {
+        None => (own_memory().map_err(PlaceError::Memory)?, None),
+        Some(given) => {
+            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(given).map_err(failed(given))?;
+            let place = given.canonicalize().map_err(failed(given))?;
+            let lock = lock(&place)?;
+            (place, Some(lock))
+        }
+    };
+    for name in [UPPER, WORK, STATE_DIR, LOG_DIR] {
+        let path = place.join(name);
+        std::fs::DirBuilder::new().recursive(true).create(&path).map_err(failed(&path))?;
+    }
+    let (state, upper) = (place.join(STATE_DIR), place.join(UPPER));
+    let layer = overlay.is_some().then_some(upper.as_path());
+    let inside = Inside { store_dir: &dir, files: &real_dir, state: &state, layer };
+    inside.bring_up_to(&closure).map_err(PlaceError::from)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let open =
+        rustix::fs::open(&place, flags, Mode::empty()).map_err(|error| failed(&place)(error.into()))?;
+    let mut list = memory::memory_file("roots").map_err(PlaceError::Memory)?;
+    for root in closure.roots() {
+        writeln!(list, "{}", dir.join(root.as_str()).display()).map_err(PlaceError::Memory)?;
+    }
+    Ok(Made { dir: open, roots: list, lock })
+}
+
+/// The closure, with roots that a view would have as well.
+fn resolve(source: &Source, store: Option<&str>) -> Result<Resolved, Failure> {
+    match source {
+        Source::Saved(_) => {
+            Ok(Known::from(source.clone(), store.map(str::to_owned))?
+                .closure("what Nix knows in the view")?)
+        }
+        Source::Roots(roots) => {
+            let store = Store::open_given(store)?;
+            let followed = follow(roots, StoreDirs::of(&store)).result.map_err(Failure::from)?;
+            let closure = closure(&store, followed)?;
+            Ok(Resolved { closure, dir: store.dir().to_owned(), real_dir: store.real_dir().to_owned() })
+        }
+    }
+}
+
+/// A directory on a file system of this process's own. Nix's library wants real paths.
+fn own_memory() -> io::Result<PathBuf> {
+    let (user, group) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    if unshare(CloneFlags::CLONE_NEWNS).is_err() {
+        unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)?;
+        std::fs::write("/proc/self/setgroups", "deny")?;
+        std::fs::write("/proc/self/uid_map", format!("{user} {user} 1"))?;
+        std::fs::write("/proc/self/gid_map", format!("{group} {group} 1"))?;
+    }
+    let flags = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", flags)?;
+    let at = std::env::temp_dir().canonicalize()?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    rustix::mount::mount("nix-store-fs:made", &at, "tmpfs", flags, c"mode=0700")?;
+    Ok(at)
+}
+
+fn lock(place: &Path) -> Result<OwnedFd, PlaceError> {
+    let path = place.join(LOCK);
+    let failed = |error: rustix::io::Errno| PlaceError::Make { path: path.clone(), source: error.into() };
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file = rustix::fs::open(&path, flags, Mode::from_raw_mode(0o600)).map_err(failed)?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::AGAIN) => Err(PlaceError::Used(place.to_owned())),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+fn path_of(open: &OwnedFd) -> PathBuf {
+    use std::os::fd::AsRawFd;
+    format!("/proc/self/fd/{}", open.as_raw_fd()).into()
+}

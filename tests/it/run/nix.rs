@@ -1,0 +1,105 @@
+//! `--nix`: a real Nix at work over the view, with a layer in memory or in a directory.
+
+use std::fs;
+use std::path::Path;
+
+use super::{BOTH, Runs, nothing_is_left};
+use crate::util::program::Finished;
+use crate::util::tree;
+
+/// Nix as the machine has it: the libraries that the program was built with are another version's.
+const NIX: &str = "unset LD_LIBRARY_PATH; export HOME=/nix/var/nix NIX_CONF_DIR=/nix/var/nix";
+/// Settings that the user has: they are kept, but for what must be otherwise.
+const CONFIG: &str = "substitute = false\nsandbox = false\nbuild-users-group = no-such-group\nstore = daemon";
+
+/// Builds something small, with the machine's shell.
+fn build(name: &str) -> String {
+    format!(
+        "nix-build --no-out-link -E 'derivation {{ name = \"{name}\"; system = builtins.currentSystem; builder = \"/bin/sh\"; \
+         args = [ \"-c\" \"echo built > $out\" ]; }}' 2>/dev/null"
+    )
+}
+
+fn run(runs: &Runs, options: &[&str], script: &str) -> Finished {
+    let options = [&["--nix", "--setenv", "NIX_CONFIG", CONFIG], options].concat();
+    let done = runs.script(&options, &format!("{NIX}; {script}"));
+    nothing_is_left(runs.fixture.store.root());
+    done
+}
+
+/// What a run must not change.
+fn host(runs: &Runs) -> (Vec<std::path::PathBuf>, String) {
+    let root = runs.fixture.store.root();
+    let files = tree::list(&root.join("nix/store")).unwrap();
+    (files, runs.fixture.store.nix("nix-store", ["--dump-db"], b""))
+}
+
+#[test]
+fn nix_knows_the_closure_and_builds_over_it() {
+    need!(Root, Fuse, Nix, UserNamespaces, NixDirectory);
+    for who in BOTH {
+        let runs = Runs::by(who);
+        let before = host(&runs);
+        let system = &runs.fixture.system.path;
+        let script = format!(
+            "nix-store -qR {system}; echo; nix-store --verify --check-contents >/dev/null 2>&1 && echo verified; made=$({}) && cat $made && \
+             nix-store -q --hash $made | cut -c 1-7; nix-store --delete {} >/dev/null 2>&1 || echo kept; ls {}",
+            build("made"),
+            runs.fixture.data.path,
+            runs.fixture.store.root().join("nix/var").display()
+        );
+        let done = run(&runs, &[], &script);
+        let (closure, rest) = done.stdout.split_once("\n\n").unwrap_or_else(|| panic!("{who:?} {done:?}"));
+        let mut closure: Vec<&str> = closure.lines().map(|path| &path["/nix/store/".len()..]).collect();
+        closure.sort_unstable();
+        assert_eq!(closure, runs.fixture.members(), "{who:?}");
+        assert_eq!(rest, "verified\nbuilt\nsha256:\nkept\n", "{who:?} {done:?}");
+        assert_eq!(host(&runs), before, "{who:?}: the host's store was changed");
+    }
+}
+
+#[test]
+fn a_layer_in_a_directory_is_there_the_next_time() {
+    need!(Root, Fuse, Nix, UserNamespaces, NixDirectory);
+    for who in BOTH {
+        let runs = Runs::by(who);
+        let dir = runs.own_dir();
+        let layer = dir.path().join("a:b,c/layer");
+        let overlay = ["--overlay", layer.to_str().unwrap()];
+        let done = run(&runs, &overlay, &build("kept"));
+        let made = done.stdout.trim().to_owned();
+        assert!(made.starts_with("/nix/store/"), "{who:?} {done:?}");
+        let script = format!("cat {made}; nix-store -q --deriver {made} | grep -c kept.drv");
+        let done = run(&runs, &overlay, &script);
+        assert_eq!(done.stdout, "built\n1\n", "{who:?} {done:?}");
+        // In memory it is not there.
+        let done = run(&runs, &[], &format!("ls -d {made}"));
+        assert_ne!(done.status.code(), Some(0), "{who:?} {done:?}");
+        assert!(!Path::new(&made).exists());
+        // One at a time.
+        let script = format!("exec 9<{0} && flock -n 9 && echo free; true", layer.join("lock").display());
+        let done = run(&runs, &overlay, &script);
+        assert_eq!(done.stdout, "", "{who:?} {done:?}");
+        let done = std::process::Command::new("flock").arg("-n").arg(layer.join("lock")).arg("true").status();
+        assert!(done.unwrap().success(), "{who:?}: it is free afterwards");
+    }
+}
+
+#[test]
+fn a_layer_in_use_and_one_that_cannot_be_made_are_said() {
+    need!(Root, Fuse, Nix, UserNamespaces);
+    let runs = Runs::by(super::Who::Root);
+    let dir = runs.own_dir();
+    let layer = dir.path().join("layer");
+    fs::create_dir(&layer).unwrap();
+    let options = ["--nix", "--overlay", layer.to_str().unwrap()];
+    let held = runs.with(&options, &["true"]).further_inside(["flock", layer.join("lock").to_str().unwrap()]);
+    let done = held.run();
+    assert_eq!((done.status.code(), done.stderr.lines().count()), (Some(125), 1), "{done:?}");
+    assert!(done.stderr.contains("in use by another"), "{done:?}");
+    let done = runs.with(&["--nix", "--overlay", "/proc/no"], &["true"]).run();
+    assert_eq!((done.status.code(), done.stderr.lines().count()), (Some(125), 1), "{done:?}");
+    let done = runs.with(&["--overlay", "/tmp"], &["true"]).run();
+    assert_eq!(done.status.code(), Some(125), "{done:?}");
+    assert!(done.stderr.contains("--nix"), "{done:?}");
+}
