@@ -130,8 +130,7 @@ fn variables(clear: bool, set: &[OsString]) -> Vec<(OsString, OsString)> {
 
 /// The store path of a program that lies in the store `dir`.
 fn hint(file: &Path, dir: &Path) -> Option<Hint> {
-    let dir = dir.canonicalize().ok()?;
-    let name = file.strip_prefix(&dir).ok()?.components().next()?;
+    let name = file.strip_prefix(dir.canonicalize().ok()?).ok()?.components().next()?;
     Some(Hint { file: file.to_owned(), root: dir.join(name) })
 }
 

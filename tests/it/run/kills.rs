@@ -10,8 +10,8 @@ use super::{BOTH, Runs, Who, nothing_is_left, processes_with};
 use crate::util::random::{Random, seed};
 use crate::util::{mounts, number};
 
-/// How often, of each kind.
-const ROUNDS: u64 = 24;
+/// How often, by each user.
+const ROUNDS: u64 = 100;
 
 fn kill(pid: u32) {
     if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
