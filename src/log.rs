@@ -76,6 +76,8 @@ struct Queue {
     writing: bool,
     /// Whether a thread writes what is put in.
     served: bool,
+    /// Whether that thread has been started, which has descriptors of its own.
+    started: bool,
 }
 
 #[derive(Debug)]
@@ -86,7 +88,8 @@ struct Log {
 
 impl Log {
     const fn new() -> Self {
-        let queue = Queue { entries: VecDeque::new(), bytes: 0, writing: false, served: false };
+        let queue =
+            Queue { entries: VecDeque::new(), bytes: 0, writing: false, served: false, started: false };
         Self { queue: Mutex::new(queue), changed: Condvar::new() }
     }
 
@@ -207,18 +210,18 @@ pub fn set_up(settings: LogSettings) {
 
 /// From here on this process writes its log to [`Sink::Syslog`], and has nothing open of what it had as standard error.
 pub fn to_syslog() {
-    let served = {
+    let started = {
         let mut queue = LOG.queue.lock();
-        if queue.served {
+        if queue.started {
             queue.entries.push_back(Entry::Syslog);
         }
-        queue.served
+        queue.started
     };
     LOG.changed.notify_all();
-    if !served {
+    if !started {
+        // The thread will have what is opened here: when it begins, the process may be allowed to open nothing more.
         TAGGED.store(true, Ordering::Relaxed);
     }
-    // The thread that writes has descriptors of its own.
     open_syslog();
 }
 
@@ -270,6 +273,7 @@ fn start_thread() -> io::Result<()> {
             }
         }
     };
+    LOG.queue.lock().started = true;
     // Signals are for the other threads: the mask is inherited.
     let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
     let thread = thread::Builder::new().name("log".to_owned()).spawn(work);
