@@ -7,7 +7,7 @@
 //! Invariants:
 //! - It holds nothing of the caller's but standard error, and that until it has said something: whoever waits for the end of a
 //!   pipe does not wait for it.
-//! - If either ends, the other one notices.
+//! - If either ends, the other one notices. One that is ready knows whether its caller has heard so ([`Caller::answer`]).
 //!
 //! Hard point: a process is forked while it has one thread, and the copy never returns to what the caller was doing.
 
@@ -153,9 +153,43 @@ impl Background {
             [exit, why @ ..] => Told::Failed { exit: *exit, why: String::from_utf8_lossy(why).into_owned() },
         }
     }
+
+    /// Tells it that it was heard, and is to stay: see [`Caller::answer`].
+    pub fn keep(self) {
+        let _ = rustix::net::send(&self.0, &[0], SendFlags::NOSIGNAL);
+    }
+}
+
+/// What a caller does about a process that is ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// Not known yet.
+    Nothing,
+    /// It has heard so, and ends now.
+    Keep,
+    /// It has ended without a word: whoever wanted this process has not heard of it.
+    Gone,
+}
+
+impl AsFd for Caller {
+    /// Readable once there is an answer.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
 }
 
 impl Caller {
+    /// What the caller does; does not wait.
+    #[must_use]
+    pub fn answer(&self) -> Answer {
+        match rustix::net::recv(&self.0, &mut [0], RecvFlags::DONTWAIT) {
+            Ok((1.., _)) => Answer::Keep,
+            Err(Errno::AGAIN | Errno::INTR) => Answer::Nothing,
+            // Its end, or what it was told lay there unread when it ended.
+            Ok((0, _)) | Err(_) => Answer::Gone,
+        }
+    }
+
     /// Waits for what the caller gives. None: it has ended.
     #[must_use]
     pub fn take(&self) -> Option<(u32, Vec<OwnedFd>)> {
@@ -169,18 +203,20 @@ impl Caller {
         self.say(&[0]);
     }
 
-    /// This process ends, with the code `exit`, as `why` says in one line.
-    pub fn failed(&self, exit: u8, why: &str) {
+    /// This process ends, with the code `exit`, as `why` says in one line. Returns whether the caller can be told: not after
+    /// [`Self::ready`], nor when it has ended.
+    pub fn failed(&self, exit: u8, why: &str) -> bool {
         // A character that is cut is one that cannot be read.
         let fits = why.as_bytes().get(..MESSAGE_MAX - 1).unwrap_or(why.as_bytes());
-        self.say(&[&[exit.max(1)], fits].concat());
+        self.say(&[&[exit.max(1)], fits].concat())
     }
 
     /// Nobody may be there any more.
-    fn say(&self, message: &[u8]) {
-        let _ = rustix::net::send(&self.0, message, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+    fn say(&self, message: &[u8]) -> bool {
+        let sent = rustix::net::send(&self.0, message, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
         // The caller reads one message.
         let _ = rustix::net::shutdown(&self.0, rustix::net::Shutdown::Write);
+        sent.is_ok()
     }
 }
 
@@ -222,6 +258,28 @@ mod tests {
         background.give(0, &[background.0.as_fd()]).unwrap();
         drop(caller);
         assert_eq!(background.wait(), Told::Nothing, "what was given was not read");
+    }
+
+    #[test]
+    fn whoever_is_ready_learns_whether_that_was_heard() {
+        let (background, caller) = both();
+        assert_eq!(caller.answer(), Answer::Nothing);
+        assert!(caller.say(&[0]));
+        assert_eq!(caller.answer(), Answer::Nothing);
+        assert_eq!(background.wait(), Told::Ready);
+        assert_eq!(caller.answer(), Answer::Nothing);
+        background.keep();
+        assert_eq!(caller.answer(), Answer::Keep);
+        assert!(!caller.failed(1, "nobody reads this"));
+        for is_heard in [false, true] {
+            let (background, caller) = both();
+            assert!(caller.say(&[0]));
+            if is_heard {
+                assert_eq!(background.wait(), Told::Ready);
+            }
+            drop(background);
+            assert_eq!(caller.answer(), Answer::Gone, "{is_heard}");
+        }
     }
 
     #[test]

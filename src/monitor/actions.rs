@@ -90,7 +90,7 @@ impl Runtime {
                     Notice::Reloading => systemd::reloading(),
                     Notice::Ready(status) => {
                         systemd::ready(&status);
-                        self.caller.take().iter().for_each(|caller| caller.ready());
+                        self.tell_caller();
                     }
                     Notice::Status(status) => systemd::status(&status),
                     Notice::Starting(slow) => systemd::starting(waits_for(slow, &self.settings.source)),

@@ -13,6 +13,7 @@ use super::runtime::{Place, Runtime};
 use super::supervisor::{Event, Found, Refusal, Unresolved};
 use super::watch::Changes;
 use super::{poll, systemd};
+use crate::background::{Answer, Caller};
 use crate::protocol::handshake::Promised;
 use crate::protocol::wire::{Cause, Received, Report};
 
@@ -23,6 +24,7 @@ const REST: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Source {
     Signals,
+    Caller,
     Store,
     Mounting,
     /// Its socket, or its end.
@@ -62,6 +64,7 @@ impl Runtime {
     fn sources(&self) -> Vec<(Source, BorrowedFd<'_>)> {
         let mut sources =
             vec![(Source::Signals, self.signals.as_fd()), (Source::Store, self.store_thread.ready())];
+        sources.extend(self.caller_of_mount().map(|caller| (Source::Caller, caller.as_fd())));
         sources.extend(self.mounting.as_ref().map(|thread| (Source::Mounting, thread.ready())));
         if let Some(server) = &self.server {
             sources.extend(server.socket().into_iter().chain([server.end()]).map(|fd| (Source::Server, fd)));
@@ -77,6 +80,7 @@ impl Runtime {
     fn take(&mut self, source: Source, events: &mut Vec<Event>) {
         match source {
             Source::Signals => events.extend(self.take_signals()),
+            Source::Caller => events.extend(self.take_caller()),
             Source::Store => self.take_resolution(events),
             Source::Mounting => events.extend(self.take_mount()),
             Source::Server => self.take_server(events),
@@ -119,6 +123,33 @@ impl Runtime {
         // They come in the order of their numbers.
         events.sort_by_key(|event| !matches!(event, Event::Stop));
         events
+    }
+
+    /// Who waits for a view that is mounted here. One of others ends with them.
+    fn caller_of_mount(&self) -> Option<&Caller> {
+        self.caller.as_deref().filter(|_| matches!(self.place, Place::Path))
+    }
+
+    /// Whoever waited and has ended without having heard of the view does not want it.
+    fn take_caller(&mut self) -> Option<Event> {
+        let answer = self.caller.as_ref()?.answer();
+        if answer != Answer::Nothing {
+            self.caller = None;
+        }
+        (answer == Answer::Gone).then(|| {
+            tracing::warn!(
+                "ending, because the process that asked for the view has ended before it was there"
+            );
+            Event::Stop
+        })
+    }
+
+    /// Tells whoever waits that the view answers.
+    pub(super) fn tell_caller(&mut self) {
+        self.caller.iter().for_each(|caller| caller.ready());
+        if self.caller_of_mount().is_none() {
+            self.caller = None;
+        }
     }
 
     /// Whether a successor would find what it has to know.
