@@ -1,7 +1,7 @@
 //! Arguments in, exit code out.
 //!
 //! [`args`] has what is typed, and a file for each thing that the program does has its own arguments, what it prints and how it
-//! ends: [`serve`], [`run`], [`dump`], [`reload`], [`status`], [`report`], [`why`], [`diff`], [`cdi`], [`version`]. What they share: whose closure is meant ([`config`], [`closures`]), which view
+//! ends: [`serve`], [`run`], [`mount_helper`], [`dump`], [`reload`], [`status`], [`report`], [`why`], [`diff`], [`cdi`], [`version`]. What they share: whose closure is meant ([`config`], [`closures`]), which view
 //! ([`views`]), standard output ([`output`]), exit codes ([`exit`]). Help, version and a wrong flag need no store, no
 //! `/dev/fuse` and no rights.
 
@@ -12,6 +12,7 @@ mod config;
 mod diff;
 mod dump;
 mod exit;
+mod mount_helper;
 mod output;
 mod reload;
 mod report;
@@ -36,6 +37,7 @@ pub use closures::NamesOnly;
 pub use config::ConfigError;
 pub use diff::OtherStore;
 pub use exit::{Exit, Failure};
+pub use mount_helper::mount_helper_command;
 pub use run::PlaceError;
 pub use views::{NoAnswer, Unanswered};
 pub use why::WhyError;
@@ -46,6 +48,9 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 /// The whole program, but for its servers.
 pub fn main() -> ! {
     panics::begin();
+    if mount_helper::is_meant() {
+        mount_helper::main();
+    }
     if run::is_meant() {
         run::main();
     }

@@ -28,7 +28,7 @@ pub(super) fn run(args: Args, stored: Stored) -> Result<Exit, Failure> {
 }
 
 /// Checks `args` without touching the store, FUSE or the mount point.
-fn check(args: Args) -> Result<Settings, ConfigError> {
+pub(super) fn check(args: Args) -> Result<Settings, ConfigError> {
     let log = args.log();
     let (source, store) = args.roots.check().map_err(|error| {
         match (error, args.mountpoint.as_deref().and_then(Path::to_str)) {

@@ -47,6 +47,7 @@ mod locked;
 mod logging;
 mod manual;
 mod missed;
+mod mount_helper;
 mod nix_inside;
 mod optimised;
 mod oracle;
