@@ -22,6 +22,7 @@ mod chosen_roots;
 mod container;
 mod hardening;
 mod imperative;
+mod mounts;
 mod recipe;
 mod service;
 mod starts;
