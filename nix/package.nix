@@ -50,7 +50,13 @@ rustPlatform.buildRustPackage {
     "--example"
     "manual"
   ];
-  postInstall = lib.optionalString (stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
+  postInstall = ''
+    # What mount(8) looks for: the same program by another name.
+    for name in mount.fuse.nix-store-fs mount.nix-store-fs; do
+      ln -s nix-store-fs "$out/bin/$name"
+    done
+  ''
+  + lib.optionalString (stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
     target/${stdenv.hostPlatform.rust.cargoShortTarget}/release/examples/manual "$out"
   '';
 

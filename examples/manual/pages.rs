@@ -26,22 +26,23 @@ pub(crate) fn write(dir: &Path) -> io::Result<()> {
         put(&dir.join(file), &text)?;
     }
     command.build();
-    let man = dir.join("share/man/man1");
-    page(&command, command.get_name(), &man)?;
+    page(&command, command.get_name(), "1", dir)?;
     for subcommand in command.get_subcommands().filter(|subcommand| subcommand.get_name() != "help") {
-        page(subcommand, &format!("nix-store-fs-{}", subcommand.get_name()), &man)?;
+        page(subcommand, &format!("nix-store-fs-{}", subcommand.get_name()), "1", dir)?;
     }
-    Ok(())
+    let helper = nix_store_fs::cli::mount_helper_command();
+    page(&helper, helper.get_name(), "8", dir)
 }
 
-fn page(command: &Command, name: &str, dir: &Path) -> io::Result<()> {
+fn page(command: &Command, name: &str, section: &str, dir: &Path) -> io::Result<()> {
     let mut text = Vec::new();
     let command = command.clone().display_name(name.to_owned()).version(env!("CARGO_PKG_VERSION"));
     clap_mangen::Man::new(command)
         .title(name.to_uppercase())
+        .section(section)
         .source(concat!("nix-store-fs ", env!("CARGO_PKG_VERSION")))
         .render(&mut text)?;
-    put(&dir.join(format!("{name}.1")), &text)
+    put(&dir.join(format!("share/man/man{section}/{name}.{section}")), &text)
 }
 
 fn put(file: &Path, text: &[u8]) -> io::Result<()> {

@@ -27,7 +27,7 @@ fn commands() -> Vec<String> {
         .collect()
 }
 
-/// One page for the program and one for each command, which groff(1) finds nothing wrong with.
+/// One page for the program, one for each command and one for the mount helper, which groff(1) finds nothing wrong with.
 #[test]
 fn there_is_a_page_for_each_command() {
     need!(Shells);
@@ -44,9 +44,11 @@ fn there_is_a_page_for_each_command() {
         .collect();
     pages.sort();
     assert_eq!(pages, expected);
-    for page in pages {
+    let helper = dir.path().join("share/man/man8/mount.fuse.nix-store-fs.8");
+    for page in pages.into_iter().map(|page| man.join(page)).chain([helper]) {
         let (text, warnings) =
-            run(Command::new("groff").args(["-man", "-Tutf8", "-ww", "-P-cbou"]).arg(man.join(&page)));
+            run(Command::new("groff").args(["-man", "-Tutf8", "-ww", "-P-cbou"]).arg(&page));
+        let page = page.display();
         assert_eq!(warnings, "", "{page}");
         assert!(text.contains("SYNOPSIS") && text.contains("OPTIONS"), "{page}: {text}");
     }

@@ -567,3 +567,53 @@ fn a_store_that_comes_later() {
     host.run(&format!("mount -T {fstab} -a"));
     assert_eq!(names(&host.inside(&at)), fixture.members().into_iter().collect());
 }
+
+/// Every call and line of docs/mount.md is accepted, and its table has every option that the manual page has.
+#[test]
+fn what_is_documented_is_accepted() {
+    let document = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/mount.md");
+    let document = fs::read_to_string(document).unwrap();
+    let dir = crate::util::scratch();
+    let helper = dir.path().join("mount.fuse.nix-store-fs");
+    symlink(Program::PATH, &helper).unwrap();
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(&helper);
+        nix_environment(&mut command).args(arguments).output().unwrap()
+    };
+    let mut accepted = 0;
+    for line in document.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let (source, options) = match words.as_slice() {
+            ["#", "mount", "-t", "fuse.nix-store-fs", source, _, "-o", options] => (*source, *options),
+            [source, _, "fuse.nix-store-fs", options, "0", "0"] => (*source, *options),
+            _ => match line.strip_prefix("Options=") {
+                Some(options) => ("nix-store-fs:web", options),
+                None => continue,
+            },
+        };
+        let output = run(&[source, "/", "-f", "-o", options]);
+        assert!(output.status.success(), "{line}: {output:?}");
+        accepted += 1;
+    }
+    assert_eq!(accepted, 3);
+    // Of the two places where options are listed, neither has one that the other has not.
+    let help = String::from_utf8(run(&["--help"]).stdout).unwrap();
+    let help = help.split("Options of -o").nth(1).unwrap().split("A value with").next().unwrap();
+    let table = document.split("\n## Options").nth(1).unwrap().split("| `rw`").next().unwrap();
+    let candidates = help.lines().skip(1).chain(table.lines()).flat_map(|line| {
+        line.split(|c: char| !(c.is_ascii_lowercase() || c == '-')).filter(|word| word.len() > 1)
+    });
+    let is_option = |word: &&str| {
+        // Known, whether it takes a value or not.
+        let output = run(&["none", "/", "-f", "-o", word]);
+        !stderr(&output).contains("unknown mount option")
+    };
+    let options: BTreeSet<&str> = candidates.filter(is_option).collect();
+    assert!(options.len() >= 19, "{options:?}");
+    let names = |text: &str, option: &str| {
+        text.split(|c: char| !(c.is_ascii_lowercase() || c == '-')).any(|word| word == option)
+    };
+    for option in options {
+        assert!(names(help, option) && names(table, option), "{option} is missing in one of both");
+    }
+}

@@ -94,7 +94,7 @@ struct Args {
     mountpoint: PathBuf,
 
     /// Options, separated by commas; repeatable
-    #[arg(short, value_name = "OPTIONS", action = ArgAction::Append)]
+    #[arg(short, value_name = "OPTIONS", action = ArgAction::Append, allow_hyphen_values = true)]
     options: Vec<OsString>,
 
     /// Check everything that can be checked without mounting, and mount nothing
@@ -418,4 +418,52 @@ fn difference(source: &Path, asked: &args::Args, running: &Status) -> Option<Str
         .or_else(|| flag("watch", asked.watch, settings.watch))
         .or_else(|| flag("prune", asked.prune, settings.prune))
         .or_else(|| flag("report", asked.report, settings.report))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_known_by_its_name() {
+        for name in ["mount.fuse.nix-store-fs", "/sbin/mount.nix-store-fs", "./mount.fuse.nix-store-fs"] {
+            assert!(is_name(OsStr::new(name)), "{name}");
+        }
+        for name in
+            ["", "/", "nix-store-fs", "/sbin/mount", "mount.fuse.nix-store-fs/a", "mount.fuse.nix-store-fs2"]
+        {
+            assert!(!is_name(OsStr::new(name)), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_source_is_a_system_or_the_name_of_a_view() {
+        let system = |path: &str| Source::System(path.into());
+        let here = std::env::current_dir().unwrap();
+        for (source, expected) in [
+            ("/nix/store/a", system("/nix/store/a")),
+            ("abc-hello", system("abc-hello")),
+            ("./result", Source::System(here.join("result"))),
+            ("none", Source::Nothing),
+            ("nix-store-fs", Source::Nothing),
+            ("nix-store-fs:web", Source::Name("web".to_owned())),
+            ("/none", system("/none")),
+        ] {
+            assert_eq!(Source::of(Path::new(source)), expected, "{source}");
+        }
+    }
+
+    #[test]
+    fn arguments_are_read_as_mount_writes_them() {
+        Args::command().debug_assert();
+        let parse = |words: &[&str]| Args::try_parse_from([&["mount.fuse.nix-store-fs"], words].concat());
+        let args =
+            parse(&["/a", "/b", "-s", "-f", "-n", "-v", "-o", "rw", "-t", "fuse.nix-store-fs"]).unwrap();
+        assert!(args.sloppy && args.fake && args.no_mtab && args.verbose == 1);
+        let args = parse(&["-sfnvv", "-orw,watch", "/a", "/b", "-o", "x"]).unwrap();
+        assert_eq!((args.options, args.verbose), (vec!["rw,watch".into(), "x".into()], 2));
+        let said = one_line(&parse(&["/a"]).unwrap_err());
+        assert_eq!(said, "the following required arguments were not provided: <MOUNTPOINT>");
+        assert_eq!(one_line(&parse(&["/a", "/b", "-x"]).unwrap_err()), "unexpected argument '-x' found");
+    }
 }

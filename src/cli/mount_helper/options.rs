@@ -6,7 +6,7 @@
 //! Hard points:
 //! 1. mount(8) adds options that nobody wrote (`rw`, and what `user` implies), and for a remount those of the mount table. They
 //!    cannot be told from those that somebody wrote, so what contradicts a view is accepted where it takes nothing away.
-//! 2. Newer releases of libmount keep only the last of several options of the same name: a list is one value.
+//! 2. Whether mount(8) passes on several options of the same name is its own affair: a list is one value.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
