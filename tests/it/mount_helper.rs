@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Instant;
@@ -15,7 +15,8 @@ use crate::util::fixture::Fixture;
 use crate::util::namespace::Namespace;
 use crate::util::program::{Program, unique_name};
 use crate::util::random::{Random, seed};
-use crate::util::store::{Daemon, nix_environment};
+use crate::util::store::{Daemon, NixStore, as_user, nix_environment};
+use crate::util::user::{NOBODY, User};
 
 /// What installs the helper: the machine's directory has it on top, in this mount namespace alone. Views of tests that run at the same
 /// time are taken out of it.
@@ -291,7 +292,7 @@ fn a_line_of_fstab_is_mounted_once() {
     need!(Root, Fuse, Nix);
     let (host, name) = (Host::new(), unique_name());
     let odd = host.place("a, b");
-    let fixture = Fixture::in_store(crate::util::store::NixStore::below(&odd));
+    let fixture = Fixture::in_store(NixStore::below(&odd));
     let at = host.place("the view");
     let escape = |text: String| text.replace(' ', "\\040");
     let line = |more: &str| {
@@ -566,6 +567,56 @@ fn a_store_that_comes_later() {
     symlink(real, &socket).unwrap();
     host.run(&format!("mount -T {fstab} -a"));
     assert_eq!(names(&host.inside(&at)), fixture.members().into_iter().collect());
+}
+
+/// With `user` in fstab(5) the view is that user's own; what `user` implies and only root can do is an error.
+#[test]
+fn a_user_whom_fstab_allows_mounts() {
+    need!(Root, Fuse, Nix, Fusermount);
+    let fixture = Fixture::in_store(NixStore::owned_by(NOBODY));
+    let (user, host, name) = (User::new(), Host::new(), unique_name());
+    let at = host.place("view");
+    chown(&at, Some(NOBODY), Some(NOBODY)).unwrap();
+    let programs = user.runtime().parent().unwrap().to_owned();
+    symlink("nix-store-fs", programs.join("mount.fuse.nix-store-fs")).unwrap();
+    let programs = programs.display();
+    // mount(8) is set-user-ID, so the loader takes the variable away.
+    host.run(&format!(
+        "rm /sbin/mount.fuse.nix-store-fs
+        printf '#!/bin/sh\nLD_LIBRARY_PATH={programs} exec {programs}/mount.fuse.nix-store-fs \"$@\"\n' >/sbin/mount.fuse.nix-store-fs
+        chmod 755 /sbin/mount.fuse.nix-store-fs
+        mount -t tmpfs none {programs}/dev
+        mknod {programs}/dev/fuse c 10 229 && chmod 666 {programs}/dev/fuse
+        mount --bind {programs}/dev/fuse /dev/fuse
+        mkdir {layers}/etc {layers}/etc-work
+        mount -t overlay none -o lowerdir=/etc,upperdir={layers}/etc,workdir={layers}/etc-work /etc",
+        layers = host.dir.path().join("layers").display()
+    ));
+    let options = format!("store={},system={},user", fixture.store.uri(), fixture.system.path);
+    let as_user = |script: &str| {
+        let runtime = user.runtime();
+        let words = as_user(NOBODY).join(" ");
+        let script = format!("exec setpriv {words} env XDG_RUNTIME_DIR={} {script}", runtime.display());
+        host.try_run(&script)
+    };
+    let mount = |options: &str| {
+        let fstab =
+            host.fstab(&format!("nix-store-fs:{name} {} fuse.nix-store-fs {options} 0 0", at.display()));
+        host.run(&format!("cp {fstab} /etc/fstab"));
+        as_user(&format!("mount {}", at.display()))
+    };
+    let refused = mount(&options);
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    assert!(stderr(&refused).contains("add exec"), "{refused:?}");
+    let mounted = mount(&format!("{options},exec"));
+    assert!(mounted.status.success(), "{mounted:?}");
+    let listed = as_user(&format!("ls -1 {}", at.display()));
+    assert_eq!(String::from_utf8(listed.stdout).unwrap().lines().collect::<Vec<_>>(), fixture.members());
+    assert!(host.mounts()[0].contains(&format!("user_id={NOBODY}")), "{:?}", host.mounts());
+    let unmounted = as_user(&format!("fusermount3 -u {}", at.display()));
+    assert!(unmounted.status.success(), "{unmounted:?}");
+    host.assert_nothing_left(&[]);
+    assert_eq!(user.left_behind(), [] as [PathBuf; 0]);
 }
 
 /// Every call and line of docs/mount.md is accepted, and its table has every option that the manual page has.

@@ -270,7 +270,17 @@ fn view(source: &Path, options: &Options, at: &Path) -> Result<args::Args, Helpe
         }
     }
     words.extend(["--".into(), at.into()]);
-    args::Args::try_parse_from(words).map_err(|error| HelperError::Usage(one_line(&error)))
+    let mut args = args::Args::try_parse_from(words).map_err(|error| HelperError::Usage(one_line(&error)))?;
+    // Who serves the view is in another directory.
+    args.roots.system.iter_mut().chain(&mut args.roots.roots).for_each(|root| *root = absolute(root));
+    Ok(args)
+}
+
+/// A path of a root, as it is from every directory. The base name of a store path has none.
+fn absolute(root: &Path) -> PathBuf {
+    let is_path = root.as_os_str().as_encoded_bytes().contains(&b'/');
+    let absolute = is_path.then(|| std::path::absolute(root).ok()).flatten();
+    absolute.unwrap_or_else(|| root.to_owned())
 }
 
 /// What the first word names.
@@ -291,10 +301,7 @@ impl Source {
         if text.is_some_and(|text| NO_SOURCE.contains(&text)) {
             return Self::Nothing;
         }
-        // The base name of a store path has no directory.
-        let is_path = source.as_os_str().as_encoded_bytes().contains(&b'/');
-        let absolute = is_path.then(|| std::path::absolute(source).ok()).flatten();
-        Self::System(absolute.unwrap_or_else(|| source.to_owned()))
+        Self::System(source.to_owned())
     }
 }
 
@@ -439,11 +446,10 @@ mod tests {
     #[test]
     fn a_source_is_a_system_or_the_name_of_a_view() {
         let system = |path: &str| Source::System(path.into());
-        let here = std::env::current_dir().unwrap();
         for (source, expected) in [
             ("/nix/store/a", system("/nix/store/a")),
             ("abc-hello", system("abc-hello")),
-            ("./result", Source::System(here.join("result"))),
+            ("./result", system("./result")),
             ("none", Source::Nothing),
             ("nix-store-fs", Source::Nothing),
             ("nix-store-fs:web", Source::Name("web".to_owned())),
@@ -451,6 +457,15 @@ mod tests {
         ] {
             assert_eq!(Source::of(Path::new(source)), expected, "{source}");
         }
+    }
+
+    #[test]
+    fn roots_are_the_same_from_every_directory() {
+        let here = std::env::current_dir().unwrap();
+        let options = Options::parse([OsStr::new("root=a/b:/c:abc-d")], false).unwrap();
+        let roots = view(Path::new("./result"), &options, Path::new("/mnt")).unwrap().roots;
+        assert_eq!(roots.system.unwrap(), here.join("result"));
+        assert_eq!(roots.roots, [here.join("a/b"), "/c".into(), "abc-d".into()]);
     }
 
     #[test]
