@@ -1,7 +1,7 @@
 //! A process that stays when the one that was typed ends, or becomes another program.
 //!
-//! It is forked twice, so it is no child of whatever the first becomes, and it is in a session of its own: neither the terminal
-//! nor a program that waits for its children knows of it. A socket pair is between the two: the caller can send
+//! It is forked twice, so it is no child of whatever the first becomes, and it is in a session of its own, at once or when it is ready
+//! ([`Session`]): neither the terminal nor a program that waits for its children knows of it. A socket pair is between the two: the caller can send
 //! descriptors, and the other one says once that it is ready, or why it cannot be.
 //!
 //! Invariants:
@@ -44,7 +44,17 @@ pub struct Background(OwnedFd);
 
 /// The process that was typed, as the one that stays sees it.
 #[derive(Debug)]
-pub struct Caller(OwnedFd);
+pub struct Caller(OwnedFd, Session);
+
+/// When the process that stays leaves the session of the one that was typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Session {
+    /// At once.
+    Own,
+    /// When it is ready. Until then it is in the same process group: the kernel knows by it who is to mount on an automount
+    /// point, and lets all others wait (`Documentation/filesystems/autofs.rst` of Linux).
+    OwnWhenReady,
+}
 
 /// What the process that stays has said.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,17 +76,17 @@ pub enum Told {
 ///
 /// # Errors
 /// Those of socketpair(2), fork(2) and of opening `/dev/null`.
-pub fn split() -> io::Result<Side> {
+pub fn split(session: Session) -> io::Result<Side> {
     let (ours, theirs) = pair()?;
     // Before the fork: the copy cannot tell anybody.
     let null = File::options().read(true).write(true).open("/dev/null")?;
-    if sys::fork_twice()? {
+    if sys::fork_twice(session == Session::Own)? {
         drop(ours);
         sys::replace(io::stdin().as_fd(), &null)?;
         sys::replace(io::stdout().as_fd(), &null)?;
         drop(null);
         sys::close_others(theirs.as_fd());
-        return Ok(Side::Background(Caller(theirs)));
+        return Ok(Side::Background(Caller(theirs, session)));
     }
     Ok(Side::Caller(Background(ours)))
 }
@@ -199,6 +209,10 @@ impl Caller {
     /// What this process is for is there. From here on it has nothing of the caller's, and logs to syslog. Said once; later calls say
     /// nothing.
     pub fn ready(&self) {
+        if self.1 == Session::OwnWhenReady {
+            // Refused once it is done.
+            let _ = rustix::process::setsid();
+        }
         log::to_syslog();
         self.say(&[0]);
     }
@@ -226,7 +240,7 @@ mod tests {
 
     fn both() -> (Background, Caller) {
         let (ours, theirs) = pair().unwrap();
-        (Background(ours), Caller(theirs))
+        (Background(ours), Caller(theirs, Session::Own))
     }
 
     #[test]

@@ -48,6 +48,8 @@ pub struct Mount {
     pub source: String,
     /// Who mounted it, if it is a FUSE file system.
     pub user: Option<u32>,
+    /// The process group that mounts there, if it is an automount point (autofs(5)): all others wait until it has.
+    pub automounter: Option<i32>,
     /// Major and minor number of the superblock's device, `0:42`.
     pub device: String,
     /// The directories that it shows together, if it is an overlay, as far as they are absolute.
@@ -139,12 +141,18 @@ fn parse(line: &[u8]) -> Option<Mount> {
     let text = |field: &[u8]| String::from_utf8_lossy(&unescape(field)).into_owned();
     let (kind, source) = (text(fields.next()?), text(fields.next()?));
     let options = fields.next()?;
-    let user = options.rsplit(|b| *b == b',').find_map(|option| option.strip_prefix(b"user_id="));
+    let number = |name: &[u8]| {
+        let value = options.rsplit(|b| *b == b',').find_map(|option| option.strip_prefix(name))?;
+        std::str::from_utf8(value).ok()
+    };
+    let user = number(b"user_id=").and_then(|user| user.parse().ok());
+    let automounter = number(b"pgrp=").and_then(|group| group.parse().ok());
     Some(Mount {
         id,
         root: OsString::from_vec(unescape(root)).into(),
         at: OsString::from_vec(unescape(at)).into(),
-        user: user.and_then(|user| std::str::from_utf8(user).ok()?.parse().ok()).filter(|_| is_fuse(&kind)),
+        user: user.filter(|_| is_fuse(&kind)),
+        automounter: automounter.filter(|_| kind == "autofs"),
         layers: if kind == "overlay" { layers(options) } else { Vec::new() },
         kind,
         source,
@@ -220,6 +228,17 @@ mod tests {
         ] {
             assert_eq!(user(kind, source, options), expected, "{kind} {source} {options}");
         }
+    }
+
+    #[test]
+    fn an_automount_point_is_whose_the_kernel_says() {
+        let group = |kind: &str, options: &str| {
+            parse(format!("36 35 0:9 / /mnt rw - {kind} systemd-1 {options}").as_bytes()).unwrap().automounter
+        };
+        let options = "rw,fd=47,pgrp=1,timeout=0,minproto=5,maxproto=5,direct,pipe_ino=9";
+        assert_eq!(group("autofs", options), Some(1));
+        assert_eq!(group("autofs", "rw,fd=-1,timeout=0"), None);
+        assert_eq!(group("tmpfs", options), None);
     }
 
     #[test]

@@ -183,16 +183,18 @@ pub fn ask(path: &CStr) -> io::Result<rustix::process::Pid> {
     }
 }
 
-/// Forks twice, with a new session between the two: true in the process that results, which is a child of whoever takes orphans, and
-/// false in this one. Called while there is one thread.
+/// Forks twice: true in the process that results, which is a child of whoever takes orphans, and false in this one. It is in a new session
+/// if it `leaves` this one. Called while there is one thread.
 ///
 /// # Errors
 /// Those of fork(2), of either.
-pub fn fork_twice() -> io::Result<bool> {
+pub fn fork_twice(leaves: bool) -> io::Result<bool> {
     let between = fork()?;
     let Some(between) = between else {
-        // It is no leader of a process group yet.
-        let _ = rustix::process::setsid();
+        if leaves {
+            // It is no leader of a process group yet.
+            let _ = rustix::process::setsid();
+        }
         return match fork() {
             Ok(None) => Ok(true),
             Ok(Some(_)) => exit_now(0),

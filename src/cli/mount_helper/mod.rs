@@ -27,7 +27,7 @@ use super::config::ConfigError;
 use super::exit::Failure;
 use super::views::Running;
 use super::{LAST_WORDS, serve as serving};
-use crate::background::{self, Caller, Side, Told};
+use crate::background::{self, Caller, Session, Side, Told};
 use crate::log::{LogSettings, Sink};
 use crate::monitor::{self, Origin, Settings};
 use crate::protocol::control::status::Status;
@@ -343,7 +343,7 @@ impl Flags {
 fn mount(settings: Settings, at: &Path, flags: Option<Flags>) -> Result<(), HelperError> {
     // The server is started from there as well.
     mounts::mounts().map_err(|error| Failure::Mount(monitor::mount::MountError::Table(error)))?;
-    let background = match background::split().map_err(HelperError::Start)? {
+    let background = match background::split(Session::OwnWhenReady).map_err(HelperError::Start)? {
         Side::Background(caller) => serve(Arc::new(caller), settings),
         Side::Caller(background) => background,
     };

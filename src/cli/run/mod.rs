@@ -20,7 +20,7 @@ pub use inside::PlaceError;
 use super::args::{self, RootArgs};
 use super::exit::Failure;
 use super::{LAST_WORDS, explain};
-use crate::background::{self, Caller, Side};
+use crate::background::{self, Caller, Session, Side};
 use crate::closure::resolve::Roots;
 use crate::closure::source::Source;
 use crate::log::LogSettings;
@@ -175,7 +175,7 @@ pub(super) fn main() -> ! {
             view.source = Source::Roots(Roots { paths: prepared.roots, ..Roots::default() });
         }
     }
-    match background::split() {
+    match background::split(Session::Own) {
         Ok(Side::Background(caller)) => serve(Arc::new(caller), view),
         Ok(Side::Caller(background)) => {
             let ended = if wanted.is_any() {

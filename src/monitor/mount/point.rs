@@ -136,6 +136,10 @@ fn pulse(at: &Path) -> Pulse {
 /// one of them cannot end, as it waits for somebody who waits for an answer.
 fn clear_dead(at: &Path, name: &str, mut earlier: Option<Number>) -> Result<(), MountError> {
     while let Some(mount) = top(at)? {
+        // Whoever looked there waits for this mount.
+        if mount.automounter.is_some_and(|group| group == rustix::process::getpgrp().as_raw_nonzero().get()) {
+            return Ok(());
+        }
         let pulse = if mount.kind.starts_with("fuse") { pulse(at) } else { Pulse::Answers };
         let ours = mount.is_own_view_from(&source(name));
         if pulse == Pulse::Dead && ours {

@@ -13,6 +13,9 @@ use super::{guest, nixos};
 use crate::util::program::{Program, unique_name};
 use crate::util::store::{Member, NixStore};
 
+/// What automount units need of the kernel (autofs(5)).
+pub(super) const AUTOFS: &str = "/dev/autofs";
+
 #[derive(Debug)]
 pub(super) struct Host {
     pub(super) machine: Machine,
@@ -50,7 +53,10 @@ impl Host {
                 "--system-call-filter=landlock_create_ruleset landlock_add_rule landlock_restrict_self",
                 "--boot",
             ])
-            .args(["--machine", &name, "--bind=/nix", "--bind=/dev/fuse", "--link-journal=no", "-D"])
+            .args(["--machine", &name, "--bind=/nix", "--bind=/dev/fuse", "--link-journal=no"])
+            // Without it systemd has no automount units.
+            .args(Path::new(AUTOFS).exists().then(|| format!("--bind={AUTOFS}")))
+            .arg("-D")
             .arg(&root);
         let machine = Boot { name: &name, nix: &nix, command }.start();
         let host = Self { machine, store, view: view.to_owned(), root, _scratch: scratch };

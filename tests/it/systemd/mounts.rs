@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::path::Path;
 
-use super::host::{Host, system};
+use super::host::{AUTOFS, Host, system};
 use super::machine::eventually;
+use crate::util::gate::not_run;
 use crate::util::store::{Member, NixStore};
 
 const WHERE: &str = "/srv/web";
@@ -191,5 +193,40 @@ fn a_view_in_use_is_not_stopped() {
     assert!(shows(&host, &one), "{}", journal(&host));
     host.systemctl("stop user.service");
     host.systemctl(&format!("stop {UNIT}"));
+    assert_nothing_left(&host);
+}
+
+/// With `x-systemd.automount` the view is mounted by whoever looks, who waits for it and for nothing else.
+#[test]
+fn an_automount_mounts_the_view() {
+    need_systemd!();
+    if !Path::new(AUTOFS).exists() {
+        return not_run("an automount unit needs /dev/autofs");
+    }
+    let (host, [one, two]) = host();
+    let line = format!(
+        "nix-store-fs:web {WHERE} fuse.nix-store-fs {PROFILE},noauto,x-systemd.automount,x-systemd.mount-timeout=20 0 0\n"
+    );
+    fs::write(host.machine.path("/etc/fstab"), line).unwrap();
+    host.systemctl("daemon-reload");
+    host.systemctl("start srv-web.automount");
+    for _ in 0..2 {
+        assert_eq!(host.mounts(), Vec::<String>::new());
+        let listed = host.machine.run(&format!("timeout 60 ls {WHERE}"));
+        assert_eq!(listed.trim(), one.base, "{}", journal(&host));
+        assert_eq!(host.mounts().len(), 1);
+        // Nothing of it is in the process group that systemd's own mounting is known by.
+        let files: Vec<String> = processes(&host).lines().map(|pid| format!("/proc/{pid}/stat")).collect();
+        let groups = host.machine.run(&format!("cut -d ' ' -f 5 {}", files.join(" ")));
+        assert_eq!(groups.lines().count(), 2, "{groups}");
+        assert!(groups.lines().all(|group| group != "1"), "{groups}");
+        host.systemctl(&format!("stop {UNIT}"));
+        assert_nothing_left(&host);
+    }
+    host.machine.run(&format!("timeout 60 ls {WHERE}"));
+    switch(&host, &two.path);
+    host.systemctl(&format!("reload {UNIT}"));
+    assert!(host.machine.run(&format!("ls {WHERE}")).contains(&two.base));
+    host.systemctl(&format!("stop srv-web.automount {UNIT}"));
     assert_nothing_left(&host);
 }
