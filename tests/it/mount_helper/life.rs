@@ -143,7 +143,8 @@ fn lazy_and_forced_unmounts_end_it() {
     assert_eq!(host.mounts().len(), 1);
 }
 
-/// A signal to the monitor unmounts; a killed monitor leaves a view that is read, and that umount ends.
+/// A killed server is replaced. A signal to the monitor unmounts; a killed monitor leaves a view that is read, and that umount ends;
+/// what is left when both are killed is cleared away by the next mount.
 #[test]
 fn signals_are_those_of_every_view() {
     need!(Root, Fuse, Nix);
@@ -160,6 +161,9 @@ fn signals_are_those_of_every_view() {
         host.processes().into_iter().find(is_monitor).unwrap().0
     };
     host.run(&mount);
+    let server = host.processes().into_iter().find(|(_, line)| line.contains("server")).unwrap().0;
+    kill_process(server, Signal::KILL).unwrap();
+    assert_eq!(names(&host.inside(&at)), fixture.members().into_iter().collect());
     kill_process(monitor(), Signal::TERM).unwrap();
     host.assert_nothing_left(&[&name]);
 
@@ -169,8 +173,21 @@ fn signals_are_those_of_every_view() {
     let output = host.try_run(&format!("mount -o remount {}", at.display()));
     assert_eq!(output.status.code(), Some(32), "{output:?}");
     host.run(&format!("umount {}", at.display()));
-    // Its state is cleared away by the next one.
-    host.run(&format!("{mount} && umount {}", at.display()));
+    // Its state is cleared away by the next one, and so is a mount that nobody serves.
+    host.run(&mount);
+    for (pid, _) in host.processes() {
+        kill_process(pid, Signal::KILL).unwrap();
+    }
+    let until = Instant::now() + DEADLINE;
+    while !host.processes().is_empty() {
+        assert!(Instant::now() < until, "{:?}", host.processes());
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    let dead = host.try_run(&format!("ls {}", at.display()));
+    assert!(stderr(&dead).contains("not connected"), "{dead:?}");
+    host.run(&mount);
+    assert_eq!(names(&host.inside(&at)), fixture.members().into_iter().collect());
+    host.run(&format!("umount {}", at.display()));
     host.assert_nothing_left(&[&name]);
 }
 

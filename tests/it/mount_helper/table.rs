@@ -48,6 +48,23 @@ fn a_line_of_fstab_is_mounted_once() {
     host.assert_nothing_left(&[&name]);
 }
 
+/// With a path as source `mount -a` does not know that it is mounted, as docs/mount.md says.
+#[test]
+fn a_line_with_a_path_is_not_known_again() {
+    need!(Root, Fuse, Nix);
+    let (fixture, host, name) = (Fixture::new(), Host::new(), unique_name());
+    let at = host.place("view");
+    let line =
+        format!("{} {} fuse.nix-store-fs {}", fixture.system.path, at.display(), options(&fixture, &name));
+    let fstab = host.fstab(&line);
+    host.run(&format!("mount -T {fstab} -a"));
+    host.run(&format!("mount -T {fstab} -o remount {}", at.display()));
+    let again = host.try_run(&format!("mount -T {fstab} -a"));
+    assert_eq!(again.status.code(), Some(32), "{again:?}");
+    assert!(stderr(&again).contains("already"), "{again:?}");
+    assert_eq!(host.mounts().len(), 1);
+}
+
 /// Ten at once.
 #[test]
 fn ten_are_mounted_at_once() {

@@ -123,6 +123,31 @@ fn a_line_of_fstab_is_a_unit() {
     assert_nothing_left(&host);
 }
 
+/// A view whose store is not there when the machine boots keeps nothing else from starting, with `nofail`; it can be started later.
+#[test]
+fn a_store_that_is_absent_at_the_boot() {
+    need_systemd!();
+    let (host, [one, _]) = host();
+    let line = |more: &str| {
+        format!("nix-store-fs:web {WHERE} fuse.nix-store-fs {PROFILE},store=unix:///absent{more} 0 0\n")
+    };
+    let target = |line: String| {
+        fs::write(host.machine.path("/etc/fstab"), line).unwrap();
+        host.systemctl("daemon-reload");
+        // What a boot does: everything that the target wants is started again.
+        host.systemctl("stop local-fs.target");
+        host.machine.try_run("systemctl start local-fs.target").status.success()
+    };
+    assert!(target(line(",nofail")), "{}", journal(&host));
+    assert!(eventually(|| state(&host) == "failed"), "{}", state(&host));
+    assert!(!target(line("")), "without nofail it is waited for");
+    assert!(target(line(",nofail").replace(",store=unix:///absent", "")));
+    assert!(eventually(|| state(&host) == "active"), "{}", journal(&host));
+    assert!(shows(&host, &one));
+    host.systemctl(&format!("stop {UNIT}"));
+    assert_nothing_left(&host);
+}
+
 /// A start that fails, and a reload, say why in the status of the unit.
 #[test]
 fn a_failure_says_why_in_the_status() {
