@@ -70,7 +70,13 @@ impl RootArgs {
             return Ok((Source::Saved(SavedFile { path, untrusted: self.untrusted }), self.store));
         }
         let file = self.roots_file.map(absolute);
-        let roots = Roots { system: self.system, paths: self.roots, file, untrusted: self.untrusted };
+        let roots = Roots {
+            system: self.system,
+            paths: self.roots,
+            file,
+            untrusted: self.untrusted,
+            directory: None,
+        };
         if roots.is_empty() {
             return Err(ConfigError::NoRoots);
         }

@@ -4,6 +4,7 @@
 //! Invariant: every root has a temporary root in the store before its closure is asked for, and the collector
 //! keeps what a root refers to: so nothing of a resolved closure can vanish while the [`Store`] is open.
 
+use std::borrow::Cow;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -30,6 +31,8 @@ pub struct Roots {
     pub file: Option<PathBuf>,
     /// Directories through which none of them may lead.
     pub untrusted: Vec<PathBuf>,
+    /// The directory in which relative ones are; none: the current one.
+    pub directory: Option<PathBuf>,
 }
 
 impl Roots {
@@ -37,6 +40,15 @@ impl Roots {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.system.is_none() && self.paths.is_empty() && self.file.is_none()
+    }
+
+    /// A path of a root, where it is meant. The base name of a store path is in no directory.
+    fn meant<'a>(&self, path: &'a Path) -> Cow<'a, Path> {
+        let is_base = || path.to_str().is_some_and(|name| StorePath::new(name).is_ok());
+        match &self.directory {
+            Some(directory) if path.is_relative() && !is_base() => Cow::Owned(directory.join(path)),
+            _ => Cow::Borrowed(path),
+        }
     }
 }
 
@@ -237,6 +249,7 @@ fn follow_all(
     }
     let mut found = Vec::with_capacity(all.len());
     for (path, awaited, origin) in all {
+        let path = &*roots.meant(path);
         let followed = profile::follow(path, dirs, trust);
         depends_on.extend(followed.depends_on);
         match followed.result {

@@ -2,7 +2,7 @@
 //!
 //! Invariants:
 //! - Nothing is made on a file system that the command shares with others: a mount point that is absent is made on a tmpfs
-//!   that shows what was there ([`plan::making`]).
+//!   that shows what was there ([`making`]).
 //! - What is bound is opened before anything is mounted, so that no mount hides it.
 //!
 //! Hard point: for a mount point below `/` the root directory is another one (pivot_root(2)). What is bound into it comes from the old one

@@ -28,6 +28,7 @@ use super::exit::Failure;
 use super::views::Running;
 use super::{LAST_WORDS, serve as serving};
 use crate::background::{self, Caller, Session, Side, Told};
+use crate::closure::source;
 use crate::log::{LogSettings, Sink};
 use crate::monitor::{self, Origin, Settings};
 use crate::protocol::control::status::Status;
@@ -237,6 +238,10 @@ fn perform(args: Args) -> Result<(), HelperError> {
     };
     let mut settings = serving::check(view)?;
     settings.log = log;
+    if let source::Source::Roots(roots) = &mut settings.source {
+        // Those in a file may be relative as well.
+        roots.directory = std::env::current_dir().ok();
+    }
     check_place(&at)?;
     let is_root = rustix::process::geteuid().is_root();
     let flags = Flags::of(&options);

@@ -55,7 +55,7 @@ pub(super) fn settings(
     if is_set_id {
         tracing::warn!("'{}' would change its user; in there it does not", name.display());
     }
-    let (source, store) = match (args.roots.check(), &hint) {
+    let (mut source, store) = match (args.roots.check(), &hint) {
         (Err(ConfigError::NoRoots), Some(hint)) => {
             let paths = vec![hint.root.clone()];
             (Source::Roots(Roots { paths, ..Roots::default() }), store)
@@ -63,6 +63,10 @@ pub(super) fn settings(
         (Err(ConfigError::NoRoots), None) => return Err(ConfigError::NoRootsOf(name)),
         (checked, _) => checked?,
     };
+    if let Source::Roots(roots) = &mut source {
+        // Who serves the view is in another directory.
+        roots.directory = std::env::current_dir().ok();
+    }
     let view = format!("run-{}", std::process::id());
     let directories = [Some(STATE.into()), place.state_dir().map(whole_state)];
     let sockets = [place.socket(), std::env::var_os(SOCKET).map(PathBuf::from)];

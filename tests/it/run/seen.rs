@@ -172,6 +172,26 @@ fn a_command_of_the_store_brings_its_own_closure() {
     assert_eq!((done.status.code(), done.stdout.trim()), (Some(0), busybox.base.as_str()), "{done:?}");
 }
 
+/// Whoever serves the view is in another directory than the caller.
+#[test]
+fn a_root_may_be_relative() {
+    need!(Root, Fuse, Nix, UserNamespaces);
+    for who in BOTH {
+        let runs = Runs::by(who);
+        let dir = runs.own_dir();
+        std::os::unix::fs::symlink(&runs.fixture.data.path, dir.path().join("result")).unwrap();
+        fs::write(dir.path().join("roots"), "./result\n").unwrap();
+        let enter = format!("cd {} && exec \"$@\"", dir.path().display());
+        for root in [["--root", "./result"], ["--system", "result"], ["--roots-file", "roots"]] {
+            for options in [&[][..], &["--nix"]] {
+                let words = [&root[..], options, &["--", "ls", "-1", "/nix/store"]].concat();
+                let done = runs.program(&words).through(["sh", "-c", &enter, "sh"]).run();
+                assert_eq!(done.stdout.trim(), runs.fixture.data.base, "{who:?} {words:?} {done:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn roots_come_from_a_file_as_well() {
     need!(Root, Fuse, Nix, UserNamespaces);
