@@ -133,6 +133,11 @@ pub fn begin_background() {
     let _ = rustix::thread::set_name(c"nix-store-fs");
 }
 
+/// For a server whose monitor stays behind whoever uses the view: it ends after them, whatever is sent to all of them.
+pub fn outlast_users() {
+    sys::reset_signals(&IGNORED.into_iter().chain(OF_USERS).collect::<Vec<_>>());
+}
+
 /// What is ignored by a process that ends after whoever uses it, unless it takes it as data.
 fn ignored_behind() -> Vec<Signal> {
     let of_users = OF_USERS.into_iter().filter(|signal| !TAKEN.contains(signal));
@@ -159,8 +164,7 @@ fn reset_ignoring(mask: &SigSet, ignored: &[Signal]) {
 /// terminal: neither an interrupt nor a hang-up reaches it, and job control does not stop it.
 pub fn begin_server() {
     sys::close_inherited();
-    let ignored: Vec<Signal> = IGNORED.into_iter().chain(OF_USERS).collect();
-    reset_ignoring(&SigSet::empty(), &ignored);
+    reset(&SigSet::empty());
     // Refused to the leader of a process group, which a server is not unless somebody starts it by hand.
     let _ = rustix::process::setsid();
     // Otherwise it is called by the last component of the path that it was started by, a number.

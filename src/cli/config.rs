@@ -27,6 +27,9 @@ pub enum ConfigError {
         /// The command that is most alike.
         meant: String,
     },
+    /// There is no such command, whose closure it could be.
+    #[error("'{}' is not found", .0.display())]
+    NoCommand(OsString),
     /// Nothing to show to a command.
     #[error("nothing to show: '{}' is no program of the store, whose closure it could be; give --system, --root, --roots-file or --from", .0.display())]
     NoRootsOf(OsString),

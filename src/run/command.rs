@@ -61,7 +61,7 @@ pub(super) fn execute(words: &[OsString], variables: &[(OsString, OsString)]) ->
         match error {
             nix::Error::ENOENT if file.is_file() => {
                 let interpreter = interpreter(&file);
-                return RunError::NoInterpreter { file, interpreter };
+                return RunError::NoInterpreter { file, interpreter, root: None };
             }
             nix::Error::ENOENT | nix::Error::ENOTDIR => {}
             nix::Error::EACCES => {

@@ -1,9 +1,8 @@
 //! Why a command is not run.
 
-use std::ffi::OsString;
-use std::fmt;
+use std::ffi::{OsStr, OsString};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::closure::inside::InsideError;
 use crate::fuse::attach::AttachError;
@@ -101,7 +100,7 @@ pub enum RunError {
     #[error("the process that serves the view has ended; the log of the system may say why")]
     Lost,
     /// The command is not there.
-    #[error("'{}' is not found{}", name.display(), hint.as_ref().map_or_else(String::new, ToString::to_string))]
+    #[error("'{}' is not found{}", name.display(), hint.as_ref().map_or_else(String::new, |hint| hint.beside(name)))]
     NotFound {
         /// Its name.
         name: OsString,
@@ -118,12 +117,14 @@ pub enum RunError {
         source: io::Error,
     },
     /// What it needs to be executed is not there.
-    #[error("'{}' cannot be executed, as {} is not there; add --root with the store path that has it", file.display(), interpreter.as_ref().map_or_else(|| "its interpreter".to_owned(), |at| format!("'{}'", at.display())))]
+    #[error("'{}' cannot be executed, as {} is not there; add --root {}", file.display(), named(interpreter.as_deref()), in_store(root.as_deref()))]
     NoInterpreter {
         /// The file.
         file: PathBuf,
         /// What it names.
         interpreter: Option<PathBuf>,
+        /// The store path of that.
+        root: Option<PathBuf>,
     },
     /// A process of this program has said why, and ended with this code.
     #[error("")]
@@ -139,15 +140,24 @@ pub struct Hint {
     pub root: PathBuf,
 }
 
-impl fmt::Display for Hint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+fn named(interpreter: Option<&Path>) -> String {
+    interpreter.map_or_else(|| "its interpreter".to_owned(), |at| format!("'{}'", at.display()))
+}
+
+fn in_store(root: Option<&Path>) -> String {
+    root.map_or_else(|| "with the store path that has it".to_owned(), |root| root.display().to_string())
+}
+
+impl Hint {
+    /// What it adds to the name that was typed.
+    fn beside(&self, name: &OsStr) -> String {
         let Self { file, root } = self;
-        write!(
-            f,
-            ": outside it is '{}', which the view does not have; add --root {}",
-            file.display(),
-            root.display()
-        )
+        let outside = if file.as_os_str() == name {
+            String::new()
+        } else {
+            format!(": outside it is '{}'", file.display())
+        };
+        format!("{outside}; it is not in the view: add --root {}", root.display())
     }
 }
 

@@ -252,8 +252,17 @@ fn execute(settings: &Settings, directory: &Path, parent: Option<Pid>) -> RunErr
     settings.original.restore();
     match command::execute(&settings.words, &settings.variables) {
         RunError::NotFound { name, .. } => RunError::NotFound { name, hint: settings.hint.clone() },
+        RunError::NoInterpreter { file, interpreter: Some(interpreter), .. } => {
+            let root = object(&interpreter, &settings.hiding.store);
+            RunError::NoInterpreter { file, interpreter: Some(interpreter), root }
+        }
         other => other,
     }
+}
+
+/// The store path in the store `dir` that `file` is in.
+fn object(file: &Path, dir: &Path) -> Option<PathBuf> {
+    Some(dir.join(file.strip_prefix(dir).ok()?.components().next()?))
 }
 
 /// Lets the kernel kill this process when `parent`, that made it, ends.

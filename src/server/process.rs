@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use super::{LAST_WORDS, ServeError};
+use crate::log::Sink;
 use crate::protocol::wire::{self, Report};
 use crate::{error, log, panics, startup, sys};
 
@@ -37,6 +38,9 @@ fn run() -> Result<(), Failed> {
         Failed
     })?;
     log::set_up(start.log);
+    if start.log.sink == Sink::Syslog {
+        startup::outlast_users();
+    }
     super::serve(start, descriptors, &monitor).map_err(|failure| {
         tell(&monitor, &failure);
         Failed

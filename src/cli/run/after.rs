@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use super::super::exit::Failure;
 use super::super::output::{Harmless, many};
 use super::super::report::{self, Shown};
+use rustix::fs::Access;
+
 use crate::closure::Closure;
 use crate::closure::enough::enough;
 use crate::protocol::control::{self, report::Report};
@@ -44,11 +46,22 @@ impl Wanted {
         self.report.is_some() || self.learn.is_some()
     }
 
-    /// Tells what is wanted of the view whose monitor listens at `control`.
+    /// Looks whether the files can be written, before it takes long to find out what is to be in them.
+    ///
+    /// # Errors
+    /// [`Failure::Write`].
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        for file in self.report.iter().flatten().chain(&self.learn) {
+            may_write(file).map_err(|source| Failure::Write { path: file.clone(), source })?;
+        }
+        Ok(())
+    }
+
+    /// Tells what is wanted of a command that has ended `well`, and of the view whose monitor listens at `control`.
     ///
     /// # Errors
     /// Those of asking, of the store, and of writing.
-    pub(super) fn tell(self, control: &Path) -> Result<(), Failure> {
+    pub(super) fn tell(self, control: &Path, well: bool) -> Result<(), Failure> {
         let found = ask(control)?;
         let missed: BTreeSet<StorePath> =
             found.missed.iter().flat_map(|missed| &missed.names).map(|name| name.path.clone()).collect();
@@ -56,9 +69,12 @@ impl Wanted {
         if let Some(file) = &self.learn {
             let used = found.used.iter().flat_map(|used| &used.members).map(|member| member.path.clone());
             let needed: BTreeSet<StorePath> = missed.iter().cloned().chain(used).collect();
+            let spare: BTreeSet<&StorePath> =
+                found.roots.iter().filter(|root| !needed.contains(root)).collect();
             let roots = few(self.store.clone(), needed.clone())?;
-            let spare: Vec<&StorePath> = found.roots.iter().filter(|root| !needed.contains(root)).collect();
-            let text = roots_file(&self.words, &dir, &roots, &spare);
+            // Who knows what comes after the first thing that is missing?
+            let further = if well && missed.is_empty() { Further::NotNeeded } else { Further::Unknown };
+            let text = roots_file(&self.words, &dir, &roots, &spare, further);
             replace(file, &text).map_err(|source| Failure::Write { path: file.clone(), source })?;
         }
         if let Some(to) = &self.report {
@@ -114,25 +130,66 @@ fn few(store: Option<String>, needed: BTreeSet<StorePath>) -> Result<Vec<StorePa
     std::thread::spawn(work).join().map_err(|_| Failure::Panicked)?
 }
 
-/// A file for `--roots-file`. What was given and not used is in it as comments.
-fn roots_file(words: &[OsString], dir: &Path, roots: &[StorePath], spare: &[&StorePath]) -> String {
+/// What roots are for that were given and not used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Further {
+    /// For nothing that was done.
+    NotNeeded,
+    /// The command did not come to its end as it should.
+    Unknown,
+}
+
+/// A file for `--roots-file`. What was given and not used is in it as comments, unless it may be needed.
+fn roots_file(
+    words: &[OsString],
+    dir: &Path,
+    roots: &[StorePath],
+    spare: &BTreeSet<&StorePath>,
+    further: Further,
+) -> String {
     let line = |path: &StorePath| format!("{}\n", dir.join(path.as_str()).display());
     let words: Vec<String> = words.iter().map(|word| Harmless::os(word).to_string()).collect();
     let mut text = format!("# The roots that were enough for: {}\n", words.join(" "));
     text.extend(roots.iter().map(line));
-    if !spare.is_empty() {
-        text.push_str("# Given, and not used:\n");
-        text.extend(spare.iter().map(|path| format!("# {}", line(path))));
+    match further {
+        _ if spare.is_empty() => {}
+        Further::NotNeeded => {
+            text.push_str("# Given, and not used:\n");
+            text.extend(spare.iter().map(|path| format!("# {}", line(path))));
+        }
+        Further::Unknown => {
+            text.push_str("# Given, and not used, but something was missing or failed:\n");
+            text.extend(spare.iter().map(|path| line(path)));
+        }
     }
     text
 }
 
-/// Puts `text` in the place of `file`, whole.
+/// Whether `file` can be written, or made.
+fn may_write(file: &Path) -> io::Result<()> {
+    let exists = file.metadata().map(|found| found.is_dir());
+    let (path, wanted) = match (exists, file.parent()) {
+        (Ok(true), _) => return Err(io::ErrorKind::IsADirectory.into()),
+        (Ok(false), _) => (file, Access::WRITE_OK),
+        (Err(_), Some(parent)) if parent.as_os_str().is_empty() => (Path::new("."), Access::WRITE_OK),
+        (Err(_), parent) => (parent.unwrap_or(file), Access::WRITE_OK | Access::EXEC_OK),
+    };
+    Ok(rustix::fs::access(path, wanted)?)
+}
+
+/// Puts `text` in the place of what is in `file`: whole, if it is a regular file or none. A link leads to the file.
 fn replace(file: &Path, text: &str) -> io::Result<()> {
+    let file = &file.canonicalize().unwrap_or_else(|_| file.to_owned());
+    let is_regular = file.symlink_metadata().map_or(true, |found| found.is_file());
     let mut name = file.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}", std::process::id()));
     let new = file.with_file_name(name);
-    let replaced = std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, file));
+    if !is_regular {
+        return std::fs::write(file, text);
+    }
+    // In a directory that cannot be written, the file may be.
+    let Ok(mut made) = File::create_new(&new) else { return std::fs::write(file, text) };
+    let replaced = made.write_all(text.as_bytes()).and_then(|()| std::fs::rename(&new, file));
     if replaced.is_err() {
         let _ = std::fs::remove_file(&new);
     }
@@ -167,7 +224,10 @@ mod tests {
         let path = |name: &str| StorePath::new(&format!("00000000000000000000000000000000-{name}")).unwrap();
         let (a, b) = (path("a"), path("b"));
         let words = ["make", "a\nb"].map(OsString::from);
-        let text = roots_file(&words, Path::new("/nix/store"), &[a], &[&b]);
+        let (dir, spare) = (Path::new("/nix/store"), BTreeSet::from([&b]));
+        let text = roots_file(&words, dir, std::slice::from_ref(&a), &spare, Further::Unknown);
+        assert!(text.ends_with("failed:\n/nix/store/00000000000000000000000000000000-b\n"), "{text}");
+        let text = roots_file(&words, dir, &[a], &spare, Further::NotNeeded);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(
             lines[1..],

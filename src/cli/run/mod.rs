@@ -18,6 +18,7 @@ use after::Wanted;
 pub use inside::PlaceError;
 
 use super::args::{self, RootArgs};
+use super::config::ConfigError;
 use super::exit::Failure;
 use super::{LAST_WORDS, explain};
 use crate::background::{self, Caller, Session, Side};
@@ -32,13 +33,16 @@ use crate::{error, log, sys};
 
 /// The code of a failure of this program's own, as that of env(1).
 const FAILED: u8 = 125;
+/// The code for a command that is not found, as that of env(1).
+const NOT_FOUND: u8 = 127;
+
 /// Run a command that sees the closure of the roots as its store, and nothing else of the store
 ///
 /// Without roots: the closure of COMMAND itself. An ordinary user needs user namespaces and /dev/fuse, nothing else. COMMAND has no
 /// capabilities, and Nix's database and daemon are hidden from it. It hides the store; it confines nothing else: who can ask a
 /// process outside (D-Bus, a container daemon) can have it read the store.
 #[derive(Debug, clap::Args)]
-#[command(after_help = AFTER_HELP)]
+#[command(after_help = AFTER_HELP, override_usage = "nix-store-fs run [OPTIONS] [--] COMMAND [ARG]…")]
 pub(super) struct Args {
     #[command(flatten)]
     roots: RootArgs,
@@ -159,9 +163,16 @@ pub(super) fn main() -> ! {
         store: args.roots.store.clone(),
         words: args.words.clone(),
     };
+    if let Err(failure) = wanted.check() {
+        fail(&failure);
+    }
     let (nix, overlay) = (args.nix, args.overlay.take());
     let (mut settings, mut view) = match settings::settings(args, wishes, original, logs) {
         Ok(settings) => settings,
+        Err(error @ ConfigError::NoCommand(_)) => {
+            log::say(&format!("nix-store-fs: {error}"));
+            sys::exit_now(NOT_FOUND)
+        }
         Err(error) => fail(&error),
     };
     view.report = wanted.is_any();
@@ -199,8 +210,12 @@ pub(super) fn main() -> ! {
 
 /// Tells of a command that has ended. It ended as it did, whatever can be told.
 fn finish(wanted: Wanted, left: Left) -> Ended {
-    if let Err(failure) = wanted.tell(&monitor::state::control(&state_in(&left.state))) {
-        log::say(&format!("nix-store-fs: {}", error::chain(&failure)));
+    let control = monitor::state::control(&state_in(&left.state));
+    match wanted.tell(&control, left.ended.0 == 0) {
+        // There was no view, and that was said.
+        Err(Failure::Report(_)) if left.ended.0 == FAILED => {}
+        Err(failure) => log::say(&format!("nix-store-fs: {}", error::chain(&failure))),
+        Ok(()) => {}
     }
     left.ended
 }

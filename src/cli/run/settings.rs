@@ -10,7 +10,7 @@ use super::super::serve as serving;
 use super::{Args, inside};
 use crate::closure::resolve::Roots;
 use crate::closure::source::Source;
-use crate::log::LogSettings;
+use crate::log::{LogSettings, Sink};
 use crate::monitor;
 use crate::protocol::handshake::Io;
 use crate::run::{self, Access, Hiding, Hint, Network, ProcessTable, Wish};
@@ -60,6 +60,7 @@ pub(super) fn settings(
             let paths = vec![hint.root.clone()];
             (Source::Roots(Roots { paths, ..Roots::default() }), store)
         }
+        (Err(ConfigError::NoRoots), None) if found.is_none() => return Err(ConfigError::NoCommand(name)),
         (Err(ConfigError::NoRoots), None) => return Err(ConfigError::NoRootsOf(name)),
         (checked, _) => checked?,
     };
@@ -109,7 +110,8 @@ pub(super) fn settings(
         // Known when it is given.
         state: PathBuf::new(),
         sandbox: Sandbox::default(),
-        log,
+        // A server outlives whoever reads the caller's standard error.
+        log: LogSettings { sink: Sink::Syslog, ..log },
     };
     Ok((settings, view))
 }

@@ -51,6 +51,7 @@ fn what_cannot_be_executed_is_told_as_env_does() {
         symlink("nowhere-else", &dangling).unwrap();
         let own = dir.path().to_str().unwrap();
         let secret = format!("{}/secret", runs.fixture.outside.path);
+        let needs = format!("-outside/secret' is not there; add --root {}", runs.fixture.outside.path);
         let dangling = dangling.to_str().unwrap();
         for (form, _) in FORMS {
             for (command, code, said) in [
@@ -60,7 +61,7 @@ fn what_cannot_be_executed_is_told_as_env_does() {
                 (dangling, 127, "dangling' is not found"),
                 (&secret, 127, "is not found"),
                 (&nowhere, 127, "'/no/such/interpreter' is not there"),
-                (&outside, 127, "-outside/secret' is not there"),
+                (&outside, 127, &needs),
                 (&plain, 126, "plain' cannot be executed: Permission denied"),
                 (own, 126, "cannot be executed: Permission denied"),
                 ("/etc/passwd/x", 127, "'/etc/passwd/x' is not found"),
@@ -105,6 +106,8 @@ fn wrong_words_are_its_own_failure() {
         assert_eq!(done.status.code(), Some(125), "{words:?} {done:?}");
         assert!(done.stderr.contains(said), "{words:?} {done:?}");
     }
+    let done = super::Program::new().args(["run", "--", "nsf-no-such-command"]).run();
+    assert_eq!(done.status.code(), Some(127), "{done:?}");
     nothing_is_left(runs.fixture.store.root());
     let help = super::Program::new().args(["run", "--help"]).run();
     assert_eq!(help.status.code(), Some(0));
@@ -134,6 +137,31 @@ fn the_command_inherits_what_env_gives() {
             let seen = within.stdout.lines().collect::<Vec<_>>();
             assert_eq!(seen, expected, "{who:?} {form:?} waits {waits}: {}", within.stderr);
         }
+    }
+}
+
+/// Whoever reads what the command says reads to its end, whatever the command has left behind.
+#[test]
+fn nothing_holds_the_pipes_of_the_command() {
+    need!(Root, Fuse, Nix, UserNamespaces);
+    for who in BOTH {
+        let runs = Runs::by(who);
+        for (form, _) in FORMS {
+            if *form == ["--unshare-pid"] {
+                // What is left is killed.
+                continue;
+            }
+            let script = "sleep 1000 >/dev/null 2>&1 </dev/null & echo $!";
+            let words = runs.with(form, &["sh", "-c", script]).words();
+            let mut command = std::process::Command::new(&words[0]);
+            crate::util::store::nix_environment(command.args(&words[1..]));
+            runs.environment(&mut command);
+            let output = command.stdin(std::process::Stdio::null()).output().unwrap();
+            let sleeper = String::from_utf8(output.stdout).unwrap().trim().parse().ok();
+            let sleeper = sleeper.and_then(rustix::process::Pid::from_raw).expect("a process is left");
+            rustix::process::kill_process(sleeper, rustix::process::Signal::KILL).expect("it lives");
+        }
+        nothing_is_left(runs.fixture.store.root());
     }
 }
 
