@@ -15,16 +15,18 @@
     reason = "a tool that ends with the first thing that is wrong"
 )]
 
+#[path = "shared/nix_store.rs"]
+mod nix_store;
 #[path = "shared/random.rs"]
 mod random;
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix_store::{load, nix_store};
 use random::Random;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_nix-store-fs");
@@ -103,12 +105,6 @@ fn main() {
             bytes / 1000
         );
     }
-}
-
-/// Processes that ran or wanted to, on average, in the last minute (proc_loadavg(5)).
-fn load() -> String {
-    let text = fs::read_to_string("/proc/loadavg").expect("/proc/loadavg");
-    text.split(' ').next().unwrap_or_default().to_owned()
 }
 
 fn median(times: &[Duration]) -> Duration {
@@ -227,13 +223,4 @@ fn name(n: usize, random: &mut Random) -> String {
         0 | 1 => format!("{hash}-nixos-system-bench-{n}"),
         _ => format!("{hash}-package{}x-{}.{}", n / 3, random.next() % 30, random.next() % 30),
     }
-}
-
-fn nix_store(uri: &str, arguments: &[&str], input: &str) {
-    let mut command = Command::new("nix-store");
-    command.args(arguments).env("NIX_REMOTE", uri).env_remove("LD_LIBRARY_PATH");
-    command.env("NIX_CONFIG", "build-users-group =\nsubstitute = false\n");
-    let mut child = command.stdin(Stdio::piped()).spawn().expect("nix-store");
-    child.stdin.take().expect("its input").write_all(input.as_bytes()).expect("nix-store reads");
-    assert!(child.wait().expect("nix-store").success(), "{command:?}");
 }
