@@ -250,6 +250,9 @@ struct Handle::Impl
         info.ultimate = found->ultimate;
         return info;
     }
+
+    template<class Visit>
+    void walk(rust::Slice<const rust::String> roots, Visit && visit) const;
 };
 
 Handle::Handle(std::unique_ptr<Impl> impl)
@@ -292,28 +295,52 @@ bool Handle::is_valid(rust::Str path) const
 }
 
 // What Nix's computeFSClosure() does, with one question a path, but for two things: that one calls itself at each step of a chain, and
-// a long one overflows the stack of a thread; and each path's facts had to be asked for a second time.
+// a long one overflows the stack of a thread; and each path's facts had to be asked for a second time. `visit` gets each path once, and
+// gives every reference of it to the function that it gets, which returns the place of a path in the order of the visits.
+template<class Visit>
+void Handle::Impl::walk(rust::Slice<const rust::String> roots, Visit && visit) const
+{
+    // Members stay where they are while it grows; their names are looked up by all of their characters (Nix's own hash of a
+    // path is its first eight).
+    std::deque<nix::StorePath> members;
+    std::unordered_map<std::string_view, uint32_t> places;
+    auto place = [&](const nix::StorePath & path) {
+        if (auto known = places.find(path.to_string()); known != places.end())
+            return known->second;
+        auto next = static_cast<uint32_t>(members.size());
+        members.push_back(path);
+        places.emplace(members.back().to_string(), next);
+        return next;
+    };
+    for (auto & root : roots)
+        place(store_path({root.data(), root.size()}));
+    // By place: it grows while it is walked.
+    for (size_t next = 0; next < members.size(); next++)
+        visit(members[next], place);
+}
+
 rust::Vec<Info> Handle::closure(rust::Slice<const rust::String> roots) const
 {
     return guard([&] {
-        // Members stay where they are while it grows; their names are looked up by all of their characters (Nix's own hash of a
-        // path is its first eight).
-        std::deque<nix::StorePath> members;
-        std::unordered_map<std::string_view, uint32_t> places;
-        auto place = [&](const nix::StorePath & path) {
-            if (auto known = places.find(path.to_string()); known != places.end())
-                return known->second;
-            auto next = static_cast<uint32_t>(members.size());
-            members.push_back(path);
-            places.emplace(members.back().to_string(), next);
-            return next;
-        };
-        for (auto & root : roots)
-            place(store_path({root.data(), root.size()}));
         rust::Vec<Info> out;
-        // By place: it grows while it is walked.
-        for (size_t next = 0; next < members.size(); next++)
-            out.push_back(impl->info(members[next], place));
+        impl->walk(roots, [&](auto & path, auto & place) { out.push_back(impl->info(path, place)); });
+        return out;
+    });
+}
+
+rust::Vec<Size> Handle::sizes(rust::Slice<const rust::String> roots) const
+{
+    return guard([&] {
+        rust::Vec<Size> out;
+        impl->walk(roots, [&](auto & path, auto & place) {
+            auto found = impl->store->queryPathInfo(path);
+            for (auto & reference : found->references)
+                place(reference);
+            Size size;
+            size.path = base_name(path);
+            size.nar_size = found->narSize;
+            out.push_back(std::move(size));
+        });
         return out;
     });
 }

@@ -16,6 +16,7 @@ namespace nix_store_fs {
 
 struct Param;
 struct Info;
+struct Size;
 
 class Failure final : public std::exception
 {
@@ -49,6 +50,7 @@ public:
     void connect() const;
     bool is_valid(rust::Str path) const;
     rust::Vec<Info> closure(rust::Slice<const rust::String> roots) const;
+    rust::Vec<Size> sizes(rust::Slice<const rust::String> roots) const;
     void add_temp_root(rust::Str path) const;
     void add_indirect_root(rust::Str path, rust::Slice<const uint8_t> link) const;
     void forget() const;

@@ -272,18 +272,40 @@ fn follow_all(
 /// # Errors
 /// [`ResolveError`]; roots already held stay held, which harms nobody.
 pub fn closure(store: &Store, found: Vec<Root>) -> Result<Closure, ResolveError> {
+    let (roots, infos) = held(store, found, |roots| store.closure(roots))?;
+    Ok(Closure::new(roots, infos)?)
+}
+
+/// The same for one who only serves it, in less time: the roots, in the order of `found`, and the view of their closure.
+///
+/// # Errors
+/// [`ResolveError`].
+pub fn view(store: &Store, found: Vec<Root>) -> Result<(Vec<StorePath>, View), ResolveError> {
+    let (roots, view) = held(store, found, |roots| store.view(roots))?;
+    match roots.iter().find(|root| !view.contains(root)) {
+        Some(root) => Err(NotAClosure(root.clone()).into()),
+        None => Ok((roots, view)),
+    }
+}
+
+/// Holds `found`, and asks for what they lead to.
+fn held<T>(
+    store: &Store,
+    found: Vec<Root>,
+    ask: impl FnOnce(&[StorePath]) -> Result<T, StoreError>,
+) -> Result<(Vec<StorePath>, T), ResolveError> {
     for root in &found {
         store.add_temp_root(&root.path).map_err(|error| Origin::name(root.origin.as_ref(), error))?;
     }
     let (roots, origins): (Vec<_>, Vec<_>) = found.into_iter().map(|root| (root.path, root.origin)).unzip();
-    let infos = store.closure(&roots).map_err(|error| {
+    let answer = ask(&roots).map_err(|error| {
         let refused = match &error {
             StoreError::Invalid { path, .. } => roots.iter().position(|root| root == path),
             _ => None,
         };
         Origin::name(refused.and_then(|at| origins.get(at)?.as_ref()), error)
     })?;
-    Ok(Closure::new(roots, infos)?)
+    Ok((roots, answer))
 }
 
 /// Both steps, for one who neither watches nor serves: where somebody else decides what the roots mean, a warning says that

@@ -331,16 +331,16 @@ impl Worker {
         }
         // What was asked above is remembered since then, and links may have taken their time.
         store.forget();
-        let closure = resolve::closure(store, found.result?)?;
+        let (roots, view) = resolve::view(store, found.result?)?;
         *number += 1;
         if let Some(links) = &mut task.links {
-            links.announce(*number, closure.roots(), make)?;
+            links.announce(*number, &roots, make)?;
         }
         let store = store.real_dir().to_owned();
         Ok(Answer {
             number: *number,
-            view: closure.view(),
-            roots: closure.roots().iter().cloned().collect(),
+            view,
+            roots: roots.into_iter().collect(),
             opened: opening::open(&store),
             store,
         })

@@ -39,7 +39,7 @@ use std::sync::OnceLock;
 use cxx::UniquePtr;
 use rustix::fs::{Access, StatVfsMountFlags};
 
-use crate::values::{PathInfo, StorePath};
+use crate::values::{PathInfo, StorePath, View};
 pub use database::{Database, DatabaseError};
 pub use error::StoreError;
 use ffi::{Failure, Kind, bridge};
@@ -191,7 +191,33 @@ impl Store {
     /// # Errors
     /// [`StoreError::Invalid`] names the first root that the store does not hold.
     pub fn closure(&self, roots: &[StorePath]) -> Result<Vec<PathInfo>, StoreError> {
-        const OPERATION: &str = "ask for the closure";
+        let found = self.walk(roots, |names| self.handle.closure(names))?;
+        let names = found.iter().map(|info| StorePath::new(&info.path)).collect::<Result<Vec<_>, _>>()?;
+        let infos = names.iter().zip(found).map(|(path, info)| path_info(path, info, &names));
+        let mut members = infos.collect::<Result<Vec<_>, _>>()?;
+        members.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+        Ok(members)
+    }
+
+    /// The names of the same paths, with their NAR sizes: all that is served, in less time.
+    ///
+    /// # Errors
+    /// Those of [`Store::closure`].
+    pub fn view(&self, roots: &[StorePath]) -> Result<View, StoreError> {
+        let found = self.walk(roots, |names| self.handle.sizes(names))?;
+        let mut members: Vec<(StorePath, u64)> = Vec::with_capacity(found.len());
+        for bridge::Size { path, nar_size } in found {
+            members.push((StorePath::new(&path)?, nar_size));
+        }
+        Ok(members.into_iter().collect())
+    }
+
+    /// What `walk` finds from `roots`, each of which the store has to hold.
+    fn walk<T>(
+        &self,
+        roots: &[StorePath],
+        walk: impl FnOnce(&[String]) -> Result<Vec<T>, cxx::Exception>,
+    ) -> Result<Vec<T>, StoreError> {
         let Some(first) = roots.first() else {
             return Ok(Vec::new());
         };
@@ -201,12 +227,7 @@ impl Store {
             }
         }
         let names: Vec<String> = roots.iter().map(|root| root.as_str().to_owned()).collect();
-        let found = self.handle.closure(&names).map_err(|e| query(OPERATION, first, e))?;
-        let names = found.iter().map(|info| StorePath::new(&info.path)).collect::<Result<Vec<_>, _>>()?;
-        let infos = names.iter().zip(found).map(|(path, info)| path_info(path, info, &names));
-        let mut members = infos.collect::<Result<Vec<_>, _>>()?;
-        members.sort_unstable_by(|a, b| a.path.cmp(&b.path));
-        Ok(members)
+        walk(&names).map_err(|e| query("ask for the closure", first, e))
     }
 
     /// Keeps the garbage collector away from `path` and its closure while this store is open. Do this before

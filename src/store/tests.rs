@@ -115,6 +115,12 @@ impl Scratch {
             let closure = store.closure(std::slice::from_ref(root)).unwrap();
             let paths: Vec<_> = closure.iter().map(|info| format!("/nix/store/{}", info.path)).collect();
             assert_eq!(paths, self.nix_store(&["-qR"], root));
+            let served = store.view(std::slice::from_ref(root)).unwrap();
+            let names: Vec<_> = served.names().map(|path| format!("/nix/store/{path}")).collect();
+            assert_eq!(names, paths);
+            for (path, size) in served.members() {
+                assert_eq!(self.nix_store(&["-q", "--size"], path), [size.to_string()]);
+            }
             for info in &closure {
                 let ask = |what: &str| self.nix_store(&["-q", what], &info.path);
                 let [_, hash] = ask("--hash")
@@ -178,6 +184,7 @@ fn closure_and_facts_are_those_of_the_command_line() {
     let store = open(&scratch.uri()).unwrap();
     scratch.check(&store);
     assert_eq!(store.closure(&[]).unwrap(), []);
+    assert!(store.view(&[]).unwrap().is_empty());
     assert_eq!(open(scratch.root.path().to_str().unwrap()).unwrap().real_dir(), store.real_dir());
     let auto = format!("auto?root={}", scratch.root.path().display());
     assert_eq!(open(&auto).unwrap().real_dir(), store.real_dir());
@@ -202,6 +209,10 @@ fn a_root_that_is_not_valid_is_named() {
     assert!(store.is_valid(&scratch.built).unwrap());
     assert!(!store.is_valid(&absent()).unwrap());
     match store.closure(&[scratch.built.clone(), absent()]) {
+        Err(StoreError::Invalid { path, .. }) => assert_eq!(path, absent()),
+        other => panic!("{other:?}"),
+    }
+    match store.view(&[scratch.built.clone(), absent()]) {
         Err(StoreError::Invalid { path, .. }) => assert_eq!(path, absent()),
         other => panic!("{other:?}"),
     }
