@@ -269,6 +269,9 @@ std::unique_ptr<Handle> open_store(rust::Str base, rust::Slice<const Param> para
         nix::StoreConfig::Params decoded;
         for (auto & param : params)
             decoded.insert_or_assign(std::string(param.key), text({param.value.data(), param.value.size()}));
+        // What Nix would remember of paths is old when others have added or collected some, and each is asked for once: keeping it
+        // costs memory and time. Nix's own daemon sets the same.
+        decoded.insert_or_assign("path-info-cache-size", "0");
         return std::make_unique<Handle>(
             std::make_unique<Handle::Impl>(Handle::Impl{nix::openStore(std::string(base), decoded)}));
     });
@@ -354,11 +357,6 @@ void Handle::add_indirect_root(rust::Str path, rust::Slice<const uint8_t> link) 
 {
     // Creates the link as well as registering it.
     guard([&] { impl->local().addPermRoot(store_path({path.data(), path.size()}), text(link)); });
-}
-
-void Handle::forget() const
-{
-    guard([&] { impl->store->clearPathInfoCache(); });
 }
 
 // ---- a database of one's own -------------------------------------------------------------------------------

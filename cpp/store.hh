@@ -53,7 +53,6 @@ public:
     rust::Vec<Size> sizes(rust::Slice<const rust::String> roots) const;
     void add_temp_root(rust::Str path) const;
     void add_indirect_root(rust::Str path, rust::Slice<const uint8_t> link) const;
-    void forget() const;
 
     // What changes a store's database: for those that are the caller's own.
     rust::Vec<rust::String> valid_paths() const;

@@ -266,9 +266,6 @@ fn follow_all(
 
 /// Holds the store paths `found` and asks for their closure.
 ///
-/// What the store remembers of paths is taken as it is: who has kept it open for longer than a moment lets it forget first
-/// ([`Store::forget`]).
-///
 /// # Errors
 /// [`ResolveError`]; roots already held stay held, which harms nobody.
 pub fn closure(store: &Store, found: Vec<Root>) -> Result<Closure, ResolveError> {

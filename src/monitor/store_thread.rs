@@ -306,7 +306,6 @@ impl Worker {
         inherited: &mut bool,
         number: &mut u64,
     ) -> Result<Answer, ResolveError> {
-        store.forget();
         // First, so that it is watched even if what comes next fails.
         let dirs = StoreDirs::of(store);
         let follow = || resolve::follow(roots, dirs);
@@ -329,8 +328,6 @@ impl Worker {
             links.examine()?;
             links.complete(make)?;
         }
-        // What was asked above is remembered since then, and links may have taken their time.
-        store.forget();
         let (roots, view) = resolve::view(store, found.result?)?;
         *number += 1;
         if let Some(links) = &mut task.links {

@@ -166,8 +166,6 @@ impl Database {
     pub fn valid(&self) -> Result<Vec<PathInfo>, DatabaseError> {
         let refused = |error: cxx::Exception| refused("read", &self.state, error.into());
         let damaged = |source| DatabaseError::Damaged { state: self.state.clone(), source };
-        // Nix remembers of each path what was registered first.
-        self.handle.0.forget().map_err(refused)?;
         let names = self.handle.0.valid_paths().map_err(refused)?;
         // All of them are a closure: what a valid path refers to is valid.
         let found = self.handle.0.closure(&names).map_err(refused)?;

@@ -59,7 +59,6 @@ pub(super) mod bridge {
         fn sizes(self: &Handle, roots: &[String]) -> Result<Vec<Size>>;
         fn add_temp_root(self: &Handle, path: &str) -> Result<()>;
         fn add_indirect_root(self: &Handle, path: &str, link: &[u8]) -> Result<()>;
-        fn forget(self: &Handle) -> Result<()>;
         fn valid_paths(self: &Handle) -> Result<Vec<String>>;
         fn register_paths(self: &Handle, names: &[String], infos: &[Info]) -> Result<()>;
         fn fill(self: &Handle, database: &[u8], infos: &[Info]) -> Result<bool>;

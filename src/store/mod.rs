@@ -60,7 +60,7 @@ pub fn nix_version() -> String {
     bridge::nix_version()
 }
 
-/// An open Nix store with files on this machine.
+/// An open Nix store with files on this machine. It remembers nothing of paths: what others have added or collected is seen at once.
 ///
 /// Any one thread at a time may use it. Temporary roots last until it is dropped, and a daemon's restart loses them.
 ///
@@ -178,8 +178,6 @@ impl Store {
 
     /// Whether the store holds `path`, complete with all that it refers to.
     ///
-    /// A yes is remembered, see [`Store::forget`].
-    ///
     /// # Errors
     /// [`StoreError::Query`] if Nix cannot tell.
     pub fn is_valid(&self, path: &StorePath) -> Result<bool, StoreError> {
@@ -254,14 +252,6 @@ impl Store {
                 cause: Failure::from(e).text,
             }
         })
-    }
-
-    /// Forgets what Nix remembers of paths: for 30 days that one is valid, for an hour that one is not. To be
-    /// called before asking again about paths that others may have added or collected.
-    pub fn forget(&self) {
-        if let Err(e) = self.handle.forget() {
-            tracing::warn!("Nix keeps old answers about store paths: {}", Failure::from(e).text);
-        }
     }
 }
 
