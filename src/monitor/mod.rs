@@ -29,7 +29,6 @@ mod events;
 mod history;
 mod inherit;
 mod listers;
-mod lock;
 mod memory;
 mod missed;
 pub mod mount;

@@ -27,8 +27,8 @@ use std::time::Duration;
 use rustix::fs::{CWD, FileType, FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
-use super::lock;
 use crate::protocol::handshake::Agreement;
+use crate::sys::lock;
 use crate::values::{StorePath, View, lossless};
 use crate::view::journal::{self, Home};
 

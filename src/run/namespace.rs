@@ -36,7 +36,8 @@ pub(super) enum Right {
 pub(super) fn right() -> Right {
     let may = rustix::thread::capabilities(None)
         .is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN));
-    if may {
+    // Another user with this right is in a user namespace, which may have no user 0 to mount for.
+    if may && rustix::process::geteuid().is_root() {
         return Right::Own;
     }
     let (user, group) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
@@ -107,7 +108,13 @@ fn refused(error: nix::Error) -> RunError {
 
 fn unmapped(source: io::Error) -> RunError {
     let setting = |name: &str| std::fs::read_to_string(format!("/proc/sys/{name}")).ok();
-    RunError::Map { advice: advice(nix::Error::EPERM, setting), source }
+    let advice = if rustix::process::geteuid().is_root() {
+        // Linux 5.12, `verify_root_map` of kernel/user_namespace.c.
+        "user 0 without CAP_SETFCAP cannot make a user namespace, as within another 'run' of root's: give that one --keep-caps, or be an ordinary user"
+    } else {
+        advice(nix::Error::EPERM, setting)
+    };
+    RunError::Map { advice, source }
 }
 
 /// What to change where namespaces are refused: `setting` reads a file below `/proc/sys` (sysctl(8)).

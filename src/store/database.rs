@@ -26,12 +26,14 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use cxx::UniquePtr;
-use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, openat};
+use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use super::ffi::{Failure, bridge};
 use super::{StoreError, initialise, path_info};
+use crate::sys::lock;
 use crate::values::{PathInfo, StorePath};
 
 /// How many paths are registered or dropped at once: see the fourth hard point.
@@ -115,6 +117,9 @@ impl std::fmt::Debug for Handle {
     }
 }
 
+/// How long a lock may take: whoever had it may just be ending.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 impl Database {
     /// The file that Nix takes for reserved disk space. It has a size and no contents.
     pub const RESERVED: &str = "reserved";
@@ -132,11 +137,8 @@ impl Database {
             return Err(DatabaseError::Indirect { given: state.to_owned(), real });
         }
         let locked = File::open(state).map_err(failed("open", state))?;
-        match flock(&locked, FlockOperation::NonBlockingLockExclusive) {
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                return Err(DatabaseError::InUse { state: state.to_owned() });
-            }
-            done => done.map_err(io::Error::from).map_err(failed("lock", state))?,
+        if !lock::take_within(&locked, PATIENCE).map_err(failed("lock", state))? {
+            return Err(DatabaseError::InUse { state: state.to_owned() });
         }
         let stand_in = state.join(STAND_IN);
         // A process that was killed may have left one.

@@ -1,8 +1,9 @@
 //! The raw calls that no library offers safely: descriptors by number, what a process is started with, its end, the allocator's,
-//! shared [`memory`], and the ioctls of `/dev/fuse`.
+//! shared [`memory`], file [`lock`]s, and the ioctls of `/dev/fuse`.
 
 #![allow(unsafe_code)]
 
+pub mod lock;
 pub mod memory;
 
 use std::ffi::CStr;

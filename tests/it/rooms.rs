@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const ROOMS: [(&str, &[&str]); 12] = [
     ("values", &[]),
     ("sandbox", &["sys"]),
-    ("store", &["values", "mounts", "panics"]),
+    ("store", &["values", "mounts", "sys", "panics"]),
     ("closure", &["values", "mounts", "store"]),
     ("fuse", &["sys", "mounts", "startup"]),
     ("view", &["values", "sys", "error", "panics", "fuse"]),
@@ -64,11 +64,10 @@ const ROOMS: [(&str, &[&str]); 12] = [
 ];
 
 /// The modules of the monitor, each uses only those before it.
-const MONITOR: [&str; 29] = [
+const MONITOR: [&str; 28] = [
     "debounce",
     "history",
     "memory",
-    "lock",
     "poll",
     "probe",
     "mount",

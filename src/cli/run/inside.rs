@@ -9,9 +9,10 @@ use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::sched::{CloneFlags, unshare};
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags};
 use rustix::process::WaitOptions;
 
@@ -25,11 +26,13 @@ use crate::closure::resolve::{closure, follow};
 use crate::closure::source::Source;
 use crate::run::{LOG_DIR, Nix, Place, STATE_DIR, UPPER, WORK};
 use crate::store::Store;
-use crate::sys::memory;
+use crate::sys::{lock, memory};
 use crate::{error, log, sys};
 
 /// What is to be kept of the layer while somebody uses it.
 const LOCK: &str = "lock";
+/// How long a layer may still be used by a command that has ended.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// Settings that Nix needs in there: one user, and no daemon.
 const SETTINGS: &str = "store = local\nbuild-users-group =\n";
 
@@ -145,7 +148,7 @@ fn make(source: &Source, store: Option<&str>, overlay: Option<&Path>) -> Result<
         Some(given) => {
             std::fs::DirBuilder::new().recursive(true).mode(0o700).create(given).map_err(failed(given))?;
             let place = given.canonicalize().map_err(failed(given))?;
-            let lock = lock(&place)?;
+            let lock = take(&place)?;
             (place, Some(lock))
         }
     };
@@ -200,15 +203,17 @@ fn own_memory() -> io::Result<PathBuf> {
     Ok(at)
 }
 
-fn lock(place: &Path) -> Result<OwnedFd, PlaceError> {
+fn take(place: &Path) -> Result<OwnedFd, PlaceError> {
     let path = place.join(LOCK);
     let failed = |error: rustix::io::Errno| PlaceError::Make { path: path.clone(), source: error.into() };
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file = rustix::fs::open(&path, flags, Mode::from_raw_mode(0o600)).map_err(failed)?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::AGAIN) => Err(PlaceError::Used(place.to_owned())),
-        Err(error) => Err(failed(error)),
+    let file = File::from(file);
+    // Whoever serves the view of the command before ends a moment after it.
+    match lock::take_within(&file, PATIENCE) {
+        Ok(true) => Ok(file.into()),
+        Ok(false) => Err(PlaceError::Used(place.to_owned())),
+        Err(source) => Err(PlaceError::Make { path, source }),
     }
 }
 

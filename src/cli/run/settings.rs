@@ -1,6 +1,6 @@
 //! What was typed, as what is run and what its view is made from. Nothing is opened.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use clap::parser::ArgMatches;
@@ -50,7 +50,8 @@ pub(super) fn settings(
     let dir = place.usual_dir();
     let name = args.words.first().cloned().unwrap_or_default();
     let found = run::found(&name, value("PATH"));
-    let hint = found.as_deref().and_then(|file| hint(file, &dir));
+    let real = place.real_dir(&dir);
+    let hint = hint(&name, found.as_deref(), &dir, &real);
     let is_set_id = found.as_deref().is_some_and(run::is_set_id);
     if is_set_id {
         tracing::warn!("'{}' would change its user; in there it does not", name.display());
@@ -73,7 +74,7 @@ pub(super) fn settings(
     let sockets = [place.socket(), std::env::var_os(SOCKET).map(PathBuf::from)];
     let hiding = Hiding {
         source: monitor::mount::source(&view),
-        real: place.real_dir(&dir),
+        real,
         store: dir.clone(),
         directories: directories.into_iter().flatten().collect(),
         sockets: sockets.into_iter().flatten().collect(),
@@ -134,10 +135,20 @@ fn variables(clear: bool, set: &[OsString]) -> Vec<(OsString, OsString)> {
     variables
 }
 
-/// The store path of a program that lies in the store `dir`.
-fn hint(file: &Path, dir: &Path) -> Option<Hint> {
-    let name = file.strip_prefix(dir.canonicalize().ok()?).ok()?.components().next()?;
-    Some(Hint { file: file.to_owned(), root: dir.join(name) })
+/// The store path of a program that lies in the store `dir`, whose files are in `real`: by where it was `found`, or by its name, if
+/// the store is somewhere else.
+fn hint(name: &OsStr, found: Option<&Path>, dir: &Path, real: &Path) -> Option<Hint> {
+    let below = |file: &Path, dir: &Path| {
+        let name = file.strip_prefix(dir.canonicalize().ok()?).ok()?.components().next()?;
+        Some(name.as_os_str().to_owned())
+    };
+    let by_name = || {
+        let named = Path::new(name).strip_prefix(dir).ok()?.components().next()?.as_os_str().to_owned();
+        real.join(&named).symlink_metadata().ok().map(|_| named)
+    };
+    let object = found.and_then(|file| below(file, dir).or_else(|| below(file, real))).or_else(by_name)?;
+    let file = found.map_or_else(|| PathBuf::from(name), Path::to_owned);
+    Some(Hint { file, root: dir.join(object) })
 }
 
 /// What is to be seen besides the view, in the order in which it was typed.

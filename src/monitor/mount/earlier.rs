@@ -12,8 +12,8 @@ use rustix::fs::{Mode, OFlags};
 
 use super::processes::{self, Holder};
 use super::{MountError, source};
-use crate::monitor::lock;
 use crate::mounts::mounts;
+use crate::sys::lock;
 
 /// How long a server that was just unmounted may take to end.
 const LAST_BREATH: Duration = Duration::from_secs(2);

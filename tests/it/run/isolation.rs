@@ -44,6 +44,32 @@ fn no_way_leads_to_the_store_outside() {
     nothing_is_left(runs.fixture.store.root());
 }
 
+/// Root's command has no capability either, and no namespace to get one in.
+#[test]
+fn a_command_of_root_cannot_take_its_view_away() {
+    need!(Root, Fuse, Nix, UserNamespaces);
+    let runs = Runs::by(Who::Root);
+    let physical = runs.fixture.store.physical();
+    let (secret, physical) = (format!("{}/secret", runs.fixture.outside.base), physical.display());
+    for way in [
+        format!(
+            "umount /nix/store; umount -l /nix/store; umount -l {physical}; cat /nix/store/{secret} {physical}/{secret}"
+        ),
+        format!("unshare -Urm sh -c 'umount -l /nix/store; cat /nix/store/{secret}'"),
+        format!(
+            "unshare -Um --keep-caps sh -c 'umount -l /nix/store; umount -l {physical}; cat /nix/store/{secret} {physical}/{secret}'"
+        ),
+        format!(
+            "mount --move /nix/store /mnt; mount --bind / /mnt; cat /nix/store/{secret} /mnt/nix/store/{secret} /mnt{physical}/{secret}"
+        ),
+        format!("nsenter -t 1 -m cat {physical}/{secret}; cat /proc/1/root{physical}/{secret}"),
+    ] {
+        let done = runs.script(&[], &format!("{{ {way}; }} 2>/dev/null; ls /nix/store | wc -l"));
+        let expected = format!("{}\n", runs.fixture.members().len());
+        assert_eq!(done.stdout, expected, "{way}: {done:?}");
+    }
+}
+
 /// The handle of a file in the store, made outside, opens nothing within.
 #[test]
 fn handles_of_outside_open_nothing() {

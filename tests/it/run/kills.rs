@@ -2,13 +2,13 @@
 
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::{BOTH, Runs, Who, nothing_is_left, processes_with};
 use crate::util::random::{Random, seed};
-use crate::util::{mounts, number};
+use crate::util::{DEADLINE, mounts, number};
 
 /// How often, by each user.
 const ROUNDS: u64 = 100;
@@ -17,6 +17,30 @@ fn kill(pid: u32) {
     if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
         let _gone = kill_process(pid, Signal::KILL);
     }
+}
+
+/// No process has `word` in its command line, or `source` in its mount table; nor has /run a directory of a run.
+fn no_process_has(word: &str, source: &str) {
+    let until = Instant::now() + DEADLINE;
+    let has = |pid: &str, file: &str, text: &str| {
+        let found = std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        String::from_utf8_lossy(&found).contains(text)
+    };
+    loop {
+        let all = std::fs::read_dir("/proc").unwrap().flatten();
+        let all = all.filter_map(|entry| entry.file_name().into_string().ok());
+        let is_left = |pid: &String| {
+            pid.parse::<u32>().is_ok() && (has(pid, "cmdline", word) || has(pid, "mountinfo", source))
+        };
+        let left: Vec<String> = all.filter(is_left).collect();
+        if left.is_empty() {
+            break;
+        }
+        assert!(Instant::now() < until, "still there: {left:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let views = std::fs::read_dir("/run/nix-store-fs").into_iter().flatten().flatten();
+    assert!(!views.into_iter().any(|view| view.file_name().to_string_lossy().starts_with("run-")));
 }
 
 /// A process of a run is killed at a random moment: while it begins, and while the command works. `NSF_KILLS` says how often.
@@ -30,8 +54,8 @@ fn nothing_is_left_of_a_run_of_which_something_was_killed() {
         let store = runs.fixture.store.root();
         for round in 0..number("NSF_KILLS", ROUNDS) {
             let form: &[&str] = [&[][..], &["--report=/dev/null"], &["--unshare-pid"]][random.below(3)];
-            let script = "while cat /nix/store/*-data/text; do :; done";
-            let words = runs.with(form, &["sh", "-c", script]).words();
+            let script = format!("while cat /nix/store/{}/text; do :; done", runs.fixture.data.base);
+            let words = runs.with(form, &["sh", "-c", &script]).words();
             let mut command = Command::new(&words[0]);
             command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
             if who == Who::Nobody {
@@ -50,12 +74,12 @@ fn nothing_is_left_of_a_run_of_which_something_was_killed() {
                 kill(those[random.below(those.len())]);
             }
             std::thread::sleep(Duration::from_millis(random.below(30) as u64));
-            if let Some(group) = Pid::from_raw(group.cast_signed()) {
-                let _gone = rustix::process::kill_process_group(group, Signal::KILL);
-            }
+            // Whoever is left ends with the process that was typed, and by nothing else.
+            kill(group);
             child.wait().unwrap();
             eprintln!("round {round} of seed {seed}: {who:?} {form:?}");
             nothing_is_left(store);
+            no_process_has(&runs.fixture.data.base, &format!("nix-store-fs:run-{group} "));
         }
     }
     assert!(!mounts::all().iter().any(|mount| mount.source.starts_with("nix-store-fs:state")));

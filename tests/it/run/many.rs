@@ -42,6 +42,10 @@ fn a_run_within_a_run_shows_less() {
     let inner = format!("exec {} run --from {} -- ls -1 /nix/store", binary.display(), file.display());
     let done = runs.script(&[], &inner);
     assert_eq!(done.stdout.trim(), runs.fixture.data.base, "{done:?}");
+    // With capabilities of its own, or root's where it keeps them.
+    let inner = format!("exec {} run --from {} -- ls -1 /nix/store", binary.display(), file.display());
+    let done = runs.script(&["--keep-caps"], &inner);
+    assert_eq!(done.stdout.trim(), runs.fixture.data.base, "{done:?}");
     // Without it there is one line about what is missing.
     let inner = format!("exec {} run --root {} -- true", binary.display(), runs.fixture.data.path);
     let done = runs.script(&[], &inner);

@@ -85,6 +85,29 @@ fn a_layer_in_a_directory_is_there_the_next_time() {
     }
 }
 
+/// What the view has not can come from elsewhere, into the layer.
+#[test]
+fn what_is_missing_is_substituted_into_the_layer() {
+    need!(Root, Fuse, Nix, UserNamespaces, NixDirectory);
+    for who in BOTH {
+        let runs = Runs::by(who);
+        let before = host(&runs);
+        let cache = runs.own_dir();
+        let to = format!("file://{}", cache.path().join("cache").display());
+        let words =
+            ["copy", "--extra-experimental-features", "nix-command", "--to", &to, &runs.fixture.outside.path];
+        runs.fixture.store.nix("nix", words, b"");
+        let script = format!(
+            "nix-store -r {0} --option substitute true --option substituters '{to}?trusted=1' --option require-sigs false >/dev/null; \
+             cat {0}/secret; nix-store -qR {0} | wc -l; nix --extra-experimental-features nix-command build --no-link {0} && echo there",
+            runs.fixture.outside.path
+        );
+        let done = run(&runs, &[], &script);
+        assert_eq!(done.stdout, "not for this container\n2\nthere\n", "{who:?} {done:?}");
+        assert_eq!(host(&runs), before, "{who:?}: the host's store was changed");
+    }
+}
+
 #[test]
 fn a_layer_in_use_and_one_that_cannot_be_made_are_said() {
     need!(Root, Fuse, Nix, UserNamespaces);

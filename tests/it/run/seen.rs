@@ -192,6 +192,21 @@ fn a_root_may_be_relative() {
     }
 }
 
+/// The same where the store is in another root directory, by the name that the command has there.
+#[test]
+fn a_command_is_found_in_a_store_that_is_elsewhere() {
+    need!(Root, Fuse, Nix, UserNamespaces);
+    for who in BOTH {
+        let runs = Runs::by(who);
+        let busybox = crate::util::load::add_busybox(&runs.fixture.store);
+        let physical = runs.fixture.store.physical().join(&busybox.base).join("bin/busybox");
+        for file in [format!("{}/bin/busybox", busybox.path), physical.to_str().unwrap().to_owned()] {
+            let done = runs.program(&["--", &file, "ls", "/nix/store"]).run();
+            assert_eq!(done.stdout.trim(), busybox.base, "{who:?} {file} {done:?}");
+        }
+    }
+}
+
 #[test]
 fn roots_come_from_a_file_as_well() {
     need!(Root, Fuse, Nix, UserNamespaces);

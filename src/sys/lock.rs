@@ -17,7 +17,7 @@ const STEP: Duration = Duration::from_millis(20);
 ///
 /// # Errors
 /// Those of flock(2).
-pub(super) fn take_within(file: &File, patience: Duration) -> io::Result<bool> {
+pub fn take_within(file: &File, patience: Duration) -> io::Result<bool> {
     let until = Instant::now() + patience;
     loop {
         match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
