@@ -18,8 +18,6 @@ const FIRST_CPP23: u32 = 31;
 /// The only one of our own sources that includes Nix's headers, and the others that it is made of.
 const SHIM: &str = "cpp/store.cc";
 const SHIM_HEADERS: [&str; 2] = ["cpp/store.hh", "cpp/nix-compat.hh"];
-/// The program that runs without Nix's library.
-const SERVER: &str = "nix-store-fs-server";
 /// What the sanitizers have to notice.
 const WRONG: &str = "cpp/wrong.cc";
 const SANITIZE: &str = "NIX_STORE_FS_SANITIZE";
@@ -70,6 +68,9 @@ fn build() -> Result<(), String> {
     }
     sanitize(&mut shim, sanitized);
     shim.cpp(true)
+        // A shared library refers to what Nix's headers have every source make, such as virtual tables, and the linker would keep ours
+        // for it: in the server as well, which calls nothing of Nix's and would need its library to start.
+        .flag("-fvisibility=hidden")
         .std(if minor >= FIRST_CPP23 { "c++23" } else { "c++20" })
         .includes(cxx_includes()?)
         .warnings(true)
@@ -89,13 +90,6 @@ fn build() -> Result<(), String> {
         for argument in ["-Wl,--whole-archive,-l:libasan.a,--no-whole-archive", "-lubsan", "-ldl", "-lm"] {
             println!("cargo:rustc-link-arg={argument}");
         }
-    }
-
-    // The server calls nothing of Nix's. But the linker keeps, and exports, whatever of the shim a shared library refers to as well, such
-    // as a virtual table of Nix's, and with that the server would need Nix's library to start.
-    // A sanitizer has to be exported.
-    if !sanitized {
-        println!("cargo:rustc-link-arg-bin={SERVER}=-Wl,--exclude-libs,ALL");
     }
 
     // Again, and last, so that the linker sees Nix's libraries after the archives that need them.
