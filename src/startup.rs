@@ -103,6 +103,11 @@ impl Original {
         Self { ignored, mask: SigSet::thread_get_mask().unwrap_or_else(|_| SigSet::empty()) }
     }
 
+    /// Lets signals come as they did.
+    pub fn unblock(&self) {
+        let _ = self.mask.thread_set_mask();
+    }
+
     /// Called right before the program is executed.
     pub fn restore(&self) {
         sys::ignore_signals(&self.ignored);

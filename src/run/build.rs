@@ -198,12 +198,21 @@ impl Rest<'_> {
             }
             Place::Directory(dir) => dir.clone(),
         };
-        for name in [UPPER, WORK] {
-            let dir = layer.join(name);
-            DirBuilder::new().recursive(true).mode(0o755).create(&dir).map_err(failed(&dir))?;
+        if nix.place == Place::Memory {
+            for name in [UPPER, WORK] {
+                make(&layer.join(name), true).map_err(failed(&layer))?;
+            }
         }
-        overlay(&self.store, &layer, right)
+        // By what they are now, and never through a link.
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let open = |name: &str| {
+            let above = rustix::fs::open(&layer, flags, Mode::empty()).map_err(failed(&layer))?;
+            rustix::fs::openat(above, name, flags, Mode::empty()).map_err(failed(&layer.join(name)))
+        };
+        let parts = (open(UPPER)?, open(WORK)?);
+        overlay(&self.store, &parts, right)
             .map_err(|source| RunError::Layer { layer: layer.clone(), source })?;
+        drop(parts);
         // Over the layer, if that is in memory: nobody else writes to it.
         memory()?;
         for name in ["nix", "log/nix"] {
@@ -215,9 +224,10 @@ impl Rest<'_> {
             Place::Memory => {
                 move_state(&path_of(&nix.made).join(STATE_DIR), &state).map_err(RunError::State)?
             }
-            Place::Directory(dir) => {
+            Place::Directory(_) => {
                 for (from, at) in [(STATE_DIR, &state), (LOG_DIR, &log)] {
-                    mount_bind_recursive(dir.join(from), at).map_err(failed(at))?;
+                    let from = open(from)?;
+                    mount_bind_recursive(path_of(&from), at).map_err(failed(at))?;
                 }
             }
         }
@@ -240,7 +250,7 @@ impl Rest<'_> {
 
 /// A store that can be written, over the view at `store`: `Documentation/filesystems/overlayfs.rst` of Linux. In a user namespace it marks
 /// what it does in attributes of users (Linux 5.11; on tmpfs from 6.6).
-fn overlay(store: &Path, layer: &Path, right: Right) -> io::Result<()> {
+fn overlay(store: &Path, (upper, work): &(OwnedFd, OwnedFd), right: Right) -> io::Result<()> {
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     // Each is one value here, whatever signs are in it; colons separate lower layers.
     let escaped = store.as_os_str().as_bytes().iter().flat_map(|byte| match byte {
@@ -249,8 +259,8 @@ fn overlay(store: &Path, layer: &Path, right: Right) -> io::Result<()> {
     });
     let lower = OsString::from_vec(escaped.collect());
     fsconfig_set_string(&context, "lowerdir", &lower)?;
-    fsconfig_set_string(&context, "upperdir", layer.join(UPPER))?;
-    fsconfig_set_string(&context, "workdir", layer.join(WORK))?;
+    fsconfig_set_string(&context, "upperdir", path_of(upper))?;
+    fsconfig_set_string(&context, "workdir", path_of(work))?;
     if matches!(right, Right::Namespace { .. }) {
         fsconfig_set_flag(&context, "userxattr")?;
     }
@@ -376,6 +386,11 @@ impl Built {
 
     fn grant(&mut self, wish: &Wish, source: Option<Source>) -> Result<(), RunError> {
         let at = wish.at();
+        // `/` is where paths begin, whatever is mounted there, and this program needs what the kernel shows in `/proc`.
+        let end = at.canonicalize();
+        if end.is_ok_and(|end| end == Path::new("/") || end.starts_with("/proc")) {
+            return Err(RunError::Reserved(at.to_owned()));
+        }
         match (wish, source) {
             (Wish::Bind { access, .. }, Some(Source { file, is_dir })) => {
                 self.provide(at, is_dir, Whose::Wish)?;
@@ -433,7 +448,7 @@ fn read_only(at: &Path) -> Result<(), RunError> {
         let found = match rustix::fs::statvfs(&mount.at) {
             Ok(found) => found.f_flag,
             // It is covered, or somebody else's who does not answer.
-            Err(Errno::ACCESS | Errno::NOENT) => continue,
+            Err(Errno::ACCESS | Errno::NOENT | Errno::NOTCONN) => continue,
             Err(error) => return Err(failed(&mount.at)(error)),
         };
         let kept = [

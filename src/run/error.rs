@@ -49,6 +49,9 @@ pub enum RunError {
     /// A place for a mount is missing where it could be made outside.
     #[error("'{}' does not exist, so nothing can be mounted there; make it, or give --tmpfs for a directory above it", .0.display())]
     NoPlace(PathBuf),
+    /// Nothing can be mounted there.
+    #[error("nothing can be mounted on '{}': not on / nor in /proc; --unshare-pid gives a /proc of its own, and bwrap other root directories", .0.display())]
+    Reserved(PathBuf),
     /// Something cannot be mounted.
     #[error("cannot mount '{}' in the namespace of the command; a system that restricts mounts (AppArmor, SELinux, a container) may have to allow it", what.display())]
     Mount {

@@ -212,6 +212,9 @@ fn finish(
     if settings.processes == ProcessTable::Shared {
         return Err(execute(settings, directory, parent));
     }
+    // The command may look into the processes that wait for it.
+    rustix::process::chdir("/").map_err(|error| RunError::Start(error.into()))?;
+    sys::leave_directories(true).map_err(RunError::Start)?;
     let signals = wait::signals()?;
     namespace::leave_processes()?;
     let Some(first) = sys::fork().map_err(RunError::Start)? else {
@@ -244,7 +247,7 @@ fn execute(settings: &Settings, directory: &Path, parent: Option<Pid>) -> RunErr
         if parent.is_some() {
             die_with(parent)?;
         }
-        sys::close_directories_at_exec().map_err(RunError::Start)
+        sys::leave_directories(false).map_err(RunError::Start)
     };
     if let Err(error) = begin() {
         return error;

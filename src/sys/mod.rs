@@ -246,23 +246,26 @@ pub fn close_others(kept: BorrowedFd<'_>) {
     drop(closed);
 }
 
-/// Lets no directory that is open stay open when a program is executed, but for standard input, output and error.
+/// Lets no directory that is open stay open when a program is executed. In the place of standard input, output and error comes
+/// `/dev/null`, and with `now` in that of all others as well, at once.
 ///
 /// # Errors
-/// Those of reading [`OPEN`].
-pub fn close_directories_at_exec() -> io::Result<()> {
+/// Those of reading [`OPEN`], and of `/dev/null`.
+pub fn leave_directories(now: bool) -> io::Result<()> {
+    let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
     let numbers = std::fs::read_dir("/proc/self/fd")?;
     for number in numbers.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<RawFd>().ok()) {
-        if number < 3 {
-            continue;
-        }
-        // SAFETY: borrowed for two calls that leave it as it is, but for a flag of the number; if it is not open, they fail.
+        // SAFETY: borrowed for some calls that leave it open: its number means something else at most; if it is not open, they fail.
         let open = unsafe { BorrowedFd::borrow_raw(number) };
         let is_dir = rustix::fs::fstat(open).is_ok_and(|found| {
             rustix::fs::FileType::from_raw_mode(found.st_mode) == rustix::fs::FileType::Directory
         });
+        if is_dir && (now || number < 3) {
+            replace(open, &null)?;
+        }
         if is_dir {
-            rustix::io::fcntl_setfd(open, rustix::io::FdFlags::CLOEXEC)?;
+            let flags = if number < 3 { rustix::io::FdFlags::empty() } else { rustix::io::FdFlags::CLOEXEC };
+            rustix::io::fcntl_setfd(open, flags)?;
         }
     }
     Ok(())

@@ -18,19 +18,18 @@ use rustix::process::WaitOptions;
 
 use super::super::closures::{Known, Resolved};
 use super::super::exit::Failure;
-use super::FAILED;
+use super::{FAILED, left};
 use crate::background;
 use crate::closure::inside::{Inside, InsideError};
 use crate::closure::profile::StoreDirs;
 use crate::closure::resolve::{closure, follow};
 use crate::closure::source::Source;
 use crate::run::{LOG_DIR, Nix, Place, STATE_DIR, UPPER, WORK};
+use crate::sandbox::{Missing, Sandbox};
 use crate::store::Store;
 use crate::sys::{lock, memory};
-use crate::{error, log, sys};
+use crate::{error, log, sandbox, sys};
 
-/// What is to be kept of the layer while somebody uses it.
-const LOCK: &str = "lock";
 /// How long a layer may still be used by a command that has ended.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Settings that Nix needs in there: one user, and no daemon.
@@ -54,6 +53,17 @@ pub enum PlaceError {
     /// There is no file system in memory.
     #[error("no place in memory for the database of --nix; give a directory with --overlay")]
     Memory(#[source] io::Error),
+    /// Something in the layer is not what a run leaves there.
+    #[error("'{}' {what}, so the layer is not used: a command may have changed it; remove it, or give another directory with --overlay", path.display())]
+    Odd {
+        /// What is there.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+    },
+    /// The process that changes the layer may change too much.
+    #[error(transparent)]
+    Rights(Missing),
     /// The database, or what the layer holds.
     #[error(transparent)]
     Inside(#[from] InsideError),
@@ -78,6 +88,7 @@ pub(super) fn prepare(source: &Source, store: Option<&str>, overlay: Option<&Pat
     };
     let Some(child) = child else {
         drop(ours);
+        let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
         sys::exit_now(match make(source, store, overlay).and_then(|made| made.give(&theirs)) {
             Ok(()) => 0,
             Err(failure) => {
@@ -154,7 +165,18 @@ fn make(source: &Source, store: Option<&str>, overlay: Option<&Path>) -> Result<
     };
     for name in [UPPER, WORK, STATE_DIR, LOG_DIR] {
         let path = place.join(name);
-        std::fs::DirBuilder::new().recursive(true).create(&path).map_err(failed(&path))?;
+        match std::fs::create_dir(&path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(failed(&path)(error).into());
+            }
+            _ => {}
+        }
+    }
+    if lock.is_some() {
+        left::examine(&place)?;
+        // Whatever changes there now: nothing is changed anywhere else.
+        let confined = sandbox::StoreThread { written: std::slice::from_ref(&place), links: &[] };
+        confined.confine(Sandbox::Best).map_err(PlaceError::Rights)?;
     }
     let (state, upper) = (place.join(STATE_DIR), place.join(UPPER));
     let layer = overlay.is_some().then_some(upper.as_path());
@@ -203,17 +225,17 @@ fn own_memory() -> io::Result<PathBuf> {
     Ok(at)
 }
 
+/// The lock is the directory itself: a file in it could be removed.
 fn take(place: &Path) -> Result<OwnedFd, PlaceError> {
-    let path = place.join(LOCK);
-    let failed = |error: rustix::io::Errno| PlaceError::Make { path: path.clone(), source: error.into() };
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let file = rustix::fs::open(&path, flags, Mode::from_raw_mode(0o600)).map_err(failed)?;
-    let file = File::from(file);
+    let failed = |source: io::Error| PlaceError::Make { path: place.to_owned(), source };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let dir = rustix::fs::open(place, flags, Mode::empty()).map_err(|error| failed(error.into()))?;
+    let dir = File::from(dir);
     // Whoever serves the view of the command before ends a moment after it.
-    match lock::take_within(&file, PATIENCE) {
-        Ok(true) => Ok(file.into()),
+    match lock::take_within(&dir, PATIENCE) {
+        Ok(true) => Ok(dir.into()),
         Ok(false) => Err(PlaceError::Used(place.to_owned())),
-        Err(source) => Err(PlaceError::Make { path, source }),
+        Err(source) => Err(failed(source)),
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod after;
 mod inside;
+mod left;
 mod settings;
 
 use std::ffi::OsString;
@@ -190,7 +191,7 @@ pub(super) fn main() -> ! {
         Ok(Side::Background(caller)) => serve(Arc::new(caller), view),
         Ok(Side::Caller(background)) => {
             let ended = if wanted.is_any() {
-                run::run_command(&settings, background).map(|left| finish(wanted, left))
+                run::run_command(&settings, background).map(|left| finish(wanted, left, &settings.original))
             } else if run::takes_orphans() {
                 run::run_command(&settings, background).map(|left| left.ended)
             } else {
@@ -209,7 +210,9 @@ pub(super) fn main() -> ! {
 }
 
 /// Tells of a command that has ended. It ended as it did, whatever can be told.
-fn finish(wanted: Wanted, left: Left) -> Ended {
+fn finish(wanted: Wanted, left: Left, original: &Original) -> Ended {
+    // It may take long, and somebody may want to end it.
+    original.unblock();
     let control = monitor::state::control(&state_in(&left.state));
     match wanted.tell(&control, left.ended.0 == 0) {
         // There was no view, and that was said.

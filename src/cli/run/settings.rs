@@ -90,7 +90,7 @@ pub(super) fn settings(
         network: if args.unshare_net { Network::Own } else { Network::Shared },
         processes: if args.unshare_pid { ProcessTable::Own } else { ProcessTable::Shared },
         rights: if args.keep_caps { sandbox::Command::Keeps } else { sandbox::Command::Powerless },
-        directory: args.chdir,
+        directory: args.chdir.map(|dir| std::path::absolute(&dir).unwrap_or(dir)),
         variables,
         words: args.words,
         hint,
@@ -161,15 +161,17 @@ pub(super) fn wishes(matches: &ArgMatches) -> Vec<Wish> {
             all.extend(wish(values).map(|wish| (index, wish)));
         }
     };
+    // Before the root directory may become another one.
+    let here = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let bind = |access| {
         move |values: &[&PathBuf]| match values {
-            [from, at] => Some(Wish::Bind { from: (*from).clone(), at: (*at).clone(), access }),
+            [from, at] => Some(Wish::Bind { from: here(from), at: here(at), access }),
             _ => None,
         }
     };
     add("bind", 2, &bind(Access::Same));
     add("ro_bind", 2, &bind(Access::ReadOnly));
-    add("tmpfs", 1, &|values| values.first().map(|at| Wish::Tmpfs((*at).clone())));
+    add("tmpfs", 1, &|values| values.first().map(|at| Wish::Tmpfs(here(at))));
     all.sort_by_key(|(index, _)| *index);
     all.into_iter().map(|(_, wish)| wish).collect()
 }

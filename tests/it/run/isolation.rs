@@ -44,6 +44,25 @@ fn no_way_leads_to_the_store_outside() {
     nothing_is_left(runs.fixture.store.root());
 }
 
+/// A directory of the store may be what the command has as its standard input or its caller's current directory, also where processes
+/// of this program wait for it that it can look into.
+#[test]
+fn no_process_within_leads_out() {
+    need!(Root, Fuse, Nix, UserNamespaces);
+    let runs = Runs::by(Who::Nobody);
+    let physical = runs.fixture.store.physical();
+    let secret = format!("{}/secret", runs.fixture.outside.base);
+    let script = format!(
+        "for p in /proc/[0-9]*; do for f in $p/fd/* $p/cwd $p/root; do cat $f/{secret}; done; done 2>/dev/null; \
+         cat /proc/self/fd/0/{secret} 2>/dev/null; echo end"
+    );
+    for options in [&[][..], &["--keep-caps"], &["--unshare-pid"], &["--unshare-pid", "--keep-caps"]] {
+        let open = format!("cd {0} && exec 9<{0} <{0} && exec \"$@\"", physical.display());
+        let done = runs.with(options, &["sh", "-c", &script]).through(["sh", "-c", &open, "sh"]).run();
+        assert_eq!(done.stdout, "end\n", "{options:?} {done:?}");
+    }
+}
+
 /// Root's command has no capability either, and no namespace to get one in.
 #[test]
 fn a_command_of_root_cannot_take_its_view_away() {

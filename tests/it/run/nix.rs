@@ -77,10 +77,10 @@ fn a_layer_in_a_directory_is_there_the_next_time() {
         assert_ne!(done.status.code(), Some(0), "{who:?} {done:?}");
         assert!(!Path::new(&made).exists());
         // One at a time.
-        let script = format!("exec 9<{0} && flock -n 9 && echo free; true", layer.join("lock").display());
+        let script = format!("exec 9<{0} && flock -n 9 && echo free; true", layer.display());
         let done = run(&runs, &overlay, &script);
         assert_eq!(done.stdout, "", "{who:?} {done:?}");
-        let done = std::process::Command::new("flock").arg("-n").arg(layer.join("lock")).arg("true").status();
+        let done = std::process::Command::new("flock").args(["-w", "10"]).arg(&layer).arg("true").status();
         assert!(done.unwrap().success(), "{who:?}: it is free afterwards");
     }
 }
@@ -116,7 +116,7 @@ fn a_layer_in_use_and_one_that_cannot_be_made_are_said() {
     let layer = dir.path().join("layer");
     fs::create_dir(&layer).unwrap();
     let options = ["--nix", "--overlay", layer.to_str().unwrap()];
-    let held = runs.with(&options, &["true"]).further_inside(["flock", layer.join("lock").to_str().unwrap()]);
+    let held = runs.with(&options, &["true"]).further_inside(["flock", layer.to_str().unwrap()]);
     let done = held.run();
     assert_eq!((done.status.code(), done.stderr.lines().count()), (Some(125), 1), "{done:?}");
     assert!(done.stderr.contains("in use by another"), "{done:?}");
@@ -125,4 +125,43 @@ fn a_layer_in_use_and_one_that_cannot_be_made_are_said() {
     let done = runs.with(&["--overlay", "/tmp"], &["true"]).run();
     assert_eq!(done.status.code(), Some(125), "{done:?}");
     assert!(done.stderr.contains("--nix"), "{done:?}");
+}
+
+/// A command may leave in its layer what it likes: the next run changes nothing but the layer.
+#[test]
+fn what_a_hostile_command_leaves_in_its_layer_is_refused() {
+    need!(Root, Fuse, Nix, UserNamespaces);
+    for who in BOTH {
+        let runs = Runs::by(who);
+        let victim = runs.own_dir();
+        let inside = victim.path().join(&runs.fixture.data.base);
+        fs::create_dir(&inside).unwrap();
+        let to = victim.path().display();
+        for (what, left) in [
+            ("upper", format!("rm -rf L/upper; ln -s {to} L/upper")),
+            ("work", format!("rm -rf L/work; ln -s {to} L/work")),
+            ("log", format!("rm -rf L/log; ln -s {to} L/log")),
+            ("state", format!("mv L/state L/old; ln -s {to} L/state")),
+            ("state/gcroots", format!("rm -rf L/state/gcroots; ln -s {to} L/state/gcroots")),
+            ("state/db/schema", "rm L/state/db/schema; mkfifo L/state/db/schema".to_owned()),
+        ] {
+            let dir = runs.own_dir();
+            let layer = dir.path().join("layer");
+            let layer = layer.to_str().unwrap();
+            let options = ["--nix", "--overlay", layer];
+            let done = runs.script(&options, &left.replace("L/", &format!("{layer}/")));
+            assert_eq!(done.status.code(), Some(0), "{who:?} {what} {done:?}");
+            let before = tree::list(victim.path()).unwrap();
+            let done = runs.script(&options, "echo ran");
+            assert_eq!(
+                (done.status.code(), done.stdout.as_str()),
+                (Some(125), ""),
+                "{who:?} {what} {done:?}"
+            );
+            assert!(done.stderr.contains(&format!("layer/{what}' is a ")), "{who:?} {what} {done:?}");
+            assert_eq!(done.stderr.lines().count(), 1, "{who:?} {what} {done:?}");
+            assert_eq!(tree::list(victim.path()).unwrap(), before, "{who:?} {what}");
+        }
+        nothing_is_left(runs.fixture.store.root());
+    }
 }

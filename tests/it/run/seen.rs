@@ -172,6 +172,28 @@ fn a_command_of_the_store_brings_its_own_closure() {
     assert_eq!((done.status.code(), done.stdout.trim()), (Some(0), busybox.base.as_str()), "{done:?}");
 }
 
+/// Relative sources are those of the caller, also where the root directory has to be another one.
+#[test]
+fn relative_sources_are_the_callers() {
+    need!(Root, Fuse, Nix, UserNamespaces);
+    for who in BOTH {
+        let runs = Runs::by(who);
+        let dir = runs.own_dir();
+        fs::create_dir(dir.path().join("etc")).unwrap();
+        fs::write(dir.path().join("etc/own"), "").unwrap();
+        let enter = format!("cd {} && exec \"$@\"", dir.path().display());
+        let options = ["--bind", "etc", "/nsf-new/x", "--chdir", "etc"];
+        let done =
+            runs.with(&options, &["sh", "-c", "ls /nsf-new/x; ls"]).through(["sh", "-c", &enter, "sh"]).run();
+        assert_eq!(done.stdout, "own\nown\n", "{who:?} {done:?}");
+        for at in ["/", "/tmp/..", "/proc", "/proc/self/fd"] {
+            let done = runs.with(&["--tmpfs", at], &["true"]).run();
+            assert_eq!((done.status.code(), done.stderr.lines().count()), (Some(125), 1), "{who:?} {done:?}");
+            assert!(done.stderr.contains("nothing can be mounted on"), "{who:?} {done:?}");
+        }
+    }
+}
+
 /// Whoever serves the view is in another directory than the caller.
 #[test]
 fn a_root_may_be_relative() {
