@@ -43,7 +43,7 @@ const NOT_FOUND: u8 = 127;
 /// capabilities, and Nix's database and daemon are hidden from it. It hides the store; it confines nothing else: who can ask a
 /// process outside (D-Bus, a container daemon) can have it read the store.
 #[derive(Debug, clap::Args)]
-#[command(after_help = AFTER_HELP, override_usage = "nix-store-fs run [OPTIONS] [--] COMMAND [ARG]…")]
+#[command(after_help = AFTER_HELP, override_usage = "nix-store-fs run [OPTIONS] [--] COMMAND [ARG]...")]
 pub(super) struct Args {
     #[command(flatten)]
     roots: RootArgs,
