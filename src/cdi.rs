@@ -26,10 +26,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
+
+use crate::sys::lock;
 
 /// Vendor and class of a view.
 pub const KIND: &str = "nix-store-fs/view";
@@ -41,8 +43,6 @@ const IDMAP: &str = ":idmap";
 const FILE: &str = "nix-store-fs.json";
 /// Bytes of a file that can be this program's.
 const LIMIT: u64 = 16 << 20;
-/// How long to wait between two attempts to get the lock.
-const STEP: Duration = Duration::from_millis(5);
 
 /// Why a view has no device.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -286,13 +286,14 @@ impl SpecFile {
         let fail = |source| CdiError::File { doing: "lock", path: path.clone(), source };
         let until = Instant::now() + patience;
         loop {
-            let lock = open(&path, OFlags::CREATE | OFlags::RDWR, Mode::RUSR | Mode::WUSR).map_err(fail)?;
-            match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) if is_at(&lock, &path) => return Ok(Locked { file: self, path, _lock: lock }),
-                // Whoever had it has removed it.
-                Ok(()) => {}
-                Err(Errno::WOULDBLOCK) => std::thread::sleep(STEP),
-                Err(error) => return Err(fail(error.into())),
+            let file = open(&path, OFlags::CREATE | OFlags::RDWR, Mode::RUSR | Mode::WUSR).map_err(fail)?;
+            let left = until.saturating_duration_since(Instant::now());
+            if !lock::take_within(&file, left).map_err(fail)? {
+                return Err(CdiError::Locked(self.path.clone()));
+            }
+            // Otherwise whoever had it has removed it.
+            if is_at(&file, &path) {
+                return Ok(Locked { file: self, path, _lock: file });
             }
             if Instant::now() >= until {
                 return Err(CdiError::Locked(self.path.clone()));

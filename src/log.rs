@@ -36,7 +36,7 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::sys;
+use crate::{error, sys};
 
 /// Bytes that wait to be written, at most.
 const ROOM: usize = 1 << 20;
@@ -309,6 +309,11 @@ fn is_unprintable(c: char) -> bool {
 /// Puts a line of its own into the log, in no particular form: the last words of a process.
 pub fn say(line: &str) {
     let _ = Lines(Level::ERROR).write_all(format!("{line}\n").as_bytes());
+}
+
+/// The same for what went wrong, and why.
+pub fn say_error(error: &dyn std::error::Error) {
+    say(&format!("nix-store-fs: {}", error::chain(error)));
 }
 
 /// Waits until all of the log has been written, for `limit` at most: nobody may be reading it.

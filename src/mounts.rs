@@ -99,6 +99,12 @@ pub fn of(process: &Path) -> Result<Vec<Mount>, TableError> {
     }
 }
 
+/// The minor number of a file system that has no disk: its `device` in the table is `0:42`.
+#[must_use]
+pub fn minor(device: &str) -> Option<u32> {
+    device.strip_prefix("0:")?.parse().ok()
+}
+
 /// The mounts of a table. A line that is none is left out.
 #[must_use]
 pub fn parse_all(table: &[u8]) -> Vec<Mount> {

@@ -111,7 +111,7 @@ impl Original {
     /// Called right before the program is executed.
     pub fn restore(&self) {
         sys::ignore_signals(&self.ignored);
-        let _ = self.mask.thread_set_mask();
+        self.unblock();
     }
 }
 

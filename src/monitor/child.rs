@@ -4,7 +4,7 @@
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Instant;
@@ -16,6 +16,7 @@ use super::error::{MonitorError, system};
 use super::poll;
 use crate::log::Sink;
 use crate::protocol::wire::{self, Order, Received, Report};
+use crate::sys;
 
 /// The server's program: beside the monitor's.
 const PROGRAM: &str = "nix-store-fs-server";
@@ -43,7 +44,7 @@ impl Program {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(format!("/proc/self/fd/{}", self.0.as_raw_fd()));
+        let mut command = Command::new(sys::path_of(&self.0));
         command.env_clear().envs(variables());
         command
     }

@@ -11,7 +11,7 @@
 use std::ffi::{CStr, OsString};
 use std::fs::{DirBuilder, File};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -31,6 +31,7 @@ use super::plan::{Access as Bound, Making, Wish, making};
 use crate::closure::inside::move_state;
 use crate::fuse::attach;
 use crate::mounts::{self, VIEW};
+use crate::sys;
 
 /// What a view is mounted from, and what is hidden with it.
 #[derive(Debug, Clone)]
@@ -194,24 +195,22 @@ impl Rest<'_> {
         let layer = match &nix.place {
             Place::Memory => {
                 memory()?;
-                var.to_owned()
+                for name in [UPPER, WORK] {
+                    make(&var.join(name), true).map_err(failed(var))?;
+                }
+                var
             }
-            Place::Directory(dir) => dir.clone(),
+            Place::Directory(dir) => dir,
         };
-        if nix.place == Place::Memory {
-            for name in [UPPER, WORK] {
-                make(&layer.join(name), true).map_err(failed(&layer))?;
-            }
-        }
         // By what they are now, and never through a link.
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let above = rustix::fs::open(layer, flags, Mode::empty()).map_err(failed(layer))?;
         let open = |name: &str| {
-            let above = rustix::fs::open(&layer, flags, Mode::empty()).map_err(failed(&layer))?;
-            rustix::fs::openat(above, name, flags, Mode::empty()).map_err(failed(&layer.join(name)))
+            rustix::fs::openat(&above, name, flags, Mode::empty()).map_err(failed(&layer.join(name)))
         };
         let parts = (open(UPPER)?, open(WORK)?);
         overlay(&self.store, &parts, right)
-            .map_err(|source| RunError::Layer { layer: layer.clone(), source })?;
+            .map_err(|source| RunError::Layer { layer: layer.to_owned(), source })?;
         drop(parts);
         // Over the layer, if that is in memory: nobody else writes to it.
         memory()?;
@@ -222,12 +221,12 @@ impl Rest<'_> {
         let (state, log) = (var.join("nix"), var.join("log/nix"));
         match &nix.place {
             Place::Memory => {
-                move_state(&path_of(&nix.made).join(STATE_DIR), &state).map_err(RunError::State)?
+                move_state(&sys::path_of(&nix.made).join(STATE_DIR), &state).map_err(RunError::State)?
             }
             Place::Directory(_) => {
                 for (from, at) in [(STATE_DIR, &state), (LOG_DIR, &log)] {
                     let from = open(from)?;
-                    mount_bind_recursive(path_of(&from), at).map_err(failed(at))?;
+                    mount_bind_recursive(sys::path_of(&from), at).map_err(failed(at))?;
                 }
             }
         }
@@ -259,8 +258,8 @@ fn overlay(store: &Path, (upper, work): &(OwnedFd, OwnedFd), right: Right) -> io
     });
     let lower = OsString::from_vec(escaped.collect());
     fsconfig_set_string(&context, "lowerdir", &lower)?;
-    fsconfig_set_string(&context, "upperdir", path_of(upper))?;
-    fsconfig_set_string(&context, "workdir", path_of(work))?;
+    fsconfig_set_string(&context, "upperdir", sys::path_of(upper))?;
+    fsconfig_set_string(&context, "workdir", sys::path_of(work))?;
     if matches!(right, Right::Namespace { .. }) {
         fsconfig_set_flag(&context, "userxattr")?;
     }
@@ -293,11 +292,6 @@ fn open(wish: &Wish) -> Result<Option<Source>, RunError> {
     Ok(Some(Source { file, is_dir: FileType::from_raw_mode(found.st_mode) == FileType::Directory }))
 }
 
-/// A path that leads to what is open.
-fn path_of(open: &OwnedFd) -> PathBuf {
-    format!("/proc/self/fd/{}", open.as_raw_fd()).into()
-}
-
 /// A file system in memory, opened at `place` and taken away again at once.
 fn state_on(place: &Path) -> Result<OwnedFd, RunError> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
@@ -310,7 +304,7 @@ fn state_on(place: &Path) -> Result<OwnedFd, RunError> {
 /// The minor number of the device of what is mounted at `at`: nobody who could be asked serves it yet.
 fn connection(at: &Path) -> Result<u32, RunError> {
     let found = mounts::mounts()?.into_iter().rfind(|mount| mount.at == at);
-    let minor = found.and_then(|mount| mount.device.strip_prefix("0:")?.parse().ok());
+    let minor = found.and_then(|mount| mounts::minor(&mount.device));
     minor.ok_or_else(|| failed(at)(io::Error::other("the mount table does not list the view")))
 }
 
@@ -346,7 +340,7 @@ impl Built {
             rustix::fs::open(path, flags, Mode::empty()).map_err(failed(path))
         };
         let before = open(dir)?;
-        let names: Vec<_> = std::fs::read_dir(path_of(&before))
+        let names: Vec<_> = std::fs::read_dir(sys::path_of(&before))
             .and_then(|entries| {
                 entries.map(|entry| entry.map(|entry| entry.file_name())).collect::<Result<_, _>>()
             })
@@ -373,7 +367,7 @@ impl Built {
         } else {
             tmpfs(dir)?;
             for name in &names {
-                show(&path_of(&before).join(name), &dir.join(name));
+                show(&sys::path_of(&before).join(name), &dir.join(name));
             }
         }
         self.owned.push(dir.to_owned());
@@ -394,7 +388,7 @@ impl Built {
         match (wish, source) {
             (Wish::Bind { access, .. }, Some(Source { file, is_dir })) => {
                 self.provide(at, is_dir, Whose::Wish)?;
-                mount_bind_recursive(path_of(&file), at).map_err(failed(at))?;
+                mount_bind_recursive(sys::path_of(&file), at).map_err(failed(at))?;
                 if *access == Bound::ReadOnly {
                     read_only(at)?;
                 }

@@ -38,6 +38,12 @@ pub fn found(name: &OsStr, path: Option<&OsStr>) -> Option<PathBuf> {
     candidates(name, path).into_iter().find(is_program)?.canonicalize().ok()
 }
 
+/// What the object of the store at `dir` is called that `file` is in.
+#[must_use]
+pub fn object(file: &Path, dir: &Path) -> Option<OsString> {
+    Some(file.strip_prefix(dir).ok()?.components().next()?.as_os_str().to_owned())
+}
+
 /// Becomes the command; returns why it could not.
 #[must_use]
 pub(super) fn execute(words: &[OsString], variables: &[(OsString, OsString)]) -> RunError {

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use crate::closure::inside::InsideError;
 use crate::fuse::attach::AttachError;
+use crate::log;
 use crate::mounts::TableError;
 use crate::sandbox::Missing;
-use crate::{error, log};
 
 /// Why a command is not run.
 #[derive(Debug, thiserror::Error)]
@@ -179,7 +179,7 @@ impl RunError {
     /// Says it in one line on standard error, if it has not been said.
     pub fn say(&self) {
         if !matches!(self, Self::Said(_)) {
-            log::say(&format!("nix-store-fs: {}", error::chain(self)));
+            log::say_error(self);
         }
     }
 }

@@ -27,15 +27,16 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::process::{Pid, Signal};
+use rustix::process::Pid;
 
 use crate::background::{self, Background, Told};
 use crate::startup::Original;
 use crate::{sandbox, sys};
 
 pub use build::{Hiding, LOG_DIR, Nix, Place, STATE_DIR, UPPER, WORK};
-pub use command::{found, is_set_id};
+pub use command::{found, is_set_id, object};
 pub use error::{Hint, RunError};
+pub use namespace::map;
 pub use plan::{Access, Wish};
 pub use wait::Ended;
 
@@ -256,31 +257,24 @@ fn execute(settings: &Settings, directory: &Path, parent: Option<Pid>) -> RunErr
     match command::execute(&settings.words, &settings.variables) {
         RunError::NotFound { name, .. } => RunError::NotFound { name, hint: settings.hint.clone() },
         RunError::NoInterpreter { file, interpreter: Some(interpreter), .. } => {
-            let root = object(&interpreter, &settings.hiding.store);
+            let dir = &settings.hiding.store;
+            let root = command::object(&interpreter, dir).map(|object| dir.join(object));
             RunError::NoInterpreter { file, interpreter: Some(interpreter), root }
         }
         other => other,
     }
 }
 
-/// The store path in the store `dir` that `file` is in.
-fn object(file: &Path, dir: &Path) -> Option<PathBuf> {
-    Some(dir.join(file.strip_prefix(dir).ok()?.components().next()?))
-}
-
 /// Lets the kernel kill this process when `parent`, that made it, ends.
 fn die_with(parent: Option<Pid>) -> Result<(), RunError> {
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
-        .map_err(|error| RunError::Start(error.into()))?;
-    // It may have ended before the kernel was asked.
-    if parent.is_some() && rustix::process::getppid() != parent {
-        return Err(RunError::Start(io::Error::other("the process that waits for it has ended")));
+    match sys::die_with(parent).map_err(RunError::Start)? {
+        true => Ok(()),
+        false => Err(RunError::Start(io::Error::other("the process that waits for it has ended"))),
     }
-    Ok(())
 }
 
-/// Ends a process that was made here.
-fn end(done: Result<Ended, RunError>) -> ! {
+/// Ends this process as the command has ended, or says why that was not run.
+pub fn end(done: Result<Ended, RunError>) -> ! {
     let code = match done {
         Ok(Ended(code)) => code,
         Err(error) => {

@@ -53,12 +53,7 @@ pub(super) fn enter(right: Right) -> Result<(), RunError> {
         Right::Own => unshare(CloneFlags::CLONE_NEWNS).map_err(refused)?,
         Right::Namespace { user, group } => {
             unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS).map_err(refused)?;
-            // Old kernels and others that have no such file let the map be written without.
-            match std::fs::write("/proc/self/setgroups", "deny") {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(unmapped(error)),
-                _ => {}
-            }
-            map((0, user), (0, group))?;
+            map((0, user), (0, group)).map_err(unmapped)?;
         }
     }
     let flags = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
@@ -73,7 +68,7 @@ pub(super) fn enter(right: Right) -> Result<(), RunError> {
 pub(super) fn lock(right: Right) -> Result<(), RunError> {
     let Right::Namespace { user, group } = right else { return Ok(()) };
     unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS).map_err(refused)?;
-    map((user, 0), (group, 0))
+    map((user, 0), (group, 0)).map_err(unmapped)
 }
 
 /// Enters a network namespace in which nobody can be reached but oneself.
@@ -93,10 +88,19 @@ pub(super) fn leave_processes() -> Result<(), RunError> {
     unshare(CloneFlags::CLONE_NEWPID).map_err(refused)
 }
 
-/// Numbers within, and what they are outside.
-fn map(user: (u32, u32), group: (u32, u32)) -> Result<(), RunError> {
+/// Gives the user namespace that this process has just made one user and one group: numbers within, and what they are outside. Whoever
+/// has no right outside has to give up further groups for that (user_namespaces(7)).
+///
+/// # Errors
+/// Those of write(2).
+pub fn map(user: (u32, u32), group: (u32, u32)) -> io::Result<()> {
+    match std::fs::write("/proc/self/setgroups", "deny") {
+        // Old kernels that have no such file let the map be written without.
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     for (file, (within, outside)) in [("/proc/self/uid_map", user), ("/proc/self/gid_map", group)] {
-        std::fs::write(file, format!("{within} {outside} 1")).map_err(unmapped)?;
+        std::fs::write(file, format!("{within} {outside} 1"))?;
     }
     Ok(())
 }

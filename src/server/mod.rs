@@ -341,14 +341,11 @@ impl Reporter {
 
 /// Lets the kernel end this process when `monitor` ends.
 fn end_with(monitor: u32) -> Result<(), ServeError> {
-    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
-        .map_err(|error| failed("tying it to the monitor")(error.into()))?;
-    // It may have ended before the kernel was asked.
-    let parent = rustix::process::getppid().map(rustix::process::Pid::as_raw_pid);
-    if parent.and_then(|parent| u32::try_from(parent).ok()) == Some(monitor) {
-        Ok(())
-    } else {
-        Err(ServeError::Orphaned)
+    let monitor = i32::try_from(monitor).ok().and_then(rustix::process::Pid::from_raw);
+    let lives = monitor.map(|monitor| sys::die_with(Some(monitor)));
+    match lives.transpose().map_err(failed("tying it to the monitor"))? {
+        Some(true) => Ok(()),
+        Some(false) | None => Err(ServeError::Orphaned),
     }
 }
 

@@ -33,7 +33,7 @@ fn run() -> Result<(), Failed> {
     let (start, descriptors) = super::receive_start(&*monitor).map_err(|failure| {
         // Without an order the monitor ended before it had anything to serve, and has said why.
         if !matches!(failure, ServeError::NoOrder(None)) {
-            log::say(&format!("nix-store-fs: {}", error::chain(&failure)));
+            log::say_error(&failure);
         }
         Failed
     })?;

@@ -10,6 +10,7 @@ use std::ffi::CStr;
 use std::io;
 use std::mem::{ManuallyDrop, MaybeUninit};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
 
 use nix::libc;
 use nix::sched::CloneFlags;
@@ -30,6 +31,22 @@ pub fn replace(target: BorrowedFd<'_>, by: impl AsFd) -> io::Result<()> {
     // closing it. dup3 exchanges what the number means atomically, so its real owner still owns an open one.
     let mut place = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(target.as_raw_fd()) });
     Ok(rustix::io::dup3(by, &mut place, DupFlags::CLOEXEC)?)
+}
+
+/// A path that leads to what is open (proc_pid_fd(5)), for calls that take a path.
+#[must_use]
+pub fn path_of(open: impl AsFd) -> PathBuf {
+    format!("/proc/self/fd/{}", open.as_fd().as_raw_fd()).into()
+}
+
+/// Lets the kernel kill this process when the one ends that made it (PR_SET_PDEATHSIG(2const)). Whether that is still `parent`: it may
+/// have ended before the kernel was asked. None: it has no number in this process namespace.
+///
+/// # Errors
+/// Those of prctl(2).
+pub fn die_with(parent: Option<rustix::process::Pid>) -> io::Result<bool> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    Ok(parent.is_none() || rustix::process::getppid() == parent)
 }
 
 /// Takes ownership of a descriptor that systemd passed to this process, by its number (sd_listen_fds(3)). To be called
@@ -298,17 +315,21 @@ pub fn raise_loopback() -> io::Result<()> {
     Ok(())
 }
 
+/// What is done with a signal.
+fn disposition(number: i32) -> libc::sighandler_t {
+    // SAFETY: a sigaction of zeros is a valid value, and the call writes to it alone. A number that it refuses, as the C library keeps it
+    // for itself, leaves it as it is: that is SIG_DFL.
+    unsafe {
+        let mut found: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(number, std::ptr::null(), &mut found);
+        found.sa_sigaction
+    }
+}
+
 /// The signals that are ignored.
 #[must_use]
 pub fn ignored_signals() -> Vec<i32> {
-    let is_ignored = |number: &i32| {
-        // SAFETY: a sigaction of zeros is a valid value, and the call writes to it alone.
-        unsafe {
-            let mut found: libc::sigaction = std::mem::zeroed();
-            libc::sigaction(*number, std::ptr::null(), &mut found) == 0 && found.sa_sigaction == libc::SIG_IGN
-        }
-    };
-    (1..=libc::SIGRTMAX()).filter(is_ignored).collect()
+    (1..=libc::SIGRTMAX()).filter(|number| disposition(*number) == libc::SIG_IGN).collect()
 }
 
 /// Lets the signals with these numbers be ignored, and all others do what they usually do.
@@ -325,12 +346,7 @@ static PIPE_IGNORED: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBo
 
 /// Called by the C library before the runtime begins.
 extern "C" fn look_at_sigpipe() {
-    // SAFETY: a sigaction of zeros is a valid value, and the call writes to it alone.
-    let ignored = unsafe {
-        let mut found: libc::sigaction = std::mem::zeroed();
-        libc::sigaction(libc::SIGPIPE, std::ptr::null(), &mut found) == 0
-            && found.sa_sigaction == libc::SIG_IGN
-    };
+    let ignored = disposition(libc::SIGPIPE) == libc::SIG_IGN;
     PIPE_IGNORED.store(ignored, std::sync::atomic::Ordering::Relaxed);
 }
 
@@ -358,13 +374,7 @@ pub fn remove_variables(names: &[&str]) {
 /// ignored from now on. Handlers stay: those of the language's runtime are there before `main`.
 pub fn reset_signals(ignored: &[Signal]) {
     for number in 1..=libc::SIGRTMAX() {
-        // SAFETY: a sigaction of zeros is a valid value, and the call writes to it alone. A number that it refuses,
-        // as the C library keeps it for itself, leaves it as it is: that is SIG_DFL.
-        let found = unsafe {
-            let mut found: libc::sigaction = std::mem::zeroed();
-            libc::sigaction(number, std::ptr::null(), &mut found);
-            found.sa_sigaction
-        };
+        let found = disposition(number);
         let wanted =
             if ignored.iter().any(|signal| *signal as i32 == number) { libc::SIG_IGN } else { libc::SIG_DFL };
         if found != wanted && (found == libc::SIG_IGN || wanted == libc::SIG_IGN) {

@@ -16,13 +16,14 @@
 use std::collections::HashMap;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 
 use super::ServedView;
+use crate::sys;
 use crate::view::backing::Identity;
 use crate::view::trie::NodeId;
 
@@ -162,7 +163,7 @@ fn watch(store: impl AsFd) -> io::Result<OwnedFd> {
         | WatchFlags::MOVED_FROM
         | WatchFlags::DELETE
         | WatchFlags::ONLYDIR;
-    inotify::add_watch(&events, format!("/proc/self/fd/{}", store.as_fd().as_raw_fd()), wanted)?;
+    inotify::add_watch(&events, sys::path_of(store), wanted)?;
     Ok(events)
 }
 

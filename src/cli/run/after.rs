@@ -9,11 +9,11 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::fs::Access;
+
 use super::super::exit::Failure;
 use super::super::output::{Harmless, many};
 use super::super::report::{self, Shown};
-use rustix::fs::Access;
-
 use crate::closure::Closure;
 use crate::closure::enough::enough;
 use crate::protocol::control::{self, report::Report};
@@ -57,33 +57,34 @@ impl Wanted {
         Ok(())
     }
 
-    /// Tells what is wanted of a command that has ended `well`, and of the view whose monitor listens at `control`.
+    /// Tells what is wanted of a command that has ended `well`, and of the view whose monitor listens at `control`, of a store whose paths
+    /// begin with `dir`.
     ///
     /// # Errors
     /// Those of asking, of the store, and of writing.
-    pub(super) fn tell(self, control: &Path, well: bool) -> Result<(), Failure> {
+    pub(super) fn tell(self, control: &Path, dir: &Path, well: bool) -> Result<(), Failure> {
         let found = ask(control)?;
         let missed: BTreeSet<StorePath> =
             found.missed.iter().flat_map(|missed| &missed.names).map(|name| name.path.clone()).collect();
-        let dir = crate::store::Place::of(self.store.as_deref()).unwrap_or_default().usual_dir();
+        let used = found.used.iter().flat_map(|used| &used.members).map(|member| member.path.clone());
+        let needed: BTreeSet<StorePath> = missed.iter().cloned().chain(used).collect();
+        let sets =
+            [self.learn.as_ref().map(|_| needed.clone()), self.report.as_ref().map(|_| missed.clone())];
+        let [roots, lacking] = few(self.store, sets.map(Option::unwrap_or_default))?;
         if let Some(file) = &self.learn {
-            let used = found.used.iter().flat_map(|used| &used.members).map(|member| member.path.clone());
-            let needed: BTreeSet<StorePath> = missed.iter().cloned().chain(used).collect();
             let spare: BTreeSet<&StorePath> =
                 found.roots.iter().filter(|root| !needed.contains(root)).collect();
-            let roots = few(self.store.clone(), needed.clone())?;
             // Who knows what comes after the first thing that is missing?
             let further = if well && missed.is_empty() { Further::NotNeeded } else { Further::Unknown };
-            let text = roots_file(&self.words, &dir, &roots, &spare, further);
+            let text = roots_file(&self.words, dir, &roots, &spare, further);
             replace(file, &text).map_err(|source| Failure::Write { path: file.clone(), source })?;
         }
         if let Some(to) = &self.report {
-            let roots = if missed.is_empty() { Vec::new() } else { few(self.store.clone(), missed)? };
             let written = match to {
-                None => write(found, FIRST, &dir, &roots, &mut io::stderr().lock()),
+                None => write(found, FIRST, dir, &lacking, &mut io::stderr().lock()),
                 Some(file) => File::create(file).and_then(|file| {
                     let mut out = BufWriter::new(file);
-                    write(found, Shown::All, &dir, &roots, &mut out)?;
+                    write(found, Shown::All, dir, &lacking, &mut out)?;
                     out.flush()
                 }),
             };
@@ -111,23 +112,36 @@ fn ask(control: &Path) -> Result<Report, Failure> {
     }
 }
 
-/// The fewest roots whose closures hold what of `needed` the store has.
-fn few(store: Option<String>, needed: BTreeSet<StorePath>) -> Result<Vec<StorePath>, Failure> {
+/// For each set the fewest roots whose closures hold what of it the store has. For none of them, no store is opened.
+fn few<const N: usize>(
+    store: Option<String>,
+    sets: [BTreeSet<StorePath>; N],
+) -> Result<[Vec<StorePath>; N], Failure> {
+    if sets.iter().all(BTreeSet::is_empty) {
+        return Ok([const { Vec::new() }; N]);
+    }
     // The store may take its thread into another mount namespace.
-    let work = move || -> Result<Vec<StorePath>, Failure> {
+    let work = move || {
         let store = Store::open_given(store.as_deref())?;
-        let mut valid = BTreeSet::new();
-        for path in needed {
-            if store.is_valid(&path)? {
-                valid.insert(path);
-            }
-        }
-        let roots: Vec<StorePath> = valid.iter().cloned().collect();
-        let infos = store.closure(&roots)?;
-        let closure = Closure::new(roots, infos).map_err(|error| Failure::Resolve(error.into()))?;
-        Ok(enough(&closure, &valid))
+        let few = sets.into_iter().map(|needed| few_of(&store, needed));
+        few.collect::<Result<Vec<_>, Failure>>()
     };
-    std::thread::spawn(work).join().map_err(|_| Failure::Panicked)?
+    let all = std::thread::spawn(work).join().map_err(|_| Failure::Panicked)??;
+    // As many as there were.
+    all.try_into().map_err(|_| Failure::Panicked)
+}
+
+fn few_of(store: &Store, needed: BTreeSet<StorePath>) -> Result<Vec<StorePath>, Failure> {
+    let mut valid = BTreeSet::new();
+    for path in needed {
+        if store.is_valid(&path)? {
+            valid.insert(path);
+        }
+    }
+    let roots: Vec<StorePath> = valid.iter().cloned().collect();
+    let infos = store.closure(&roots)?;
+    let closure = Closure::new(roots, infos).map_err(|error| Failure::Resolve(error.into()))?;
+    Ok(enough(&closure, &valid))
 }
 
 /// What roots are for that were given and not used.

@@ -18,7 +18,7 @@ use rustix::process::WaitOptions;
 
 use super::super::closures::{Known, Resolved};
 use super::super::exit::Failure;
-use super::{FAILED, left};
+use super::{FAILED, left, settings};
 use crate::background;
 use crate::closure::inside::{Inside, InsideError};
 use crate::closure::profile::StoreDirs;
@@ -28,7 +28,7 @@ use crate::run::{LOG_DIR, Nix, Place, STATE_DIR, UPPER, WORK};
 use crate::sandbox::{Missing, Sandbox};
 use crate::store::Store;
 use crate::sys::{lock, memory};
-use crate::{error, log, sandbox, sys};
+use crate::{log, run, sandbox, sys};
 
 /// How long a layer may still be used by a command that has ended.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -78,6 +78,7 @@ pub(super) struct Prepared {
 
 /// Makes a place for Nix with the closure of `source`. The process that does so says itself what is wrong.
 pub(super) fn prepare(source: &Source, store: Option<&str>, overlay: Option<&Path>) -> Option<Prepared> {
+    let parent = rustix::process::getpid();
     let begun = background::pair().and_then(|sockets| Ok((sockets, sys::fork()?)));
     let ((ours, theirs), child) = match begun {
         Ok(begun) => begun,
@@ -88,11 +89,13 @@ pub(super) fn prepare(source: &Source, store: Option<&str>, overlay: Option<&Pat
     };
     let Some(child) = child else {
         drop(ours);
-        let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+        if !matches!(sys::die_with(Some(parent)), Ok(true)) {
+            sys::exit_now(FAILED);
+        }
         sys::exit_now(match make(source, store, overlay).and_then(|made| made.give(&theirs)) {
             Ok(()) => 0,
             Err(failure) => {
-                log::say(&format!("nix-store-fs: {}", error::chain(&failure)));
+                log::say_error(&failure);
                 FAILED
             }
         });
@@ -108,7 +111,7 @@ pub(super) fn prepare(source: &Source, store: Option<&str>, overlay: Option<&Pat
     list.rewind().and_then(|()| list.read_to_string(&mut text)).ok()?;
     let place = match &lock {
         None => Place::Memory,
-        Some(_) => Place::Directory(std::fs::read_link(path_of(&made)).ok()?),
+        Some(_) => Place::Directory(std::fs::read_link(sys::path_of(&made)).ok()?),
     };
     let roots = text.lines().map(PathBuf::from).collect();
     Some(Prepared { nix: Nix { made, place, lock }, roots })
@@ -117,19 +120,18 @@ pub(super) fn prepare(source: &Source, store: Option<&str>, overlay: Option<&Pat
 /// What the variables of the command are for Nix.
 pub(super) fn set_variables(variables: &mut Vec<(OsString, OsString)>) {
     let own = variables.iter().rfind(|(name, _)| name == "NIX_CONFIG").map(|(_, value)| value.clone());
-    let mut settings = own.unwrap_or_default();
-    if !settings.is_empty() {
-        settings.push("\n");
+    let mut config = own.unwrap_or_default();
+    if !config.is_empty() {
+        config.push("\n");
     }
-    settings.push(SETTINGS);
+    config.push(SETTINGS);
     for (name, value) in [
         ("NIX_REMOTE", OsString::from("local")),
         ("NIX_STATE_DIR", "/nix/var/nix".into()),
         ("NIX_LOG_DIR", "/nix/var/log/nix".into()),
-        ("NIX_CONFIG", settings),
+        ("NIX_CONFIG", config),
     ] {
-        variables.retain(|(known, _)| known != name);
-        variables.push((name.into(), value));
+        settings::set(variables, name.into(), value);
     }
 }
 
@@ -213,9 +215,7 @@ fn own_memory() -> io::Result<PathBuf> {
     let (user, group) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     if unshare(CloneFlags::CLONE_NEWNS).is_err() {
         unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)?;
-        std::fs::write("/proc/self/setgroups", "deny")?;
-        std::fs::write("/proc/self/uid_map", format!("{user} {user} 1"))?;
-        std::fs::write("/proc/self/gid_map", format!("{group} {group} 1"))?;
+        run::map((user, user), (group, group))?;
     }
     let flags = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", flags)?;
@@ -237,9 +237,4 @@ fn take(place: &Path) -> Result<OwnedFd, PlaceError> {
         Ok(false) => Err(PlaceError::Used(place.to_owned())),
         Err(source) => Err(failed(source)),
     }
-}
-
-fn path_of(open: &OwnedFd) -> PathBuf {
-    use std::os::fd::AsRawFd;
-    format!("/proc/self/fd/{}", open.as_raw_fd()).into()
 }

@@ -9,7 +9,7 @@ mod left;
 mod settings;
 
 use std::ffi::OsString;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -155,7 +155,7 @@ pub(super) fn main() -> ! {
     let logs = args.log();
     log::set_up(logs);
     let fail = |why: &dyn std::error::Error| -> ! {
-        log::say(&format!("nix-store-fs: {}", error::chain(why)));
+        log::say_error(why);
         sys::exit_now(FAILED)
     };
     let wanted = Wanted {
@@ -171,7 +171,7 @@ pub(super) fn main() -> ! {
     let (mut settings, mut view) = match settings::settings(args, wishes, original, logs) {
         Ok(settings) => settings,
         Err(error @ ConfigError::NoCommand(_)) => {
-            log::say(&format!("nix-store-fs: {error}"));
+            log::say_error(&error);
             sys::exit_now(NOT_FOUND)
         }
         Err(error) => fail(&error),
@@ -191,33 +191,27 @@ pub(super) fn main() -> ! {
         Ok(Side::Background(caller)) => serve(Arc::new(caller), view),
         Ok(Side::Caller(background)) => {
             let ended = if wanted.is_any() {
-                run::run_command(&settings, background).map(|left| finish(wanted, left, &settings.original))
+                run::run_command(&settings, background).map(|left| finish(wanted, left, &settings))
             } else if run::takes_orphans() {
                 run::run_command(&settings, background).map(|left| left.ended)
             } else {
                 run::become_command(&settings, background)
             };
-            sys::exit_now(ended.map_or_else(
-                |error| {
-                    error.say();
-                    error.exit()
-                },
-                |ended| ended.0,
-            ))
+            run::end(ended)
         }
         Err(error) => fail(&run::RunError::Start(error)),
     }
 }
 
 /// Tells of a command that has ended. It ended as it did, whatever can be told.
-fn finish(wanted: Wanted, left: Left, original: &Original) -> Ended {
+fn finish(wanted: Wanted, left: Left, settings: &run::Settings) -> Ended {
     // It may take long, and somebody may want to end it.
-    original.unblock();
+    settings.original.unblock();
     let control = monitor::state::control(&state_in(&left.state));
-    match wanted.tell(&control, left.ended.0 == 0) {
+    match wanted.tell(&control, &settings.hiding.store, left.ended.0 == 0) {
         // There was no view, and that was said.
         Err(Failure::Report(_)) if left.ended.0 == FAILED => {}
-        Err(failure) => log::say(&format!("nix-store-fs: {}", error::chain(&failure))),
+        Err(failure) => log::say_error(&failure),
         Ok(()) => {}
     }
     left.ended
@@ -249,5 +243,5 @@ fn serve(caller: Arc<Caller>, mut settings: monitor::Settings) -> ! {
 
 /// The state directory of a view, in the file system that is open and has no name.
 fn state_in(state: &OwnedFd) -> PathBuf {
-    format!("/proc/self/fd/{}/views/.state/run", state.as_raw_fd()).into()
+    sys::path_of(state).join("views/.state/run")
 }

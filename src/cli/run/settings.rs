@@ -128,22 +128,24 @@ fn variables(clear: bool, set: &[OsString]) -> Vec<(OsString, OsString)> {
         if clear { Vec::new() } else { std::env::vars_os().collect() };
     for pair in set.chunks_exact(2) {
         if let [name, value] = pair {
-            variables.retain(|(known, _)| known != name);
-            variables.push((name.clone(), value.clone()));
+            self::set(&mut variables, name.clone(), value.clone());
         }
     }
     variables
 }
 
+/// Gives a variable this value, whatever it had.
+pub(super) fn set(variables: &mut Vec<(OsString, OsString)>, name: OsString, value: OsString) {
+    variables.retain(|(known, _)| *known != name);
+    variables.push((name, value));
+}
+
 /// The store path of a program that lies in the store `dir`, whose files are in `real`: by where it was `found`, or by its name, if
 /// the store is somewhere else.
 fn hint(name: &OsStr, found: Option<&Path>, dir: &Path, real: &Path) -> Option<Hint> {
-    let below = |file: &Path, dir: &Path| {
-        let name = file.strip_prefix(dir.canonicalize().ok()?).ok()?.components().next()?;
-        Some(name.as_os_str().to_owned())
-    };
+    let below = |file: &Path, dir: &Path| run::object(file, &dir.canonicalize().ok()?);
     let by_name = || {
-        let named = Path::new(name).strip_prefix(dir).ok()?.components().next()?.as_os_str().to_owned();
+        let named = run::object(Path::new(name), dir)?;
         real.join(&named).symlink_metadata().ok().map(|_| named)
     };
     let object = found.and_then(|file| below(file, dir).or_else(|| below(file, real))).or_else(by_name)?;

@@ -29,6 +29,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
 use super::has_ended;
+use crate::mounts;
 
 /// Where systemd mounts fusectl.
 const USUAL: &str = "/sys/fs/fuse/connections";
@@ -42,7 +43,7 @@ pub struct Number(pub u32);
 impl Number {
     /// That of a file system with this device in the mount table, `0:42`.
     pub(super) fn of(device: &str) -> Option<Self> {
-        device.strip_prefix("0:")?.parse().ok().map(Self)
+        mounts::minor(device).map(Self)
     }
 
     /// What the kernel says of an open device.

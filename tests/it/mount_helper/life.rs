@@ -10,7 +10,7 @@ use std::time::Instant;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::host::Host;
-use super::{names, options, stderr};
+use super::{mount, names, options, stderr};
 use crate::util::DEADLINE;
 use crate::util::fixture::Fixture;
 use crate::util::program::unique_name;
@@ -61,12 +61,7 @@ fn a_pipe_of_the_caller_does_not_stay_open() {
     need!(Root, Fuse, Nix);
     let (fixture, host, name) = (Fixture::new(), Host::new(), unique_name());
     let at = host.place("view");
-    let mount = format!(
-        "mount -t fuse.nix-store-fs {} {} -o {}",
-        fixture.system.path,
-        at.display(),
-        options(&fixture, &name)
-    );
+    let mount = mount(&fixture, &at, &name);
     host.run(&format!("({mount}) 2>&1 | cat"));
     assert_eq!(host.mounts().len(), 1);
 }
@@ -126,12 +121,7 @@ fn lazy_and_forced_unmounts_end_it() {
     need!(Root, Fuse, Nix);
     let (fixture, host, name) = (Fixture::new(), Host::new(), unique_name());
     let at = host.place("view");
-    let mount = format!(
-        "mount -t fuse.nix-store-fs {} {} -o {}",
-        fixture.system.path,
-        at.display(),
-        options(&fixture, &name)
-    );
+    let mount = mount(&fixture, &at, &name);
     let text = at.join(&fixture.data.base).join("text");
     let script = format!("{mount} && exec 9<{} && umount -l {} && cat <&9", text.display(), at.display());
     assert_eq!(host.run(&script), "hello\n");
@@ -150,12 +140,7 @@ fn signals_are_those_of_every_view() {
     need!(Root, Fuse, Nix);
     let (fixture, host, name) = (Fixture::new(), Host::new(), unique_name());
     let at = host.place("view");
-    let mount = format!(
-        "mount -t fuse.nix-store-fs {} {} -o {}",
-        fixture.system.path,
-        at.display(),
-        options(&fixture, &name)
-    );
+    let mount = mount(&fixture, &at, &name);
     let monitor = || {
         let is_monitor = |(_, line): &(Pid, String)| line.contains("mount.fuse.nix-store-fs");
         host.processes().into_iter().find(is_monitor).unwrap().0

@@ -22,6 +22,12 @@ fn options(fixture: &Fixture, name: &str) -> String {
     format!("store={},name={name}", fixture.store.uri())
 }
 
+/// What mounts the fixture's system at `at`, for a shell.
+fn mount(fixture: &Fixture, at: &Path, name: &str) -> String {
+    let options = options(fixture, name);
+    format!("mount -t fuse.nix-store-fs {} {} -o {options}", fixture.system.path, at.display())
+}
+
 fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }

@@ -96,7 +96,6 @@ fn a_command_reads_on_when_its_server_or_its_monitor_is_killed() {
         let fifo = dir.path().join("go");
         let made = Command::new("mkfifo").args(["-m", "666"]).arg(&fifo).status().unwrap();
         assert!(made.success());
-        let out = dir.path().join("out");
         let script = format!(
             "for n in 1 2 3; do read line <{0}; cat /nix/store/*-data/text || exit 9; cat /nix/store/*-settings.conf || exit 8; \
              echo read >{0}; done",
@@ -121,7 +120,6 @@ fn a_command_reads_on_when_its_server_or_its_monitor_is_killed() {
             turn();
             thread.join().unwrap()
         });
-        let _ = out;
         assert_eq!(running.status.code(), Some(0), "{who:?} {running:?}");
         assert_eq!(running.stdout.matches("hello").count(), 3, "{who:?} {running:?}");
         nothing_is_left(store);

@@ -97,8 +97,7 @@ impl Runs {
     }
 }
 
-/// Waits until nothing is left of the views of `run` that `is_own` knows by the source in the mount table: no mount, and no process of
-/// the program's.
+/// Waits until no process of the program has to do with `store`; then no view of a run is mounted where the tests see it.
 pub(crate) fn nothing_is_left(store: &Path) {
     let until = Instant::now() + DEADLINE;
     loop {
