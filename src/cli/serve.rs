@@ -10,6 +10,7 @@ use crate::closure::profile;
 use crate::closure::source::Source;
 use crate::monitor::{self, Ending, Origin, Settings, mount};
 use crate::mounts;
+use crate::protocol::wire::Outlasts;
 use crate::startup::Stored;
 
 /// Fewer than two threads cost a wake-up more a request (60 against 15 to 20 microseconds, measured); more than
@@ -51,6 +52,7 @@ pub(super) fn check(args: Args) -> Result<Settings, ConfigError> {
         prune: args.prune,
         report: args.report,
         gc_root: args.gc_root.map(absolute).transpose()?,
+        outlasts: Outlasts::Nobody,
         log,
         name,
     })

@@ -138,7 +138,7 @@ impl Runtime {
     fn mount(&mut self) -> Option<Event> {
         let given = match &mut self.place {
             Place::Path => None,
-            Place::Given(given) => given.take(),
+            Place::Given(given, _) => given.take(),
         };
         let begun = match self.store.clone() {
             Some(store) => MountThread::start(mounting::Task {
@@ -259,6 +259,7 @@ impl Runtime {
             crashed: self.crashed,
             invalidate: content.unsettled.iter().cloned().collect(),
             end_with: systemd::is_there().then(std::process::id),
+            outlasts: self.settings.outlasts,
             sandbox: self.settings.sandbox,
             log: self.settings.log,
         };

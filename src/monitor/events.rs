@@ -11,8 +11,9 @@ use super::error::MonitorError;
 use super::listers::overdue;
 use super::runtime::{Place, Runtime};
 use super::supervisor::{Event, Found, Refusal, Unresolved};
+use super::user::User;
 use super::watch::Changes;
-use super::{poll, systemd};
+use super::{mount, poll, systemd};
 use crate::background::{Answer, Caller};
 use crate::protocol::handshake::Promised;
 use crate::protocol::wire::{Cause, Received, Report};
@@ -34,12 +35,14 @@ enum Source {
     Probe,
     Knock,
     Listers,
+    User,
 }
 
 impl Runtime {
     /// Waits until something has happened or `until` has come.
     pub(super) fn wait(&mut self, until: Option<Instant>) -> Vec<Event> {
-        let until = until.into_iter().chain(self.clients.due()).min();
+        let user_due = self.user().and_then(User::due);
+        let until = until.into_iter().chain(self.clients.due()).chain(user_due).min();
         let sources = self.sources();
         let descriptors: Vec<_> = sources.iter().map(|(_, fd)| *fd).collect();
         let readable = poll::readable(&descriptors, until).unwrap_or_else(|error| {
@@ -53,6 +56,9 @@ impl Runtime {
         if self.clients.due().is_some_and(|due| due <= Instant::now()) && !happened.contains(&Source::Clients)
         {
             happened.push(Source::Clients);
+        }
+        if user_due.is_some_and(|due| due <= Instant::now()) {
+            happened.push(Source::User);
         }
         let mut events = Vec::new();
         for source in happened {
@@ -74,6 +80,7 @@ impl Runtime {
         sources.extend(self.probe.as_ref().map(|probe| (Source::Probe, probe.done())));
         sources.extend(self.knock.as_ref().map(|knock| (Source::Knock, knock.done())));
         sources.extend(self.search.as_ref().map(|search| (Source::Listers, search.done())));
+        sources.extend(self.user().and_then(User::end).map(|end| (Source::User, end)));
         sources
     }
 
@@ -96,6 +103,7 @@ impl Runtime {
             Source::Probe => events.extend(self.take_probe()),
             Source::Knock => self.knock = None,
             Source::Listers => events.extend(self.take_listers()),
+            Source::User => self.take_user(),
         }
     }
 
@@ -106,7 +114,7 @@ impl Runtime {
             let signal = i32::try_from(info.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok());
             events.extend(match signal {
                 // A service manager sends it to whoever uses the view as well, and the view is there until they have ended.
-                _ if matches!(self.place, Place::Given(_)) => None,
+                _ if matches!(self.place, Place::Given(..)) => None,
                 Some(Signal::SIGTERM | Signal::SIGINT) => Some(Event::Stop),
                 Some(Signal::SIGHUP) => Some(Event::Reload(None)),
                 Some(Signal::SIGUSR2) => {
@@ -128,6 +136,26 @@ impl Runtime {
     /// Who waits for a view that is mounted here. One of others ends with them.
     fn caller_of_mount(&self) -> Option<&Caller> {
         self.caller.as_deref().filter(|_| matches!(self.place, Place::Path))
+    }
+
+    /// Whoever has mounted the view, if that was not this process.
+    fn user(&self) -> Option<&User> {
+        match &self.place {
+            Place::Path => None,
+            Place::Given(_, user) => Some(user),
+        }
+    }
+
+    /// The process that has mounted the view has ended, or did so some time ago. A server that has not noticed that nobody has the view
+    /// is killed.
+    fn take_user(&mut self) {
+        let has_ended = self.device.as_ref().is_some_and(mount::has_ended);
+        let Place::Given(_, user) = &mut self.place else { return };
+        let is_due = user.due().is_some();
+        user.advance(Instant::now());
+        if is_due && has_ended {
+            self.kill_server();
+        }
     }
 
     /// Whoever waited and has ended without having heard of the view does not want it.

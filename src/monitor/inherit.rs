@@ -23,6 +23,7 @@ use super::state::{State, StateDir, StateError};
 use super::store_thread::{StoreThread, Task};
 use super::supervisor::Content;
 use super::systemd;
+use super::user::User;
 use super::watch;
 use crate::background::Caller;
 use crate::closure::roots::RootLinks;
@@ -73,7 +74,7 @@ pub(super) fn begin(
     let state = open_state(&settings)?;
     let (stored, place) = match origin {
         Origin::Own(stored) => (stored, Place::Path),
-        Origin::Given(given) => (Stored::default(), Place::Given(Some(given))),
+        Origin::Given(given, user) => (Stored::default(), Place::Given(Some(given), User::There(user))),
     };
     let (inherited, link_dirs) = match inherit(state.as_ref(), &settings, stored)? {
         Earlier::Nothing => (None, BTreeSet::new()),

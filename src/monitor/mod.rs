@@ -44,6 +44,7 @@ pub mod state;
 mod store_thread;
 mod supervisor;
 mod systemd;
+mod user;
 mod watch;
 
 use std::collections::VecDeque;

@@ -22,6 +22,7 @@ use super::registrar::Registrar;
 use super::settings::{Given, Settings};
 use super::state::StateDir;
 use super::store_thread::StoreThread;
+use super::user::User;
 use super::watch::Changes;
 use crate::background::Caller;
 use crate::protocol::handshake::Agreement;
@@ -32,7 +33,7 @@ pub(super) enum Place {
     /// At the mount point, in this mount namespace.
     Path,
     /// With those who have mounted it, and who end it. None once it is looked after as mounted.
-    Given(Option<Given>),
+    Given(Option<Given>, User),
 }
 
 /// What the monitor has in its hands. The [`supervisor`](super::supervisor) decides what becomes of it.

@@ -7,6 +7,7 @@ use super::mount::Number;
 use crate::closure::source::Source;
 use crate::log::LogSettings;
 use crate::protocol::handshake::Io;
+use crate::protocol::wire::Outlasts;
 use crate::sandbox::Sandbox;
 use crate::server::idle::IdlePolling;
 use crate::startup::Stored;
@@ -16,8 +17,9 @@ use crate::startup::Stored;
 pub enum Origin {
     /// It mounts one, or takes over one that is mounted, of which the service manager has kept this.
     Own(Stored),
-    /// It was mounted by others in a mount namespace of theirs, which this process cannot see. It ends with them.
-    Given(Given),
+    /// It was mounted in a mount namespace that this process cannot see, by the process of this pidfd (pidfd_open(2)). It ends with
+    /// those who are in there.
+    Given(Given, OwnedFd),
 }
 
 /// A view that others have mounted.
@@ -58,6 +60,8 @@ pub struct Settings {
     pub state: PathBuf,
     /// Whether servers give up their rights.
     pub sandbox: Sandbox,
+    /// Whose signals end servers.
+    pub outlasts: Outlasts,
     /// How to log.
     pub log: LogSettings,
 }

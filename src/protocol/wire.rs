@@ -93,10 +93,21 @@ pub struct Start {
     /// The monitor's process id, if the server is to end with it: where a service manager keeps the device, a
     /// successor brings a server of its own.
     pub end_with: Option<u32>,
+    /// Whether it stays when those are asked to end who use the view.
+    pub outlasts: Outlasts,
     /// Whether it gives up its rights.
     pub sandbox: Sandbox,
     /// How to log.
     pub log: LogSettings,
+}
+
+/// Whom a server outlasts, apart from its monitor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outlasts {
+    /// Nobody: signals that ask for its end do end it.
+    Nobody,
+    /// Whoever uses the view: it ignores signals that a terminal or a service manager sends to all processes it knows of.
+    Users,
 }
 
 /// What the monitor tells a server.

@@ -27,7 +27,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::process::Pid;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::background::{self, Background, Told};
 use crate::startup::Original;
@@ -174,7 +174,10 @@ fn enter(settings: &Settings, background: &Background) -> Result<Entered, RunErr
     let (build::View { device, connection, state, root }, mut rest) =
         build::build(&settings.hiding, &settings.wishes)?;
     let lock = settings.nix.as_ref().and_then(|nix| nix.lock.as_ref());
-    let given: Vec<_> = [Some(&device), Some(&state), lock].into_iter().flatten().map(AsFd::as_fd).collect();
+    let user = pidfd_open(rustix::process::getpid(), PidfdFlags::empty());
+    let user = user.map_err(|error| RunError::Start(error.into()))?;
+    let given = [Some(&device), Some(&state), Some(&user), lock];
+    let given: Vec<_> = given.into_iter().flatten().map(AsFd::as_fd).collect();
     background.give(connection, &given).map_err(|_| RunError::Lost)?;
     drop(device);
     let served = if let Some(nix) = &settings.nix {

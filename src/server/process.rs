@@ -8,8 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use super::{LAST_WORDS, ServeError};
-use crate::log::Sink;
-use crate::protocol::wire::{self, Report};
+use crate::protocol::wire::{self, Outlasts, Report};
 use crate::{error, log, panics, startup, sys};
 
 /// The whole program.
@@ -38,7 +37,7 @@ fn run() -> Result<(), Failed> {
         Failed
     })?;
     log::set_up(start.log);
-    if start.log.sink == Sink::Syslog {
+    if start.outlasts == Outlasts::Users {
         startup::outlast_users();
     }
     super::serve(start, descriptors, &monitor).map_err(|failure| {

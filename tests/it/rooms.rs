@@ -64,11 +64,12 @@ const ROOMS: [(&str, &[&str]); 12] = [
 ];
 
 /// The modules of the monitor, each uses only those before it.
-const MONITOR: [&str; 28] = [
+const MONITOR: [&str; 29] = [
     "debounce",
     "history",
     "memory",
     "poll",
+    "user",
     "probe",
     "mount",
     "settings",

@@ -33,6 +33,7 @@ use crate::log::{LogSettings, Sink};
 use crate::monitor::{self, Origin, Settings};
 use crate::protocol::control::status::Status;
 use crate::protocol::control::{self, ReloadError};
+use crate::protocol::wire::Outlasts;
 use crate::startup::{self, Stored};
 use crate::{error, log, mounts, sys};
 use options::{OptionError, Options};
@@ -238,6 +239,7 @@ fn perform(args: Args) -> Result<(), HelperError> {
     };
     let mut settings = serving::check(view)?;
     settings.log = log;
+    settings.outlasts = Outlasts::Users;
     if let source::Source::Roots(roots) = &mut settings.source {
         // Those in a file may be relative as well.
         roots.directory = std::env::current_dir().ok();

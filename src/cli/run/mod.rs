@@ -223,11 +223,13 @@ fn serve(caller: Arc<Caller>, mut settings: monitor::Settings) -> ! {
     log::begin();
     let Some((connection, given)) = caller.take() else { sys::exit_now(0) };
     let mut given = given.into_iter();
-    let (Some(device), Some(state)) = (given.next(), given.next()) else { sys::exit_now(FAILED) };
+    let (Some(device), Some(state), Some(user)) = (given.next(), given.next(), given.next()) else {
+        sys::exit_now(FAILED)
+    };
     // That of a layer: it ends with this process, so with the command.
     let _lock = given.next();
     settings.state = state_in(&state);
-    let origin = Origin::Given(Given { device, connection: Number(connection) });
+    let origin = Origin::Given(Given { device, connection: Number(connection) }, user);
     let exit = match monitor::run(settings, origin, Some(caller.clone())) {
         Ok(_) => 0,
         Err(error) => {

@@ -13,6 +13,7 @@ use crate::closure::source::Source;
 use crate::log::{LogSettings, Sink};
 use crate::monitor;
 use crate::protocol::handshake::Io;
+use crate::protocol::wire::Outlasts;
 use crate::run::{self, Access, Hiding, Hint, Network, ProcessTable, Wish};
 use crate::sandbox::{self, Sandbox};
 use crate::server::idle::IdlePolling;
@@ -111,6 +112,7 @@ pub(super) fn settings(
         // Known when it is given.
         state: PathBuf::new(),
         sandbox: Sandbox::default(),
+        outlasts: Outlasts::Users,
         // A server outlives whoever reads the caller's standard error.
         log: LogSettings { sink: Sink::Syslog, ..log },
     };

@@ -1,6 +1,7 @@
 //! Whoever is killed, at whatever moment, nothing is left.
 
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -14,8 +15,12 @@ use crate::util::{DEADLINE, mounts, number};
 const ROUNDS: u64 = 100;
 
 fn kill(pid: u32) {
+    send(pid, Signal::KILL);
+}
+
+fn send(pid: u32, signal: Signal) {
     if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
-        let _gone = kill_process(pid, Signal::KILL);
+        let _gone = kill_process(pid, signal);
     }
 }
 
@@ -109,19 +114,53 @@ fn a_command_reads_on_when_its_server_or_its_monitor_is_killed() {
                 assert_eq!(std::fs::read_to_string(&fifo).unwrap(), "read\n");
             };
             turn();
-            let of = |name: &str| {
-                let found = processes_with(store).into_iter().find(|(_, comm)| comm == name);
-                found.unwrap_or_else(|| panic!("no {name}: {:?}", processes_with(store))).0
-            };
-            let server = of("nix-store-fs-server");
-            kill(server);
+            kill(process_of(store, "nix-store-fs-server"));
             turn();
-            kill(of("nix-store-fs"));
+            kill(process_of(store, "nix-store-fs"));
             turn();
             thread.join().unwrap()
         });
         assert_eq!(running.status.code(), Some(0), "{who:?} {running:?}");
         assert_eq!(running.stdout.matches("hello").count(), 3, "{who:?} {running:?}");
         nothing_is_left(store);
+    }
+}
+
+/// The one process of the program that is called `name`.
+fn process_of(store: &Path, name: &str) -> u32 {
+    let found = processes_with(store).into_iter().find(|(_, comm)| comm == name);
+    found.unwrap_or_else(|| panic!("no {name}: {:?}", processes_with(store))).0
+}
+
+/// A server that its user stops does not notice that the command has ended: it ends all the same, with its monitor. So it does if
+/// the view is still used when the process ends that was typed.
+#[test]
+fn a_server_that_is_stopped_does_not_stay() {
+    need!(Root, Fuse, Nix, UserNamespaces);
+    for who in BOTH {
+        let runs = Runs::by(who);
+        let store = runs.fixture.store.root();
+        let dir = runs.own_dir();
+        let [ready, left] = ["ready", "left"].map(|name| dir.path().join(name));
+        let made = Command::new("mkfifo").args(["-m", "666"]).args([&ready, &left]).status().unwrap();
+        assert!(made.success());
+        for stays in ["", "{ read line <$2; } >/dev/null 2>&1 &"] {
+            // What is read later is not asked for: it is a command of the shell.
+            let script = format!("{stays} echo ready >$1; read line <$1");
+            std::thread::scope(|scope| {
+                let program = runs.with(&["--bind", "/tmp", "/tmp"], &["sh", "-c", &script, "sh"]);
+                let program = program.arg(&ready).arg(&left);
+                let thread = scope.spawn(move || program.run());
+                assert_eq!(std::fs::read_to_string(&ready).unwrap(), "ready\n");
+                send(process_of(store, "nix-store-fs-server"), Signal::STOP);
+                std::fs::write(&ready, "go\n").unwrap();
+                let finished = thread.join().unwrap();
+                assert_eq!(finished.status.code(), Some(0), "{who:?} {finished:?}");
+                if !stays.is_empty() {
+                    std::fs::write(&left, "go\n").unwrap();
+                }
+            });
+            nothing_is_left(store);
+        }
     }
 }
