@@ -13,7 +13,6 @@ use crate::error;
 use crate::monitor::mount::{self, MountError};
 use crate::mounts::{self, Mount};
 use crate::protocol::control::status::{State, Status};
-use crate::store::Place;
 
 /// How long others may take to change the file: each writes what it knows already, so that is a few milliseconds.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -64,10 +63,9 @@ enum LeftOut {
     #[error("it is not mounted at '{}', as this process sees it", Harmless::path(.0))]
     Elsewhere(PathBuf),
     #[error(
-        "its files are in '{}', which does not tell where a container expects them; start the view with --store and an address that does",
-        Harmless::path(.0)
+        "it has not asked its store yet where a container expects the files; run 'nix-store-fs cdi' again"
     )]
-    NoDirectory(PathBuf),
+    NotKnown,
 }
 
 /// What views have answered.
@@ -162,7 +160,9 @@ fn find(answers: &Answers, earlier: Option<&Spec>, table: &[Mount]) -> Found {
 }
 
 fn entry(view: &Status, table: &[Mount]) -> Result<Entry, LeftOut> {
-    let entry = Entry::new(&view.name, &view.mount_point, &store_directory(view)?)?;
+    // Where a container expects the files, wherever the host has them.
+    let dir = view.store.logical_directory.as_deref().ok_or(LeftOut::NotKnown)?;
+    let entry = Entry::new(&view.name, &view.mount_point, dir)?;
     if is_mounted(&view.name, &view.mount_point, table) {
         Ok(entry)
     } else {
@@ -174,17 +174,6 @@ fn entry(view: &Status, table: &[Mount]) -> Result<Entry, LeftOut> {
 fn is_mounted(view: &str, at: &Path, table: &[Mount]) -> bool {
     let top = table.iter().rfind(|mount| mount.at == at);
     top.is_some_and(|mount| mount.is_own_view_from(&mount::source(view)))
-}
-
-/// The directory that the store's paths begin with. A view tells where its files are, which may be elsewhere.
-fn store_directory(view: &Status) -> Result<PathBuf, LeftOut> {
-    let files = view.store.directory.as_deref().unwrap_or(Path::new(""));
-    let place = Place::of(view.store.address.as_deref()).ok();
-    let dir = place.and_then(|place| {
-        let dir = place.usual_dir();
-        (place.real_dir(&dir) == files).then_some(dir)
-    });
-    dir.ok_or_else(|| LeftOut::NoDirectory(files.to_owned()))
 }
 
 fn complain(answers: &Answers, found: &Found) {

@@ -3,10 +3,10 @@ use serde_json::json;
 use super::*;
 use crate::protocol::control::AskError;
 
-fn status(name: &str, at: &str, address: Option<&str>, directory: Option<&str>) -> Status {
+fn status(name: &str, at: &str, dir: Option<&str>) -> Status {
     let status = json!({
         "version": 1, "name": name, "state": "serving", "reload": null, "mountPoint": at,
-        "store": { "address": address, "directory": directory },
+        "store": { "address": null, "directory": "/files", "logicalDirectory": dir },
         "asked": { "system": null, "roots": [], "rootsFile": null },
         "roots": [], "paths": 1, "narSize": 1,
         "settings": { "io": "cached", "report": false, "watch": false, "prune": false },
@@ -38,14 +38,9 @@ fn names(found: &Found) -> Vec<&str> {
 #[test]
 fn a_view_is_written_where_it_is_on_top() {
     let nix = Some("/nix/store");
-    let mut ending = status("ending", "/e", None, nix);
+    let mut ending = status("ending", "/e", nix);
     ending.state = State::Ending;
-    let views = vec![
-        status("a", "/a", None, nix),
-        status("b", "/b", None, nix),
-        status("c", "/c", None, nix),
-        ending,
-    ];
+    let views = vec![status("a", "/a", nix), status("b", "/b", nix), status("c", "/c", nix), ending];
     let answers = Answers { views, unanswered: Vec::new() };
     let table = table(&[("a", "/a"), ("b", "/b"), ("other", "/b"), ("a", "/c"), ("ending", "/e")]);
     let found = find(&answers, None, &table);
@@ -88,19 +83,10 @@ fn who_does_not_answer_keeps_an_entry_as_long_as_somebody_serves() {
 /// A container expects store paths where they name each other, wherever the host has the files.
 #[test]
 fn the_store_is_where_its_paths_say() {
-    for (address, directory, expected) in [
-        (None, Some("/nix/store"), Some("/nix/store")),
-        (Some("daemon"), Some("/nix/store"), Some("/nix/store")),
-        (Some("local?root=/a"), Some("/a/nix/store"), Some("/nix/store")),
-        (Some("/a"), Some("/a/nix/store"), Some("/nix/store")),
-        (Some("local?real=/r"), Some("/r"), Some("/nix/store")),
-        (Some("local?store=/gnu/store"), Some("/gnu/store"), Some("/gnu/store")),
-        (Some("local?store=/gnu/store&real=/r"), Some("/r"), Some("/gnu/store")),
-        // By nix.conf, which the view has read and nobody else.
-        (None, Some("/a/nix/store"), None),
-        (None, None, None),
-    ] {
-        let found = store_directory(&status("a", "/a", address, directory));
-        assert_eq!(found.as_deref().ok(), expected.map(Path::new), "{address:?} {directory:?}");
-    }
+    let table = table(&[("a", "/a")]);
+    let found = entry(&status("a", "/a", Some("/gnu/store")), &table).unwrap();
+    let spec: serde_json::Value = serde_json::from_str(&Spec::of(&[found]).text()).unwrap();
+    let mount = &spec["devices"][0]["containerEdits"]["mounts"][0];
+    assert_eq!((&mount["hostPath"], &mount["containerPath"]), (&json!("/a"), &json!("/gnu/store")));
+    assert!(matches!(entry(&status("a", "/a", None), &table), Err(LeftOut::NotKnown)));
 }

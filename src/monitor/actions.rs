@@ -196,6 +196,7 @@ impl Runtime {
             epoch: content.epoch,
             unsettled: content.unsettled.iter().cloned().collect(),
             store: self.store_path.clone(),
+            store_dir: self.store_dir.clone(),
         };
         let written = dir.write(&state);
         self.written = written.is_ok();

@@ -92,7 +92,11 @@ impl Runtime {
 
     fn told_store(&self) -> Store {
         let known = !self.store_path.as_os_str().is_empty();
-        Store { address: self.settings.store.clone(), directory: known.then(|| self.store_path.clone()) }
+        Store {
+            address: self.settings.store.clone(),
+            directory: known.then(|| self.store_path.clone()),
+            logical_directory: self.store_dir.clone(),
+        }
     }
 
     fn asked(&self) -> Asked {

@@ -197,6 +197,7 @@ impl Runtime {
                 return events.push(unresolved(error, may_pass));
             }
         };
+        self.store_dir = Some(answer.store_dir);
         if self.store.is_none() || self.store_path != answer.store {
             match answer.opened {
                 Ok(store) => {

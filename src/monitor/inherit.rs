@@ -127,6 +127,7 @@ pub(super) fn begin(
         whole: Cell::default(),
         agreement: None,
         store_path: PathBuf::new(),
+        store_dir: None,
         store: None,
         opening: None,
         link_dirs: link_dirs.into_iter().chain(settings.gc_root.clone()).collect(),
@@ -148,7 +149,7 @@ pub(super) fn begin(
 fn take_over(runtime: &mut Runtime, inherited: Inherited) -> Content {
     let Inherited { device, ledger, usage, mounted, state } = inherited;
     let was_counted = state.usage.is_some();
-    let State { view, roots, epoch, unsettled, mut agreement, store, .. } = state;
+    let State { view, roots, epoch, unsettled, mut agreement, store, store_dir, .. } = state;
     agreement.promised = Promised::new(runtime.settings.prune).after(agreement.promised);
     tracing::info!(mountpoint = %mounted.at().display(), "taking over the view of an earlier monitor");
     if mounted.at() != runtime.settings.mountpoint {
@@ -176,6 +177,7 @@ fn take_over(runtime: &mut Runtime, inherited: Inherited) -> Content {
     runtime.ledger = ledger;
     runtime.usage = usage;
     runtime.store_path = store;
+    runtime.store_dir = store_dir;
     runtime.mounted = Some(mounted);
     runtime.device = Some(device);
     runtime.agreement = Some(agreement);

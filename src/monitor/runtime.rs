@@ -65,6 +65,8 @@ pub(super) struct Runtime {
     pub(super) agreement: Option<Agreement>,
     /// The physical store directory.
     pub(super) store_path: PathBuf,
+    /// The directory that store paths begin with. None: the store has not been asked yet.
+    pub(super) store_dir: Option<PathBuf>,
     /// The same, opened.
     pub(super) store: Option<Arc<OwnedFd>>,
     /// The same, while it is not open.

@@ -77,6 +77,9 @@ pub struct State {
     /// Where the store lies.
     #[serde(with = "lossless")]
     pub store: PathBuf,
+    /// The directory that its paths begin with, if that was known.
+    #[serde(default, with = "lossless::optional")]
+    pub store_dir: Option<PathBuf>,
 }
 
 /// Why a state directory cannot be used.
@@ -396,7 +399,8 @@ mod tests {
             link_dirs: BTreeSet::new(),
             epoch: 3,
             unsettled: Vec::new(),
-            store: "/nix/store".into(),
+            store: "/a/nix/store".into(),
+            store_dir: Some("/nix/store".into()),
         }
     }
 

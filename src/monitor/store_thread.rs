@@ -70,6 +70,8 @@ pub(super) struct Answer {
     pub(super) view: View,
     /// Its roots; each member, where it is not known which of them were.
     pub(super) roots: BTreeSet<StorePath>,
+    /// The directory that store paths begin with.
+    pub(super) store_dir: PathBuf,
     /// The physical store directory.
     pub(super) store: PathBuf,
     /// The same, opened here: the disk may not answer.
@@ -295,6 +297,7 @@ impl Worker {
             view: saved.view(),
             roots: saved.roots().into_iter().cloned().collect(),
             opened: opening::open(&real_dir),
+            store_dir: saved.store_dir().to_owned(),
             store: real_dir,
         })
     }
@@ -333,12 +336,13 @@ impl Worker {
         if let Some(links) = &mut task.links {
             links.announce(*number, &roots, make)?;
         }
-        let store = store.real_dir().to_owned();
+        let (store_dir, store) = (store.dir().to_owned(), store.real_dir().to_owned());
         Ok(Answer {
             number: *number,
             view,
             roots: roots.into_iter().collect(),
             opened: opening::open(&store),
+            store_dir,
             store,
         })
     }

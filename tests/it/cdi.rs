@@ -409,10 +409,10 @@ fn a_view_that_ends_takes_its_entry_along() {
     let (fixture, machine) = (Fixture::new(), Machine::new());
     let (mut first, name) = machine.view(&fixture);
     let (mut second, other) = machine.view(&fixture);
-    assert_eq!(
-        machine.devices(),
-        [name.clone(), format!("{name}:idmap"), other.clone(), format!("{other}:idmap")]
-    );
+    let mut views = [&name, &other];
+    views.sort();
+    let devices = views.map(|view| [view.clone(), format!("{view}:idmap")]);
+    assert_eq!(machine.devices(), devices.concat());
     let mut shell = Shell::start(&mut machine.podman(), machine.run(&["-i", &device(&name)], &["sh"]));
     let text = format!("cat {}/sw/text", fixture.system.path);
     assert_eq!(shell.ask(&text), ("hello\n".to_owned(), 0));
@@ -488,6 +488,23 @@ fn a_mount_point_may_be_called_anything() {
     assert_eq!(said.stderr.lines().count(), 1, "{said:?}");
     assert!(said.stderr.contains(&names[1]) && said.stderr.contains("not UTF-8"), "{said:?}");
     let listed = machine.prints(&[&device(&names[0])], &["ls", "-1", "/nix/store"]);
+    assert_eq!(listed.lines().map(str::to_owned).collect::<Vec<_>>(), fixture.members());
+}
+
+/// The environment or nix.conf name the store, which has its files elsewhere than its paths say.
+#[test]
+fn a_store_that_no_option_names_is_written() {
+    need!(Root, Fuse, Nix, Busybox, Cgroup2, Podman);
+    let (fixture, machine) = (Fixture::new(), Machine::new());
+    let name = unique_name();
+    let conf = crate::util::scratch();
+    let settings = format!("build-users-group =\nstore = {}\n", fixture.store.uri());
+    std::fs::write(conf.path().join("nix.conf"), settings).unwrap();
+    let program = Program::new().arg("--root").arg(&fixture.system.path).env("NIX_CONF_DIR", conf.path());
+    let _view = machine.mount(program, &name, &machine.own(&name));
+    let said = machine.cdi([] as [&str; 0]);
+    assert_eq!((said.status.code(), &*said.stderr), (Some(0), ""), "{said:?}");
+    let listed = machine.prints(&[&device(&name)], &["ls", "-1", "/nix/store"]);
     assert_eq!(listed.lines().map(str::to_owned).collect::<Vec<_>>(), fixture.members());
 }
 

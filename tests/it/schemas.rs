@@ -26,7 +26,7 @@ fn least() -> Status {
         state: State::Starting,
         reload: None,
         mount_point: "/".into(),
-        store: Store { address: None, directory: None },
+        store: Store { address: None, directory: None, logical_directory: None },
         asked: Asked { system: None, roots: Vec::new(), roots_file: None, from: None },
         roots: Vec::new(),
         paths: 0,
@@ -60,7 +60,11 @@ fn most() -> Status {
     Status {
         name: "a b".into(),
         mount_point: path(),
-        store: Store { address: Some("\u{1b}\"\n".into()), directory: Some(path()) },
+        store: Store {
+            address: Some("\u{1b}\"\n".into()),
+            directory: Some(path()),
+            logical_directory: Some(path()),
+        },
         asked: Asked {
             system: Some(path()),
             roots: vec![path(), "/".into()],

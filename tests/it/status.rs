@@ -86,6 +86,7 @@ fn a_status_agrees_with_nix_and_the_kernel() {
     assert_eq!(status.mount_point, at);
     assert_eq!(status.store.address, Some(fixture.store.uri()));
     assert_eq!(status.store.directory, Some(fixture.store.physical()));
+    assert_eq!(status.store.logical_directory.as_deref(), Some(Path::new("/nix/store")));
     assert_eq!(status.asked.system.as_deref(), Some(Path::new(&fixture.system.path)));
     assert_eq!(status.asked.roots, [Path::new(&fixture.file.path)]);
     assert_eq!(status.asked.roots_file, None);

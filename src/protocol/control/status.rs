@@ -111,6 +111,9 @@ pub struct Store {
     /// The directory that its files are read from; absent until that is known.
     #[serde(with = "lossless::optional")]
     pub directory: Option<PathBuf>,
+    /// The directory that its paths begin with, wherever their files are; absent until that is known.
+    #[serde(default, with = "lossless::optional")]
+    pub logical_directory: Option<PathBuf>,
 }
 
 /// What was asked to be served, as it was given.

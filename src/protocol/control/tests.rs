@@ -152,7 +152,11 @@ fn status() -> Status {
         state: State::Serving,
         reload: Some(status::Stage::Switching),
         mount_point: PathBuf::from(OsString::from_vec(b"/run/\xff\n\x1b[2J".to_vec())),
-        store: Store { address: None, directory: Some("/nix/store".into()) },
+        store: Store {
+            address: None,
+            directory: Some("/a/nix/store".into()),
+            logical_directory: Some("/nix/store".into()),
+        },
         asked: status::Asked { system: Some("/a b".into()), roots: Vec::new(), roots_file: None, from: None },
         roots: vec![StorePath::new("00000000000000000000000000000000-n").unwrap()],
         paths: 1,
