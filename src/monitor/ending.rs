@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use super::error::MonitorError;
 use super::mount::{self, Connection, Detach, MountError, Mounted, Number};
 use super::refusing;
-use super::runtime::Runtime;
+use super::runtime::{Place, Runtime};
 use super::store_thread::Left;
 use super::supervisor::{Event, Links, MountEnd, Plan, Verdict};
 use super::systemd;
@@ -107,7 +107,8 @@ impl Runtime {
         {
             mounted.remove_made();
         }
-        if let Some(at) = ended_at {
+        // Nobody else can mount what is in a namespace of its own.
+        if let Some(at) = ended_at.filter(|_| matches!(self.place, Place::Path)) {
             self.withdraw(at);
         }
         match links {

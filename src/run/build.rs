@@ -16,7 +16,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Access, FileType, Mode, OFlags};
+use rustix::fs::{Access, FileType, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
@@ -209,7 +209,8 @@ impl Rest<'_> {
             rustix::fs::openat(&above, name, flags, Mode::empty()).map_err(failed(&layer.join(name)))
         };
         let parts = (open(UPPER)?, open(WORK)?);
-        overlay(&self.store, &parts, right)
+        check_marks(&parts.0, right)
+            .and_then(|()| overlay(&self.store, &parts, right))
             .map_err(|source| RunError::Layer { layer: layer.to_owned(), source })?;
         drop(parts);
         // Over the layer, if that is in memory: nobody else writes to it.
@@ -245,6 +246,18 @@ impl Rest<'_> {
         }
         built.finish()
     }
+}
+
+/// Whether an overlay can mark in `upper` what it does. Where it cannot, it is mounted all the same, and moves no directory to the store
+/// (`EXDEV`): a build fails when it is done.
+fn check_marks(upper: &OwnedFd, right: Right) -> io::Result<()> {
+    if right == Right::Own {
+        // Attributes of `trusted.`, which every file system has that can be written here.
+        return Ok(());
+    }
+    let (upper, mark) = (sys::path_of(upper), "user.nix-store-fs");
+    rustix::fs::setxattr(&upper, mark, b"", XattrFlags::empty())?;
+    Ok(rustix::fs::removexattr(&upper, mark)?)
 }
 
 /// A store that can be written, over the view at `store`: `Documentation/filesystems/overlayfs.rst` of Linux. In a user namespace it marks

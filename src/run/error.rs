@@ -70,7 +70,7 @@ pub enum RunError {
     #[error("cannot raise the loopback device for --unshare-net")]
     Network(#[source] io::Error),
     /// There is no layer over the view.
-    #[error("no store that can be written over the view, in '{}': it takes Linux 5.11 with overlayfs, and a file system with attributes of users; give --overlay with a directory on a disk", layer.display())]
+    #[error("no store that can be written over the view, in '{}': it takes Linux 5.11 with overlayfs, in memory 6.6, and a file system with attributes of users; give --overlay with a directory on a disk", layer.display())]
     Layer {
         /// Where the layer was to be.
         layer: PathBuf,

@@ -271,7 +271,7 @@ fn seen(machine: &Machine) -> (Vec<PathBuf>, String) {
 
 #[test]
 fn nix_works_in_the_view() {
-    need!(Root, Fuse, Nix, Busybox, NixDirectory);
+    need!(Root, Fuse, Nix, Busybox, NixDirectory, UserOverlay);
     let machine = Machine::new();
     let kept = machine.kept();
     let before = seen(&machine);
@@ -320,7 +320,7 @@ fn nix_works_in_the_view() {
 /// The collector inside keeps the roots of the view, and deletes what was built.
 #[test]
 fn collecting_inside_keeps_the_view() {
-    need!(Root, Fuse, Nix, Busybox, NixDirectory);
+    need!(Root, Fuse, Nix, Busybox, NixDirectory, UserOverlay);
     let machine = Machine::new();
     let kept = machine.kept();
     machine.bring(&kept, &machine.first);
@@ -338,7 +338,7 @@ fn collecting_inside_keeps_the_view() {
 /// A second run over what a first one left, with another view.
 #[test]
 fn what_was_built_is_there_in_the_next_run() {
-    need!(Root, Fuse, Nix, Busybox, NixDirectory);
+    need!(Root, Fuse, Nix, Busybox, NixDirectory, UserOverlay);
     let machine = Machine::new();
     let kept = machine.kept();
     machine.bring(&kept, &machine.first);
@@ -390,7 +390,7 @@ fn what_was_built_is_there_in_the_next_run() {
 /// Layer and state in memory: nothing of them has a name outside, and nothing is left.
 #[test]
 fn the_layer_may_be_in_memory() {
-    need!(Root, Fuse, Nix, Busybox, NixDirectory);
+    need!(Root, Fuse, Nix, Busybox, NixDirectory, UserOverlayInMemory);
     let machine = Machine::new();
     let kept = machine.kept();
     machine.bring(&kept, &machine.second);

@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use super::{BOTH, Runs, nothing_is_left};
+use super::{BOTH, Runs, Who, nothing_is_left};
+use crate::util::gate::kernel_release;
 use crate::util::program::Finished;
 use crate::util::tree;
 
@@ -12,11 +13,11 @@ const NIX: &str = "unset LD_LIBRARY_PATH; export HOME=/nix/var/nix NIX_CONF_DIR=
 /// Settings that the user has: they are kept, but for what must be otherwise.
 const CONFIG: &str = "substitute = false\nsandbox = false\nbuild-users-group = no-such-group\nstore = daemon";
 
-/// Builds something small, with the machine's shell.
+/// Builds a small directory, with the machine's shell.
 fn build(name: &str) -> String {
     format!(
         "nix-build --no-out-link -E 'derivation {{ name = \"{name}\"; system = builtins.currentSystem; builder = \"/bin/sh\"; \
-         args = [ \"-c\" \"echo built > $out\" ]; }}' 2>/dev/null"
+         args = [ \"-c\" \"/bin/mkdir $out && echo built > $out/file\" ]; }}' 2>/dev/null"
     )
 }
 
@@ -25,6 +26,12 @@ fn run(runs: &Runs, options: &[&str], script: &str) -> Finished {
     let done = runs.script(&options, &format!("{NIX}; {script}"));
     nothing_is_left(runs.fixture.store.root());
     done
+}
+
+/// Who can have a layer, in memory or on a disk: overlays in user namespaces mark what they do in attributes of users.
+fn with_layers(memory: bool) -> Vec<Who> {
+    let first = if memory { (6, 6) } else { (5, 11) };
+    BOTH.into_iter().filter(|who| *who == Who::Root || kernel_release() >= first).collect()
 }
 
 /// What a run must not change.
@@ -37,12 +44,12 @@ fn host(runs: &Runs) -> (Vec<std::path::PathBuf>, String) {
 #[test]
 fn nix_knows_the_closure_and_builds_over_it() {
     need!(Root, Fuse, Nix, UserNamespaces, NixDirectory);
-    for who in BOTH {
+    for who in with_layers(true) {
         let runs = Runs::by(who);
         let before = host(&runs);
         let system = &runs.fixture.system.path;
         let script = format!(
-            "nix-store -qR {system}; echo; nix-store --verify --check-contents >/dev/null 2>&1 && echo verified; made=$({}) && cat $made && \
+            "nix-store -qR {system}; echo; nix-store --verify --check-contents >/dev/null 2>&1 && echo verified; made=$({}) && cat $made/file && \
              nix-store -q --hash $made | cut -c 1-7; nix-store --delete {} >/dev/null 2>&1 || echo kept; ls {}",
             build("made"),
             runs.fixture.data.path,
@@ -61,7 +68,7 @@ fn nix_knows_the_closure_and_builds_over_it() {
 #[test]
 fn a_layer_in_a_directory_is_there_the_next_time() {
     need!(Root, Fuse, Nix, UserNamespaces, NixDirectory);
-    for who in BOTH {
+    for who in with_layers(false) {
         let runs = Runs::by(who);
         let dir = runs.own_dir();
         let layer = dir.path().join("a:b,c/layer");
@@ -69,11 +76,12 @@ fn a_layer_in_a_directory_is_there_the_next_time() {
         let done = run(&runs, &overlay, &build("kept"));
         let made = done.stdout.trim().to_owned();
         assert!(made.starts_with("/nix/store/"), "{who:?} {done:?}");
-        let script = format!("cat {made}; nix-store -q --deriver {made} | grep -c kept.drv");
+        let script = format!("cat {made}/file; nix-store -q --deriver {made} | grep -c kept.drv");
         let done = run(&runs, &overlay, &script);
         assert_eq!(done.stdout, "built\n1\n", "{who:?} {done:?}");
-        // In memory it is not there.
-        let done = run(&runs, &[], &format!("ls -d {made}"));
+        // In another one it is not there.
+        let other = dir.path().join("other");
+        let done = run(&runs, &["--overlay", other.to_str().unwrap()], &format!("ls -d {made}"));
         assert_ne!(done.status.code(), Some(0), "{who:?} {done:?}");
         assert!(!Path::new(&made).exists());
         // One at a time.
@@ -89,7 +97,7 @@ fn a_layer_in_a_directory_is_there_the_next_time() {
 #[test]
 fn what_is_missing_is_substituted_into_the_layer() {
     need!(Root, Fuse, Nix, UserNamespaces, NixDirectory);
-    for who in BOTH {
+    for who in with_layers(true) {
         let runs = Runs::by(who);
         let before = host(&runs);
         let cache = runs.own_dir();
@@ -127,11 +135,33 @@ fn a_layer_in_use_and_one_that_cannot_be_made_are_said() {
     assert!(done.stderr.contains("--nix"), "{done:?}");
 }
 
+/// A layer is refused where an overlay could not mark what it does: otherwise a build would fail at its end.
+#[test]
+fn a_layer_without_attributes_is_refused() {
+    need!(Root, Fuse, Nix, UserNamespaces);
+    let runs = Runs::by(Who::Nobody);
+    let dir = runs.own_dir();
+    let at = dir.path().to_str().unwrap();
+    let mounted =
+        std::process::Command::new("mount").args(["-t", "ramfs", "-o", "mode=0777", "none", at]).status();
+    assert!(mounted.unwrap().success());
+    let on_ramfs = runs.with(&["--nix", "--overlay", &format!("{at}/layer")], &["true"]).run();
+    let unmounted = std::process::Command::new("umount").arg(at).status();
+    assert!(unmounted.unwrap().success());
+    let in_memory = runs.with(&["--nix"], &["true"]).run();
+    let is_there = with_layers(true).contains(&Who::Nobody);
+    for done in [on_ramfs].into_iter().chain((!is_there).then_some(in_memory)) {
+        assert_eq!((done.status.code(), done.stderr.lines().count()), (Some(125), 1), "{done:?}");
+        assert!(done.stderr.contains("give --overlay with a directory on a disk"), "{done:?}");
+    }
+    nothing_is_left(runs.fixture.store.root());
+}
+
 /// A command may leave in its layer what it likes: the next run changes nothing but the layer.
 #[test]
 fn what_a_hostile_command_leaves_in_its_layer_is_refused() {
     need!(Root, Fuse, Nix, UserNamespaces);
-    for who in BOTH {
+    for who in with_layers(false) {
         let runs = Runs::by(who);
         let victim = runs.own_dir();
         let inside = victim.path().join(&runs.fixture.data.base);

@@ -54,6 +54,10 @@ pub(crate) enum Need {
     Compiler32,
     /// Ordinary users who make namespaces.
     UserNamespaces,
+    /// Linux 5.11: their overlays.
+    UserOverlay,
+    /// Linux 6.6: such overlays in memory.
+    UserOverlayInMemory,
     /// A directory `/nix`, on which a store is mounted in a namespace.
     NixDirectory,
     /// Podman with crun, and ids for an ordinary user's containers.
@@ -73,6 +77,10 @@ impl Need {
             Self::Nix => (in_path("nix-store"), "the command nix-store"),
             Self::NixDirectory => (Path::new("/nix").is_dir(), "a directory /nix to mount on"),
             Self::UserNamespaces => (ordinary_users_make_namespaces(), "user namespaces for ordinary users"),
+            Self::UserOverlay => (kernel_release() >= (5, 11), "Linux 5.11 for overlays of ordinary users"),
+            Self::UserOverlayInMemory => {
+                (kernel_release() >= (6, 6), "Linux 6.6 for overlays of ordinary users in memory")
+            }
             Self::Shells => (
                 ["bash", "zsh", "fish", "groff"].iter().all(|name| in_path(name)),
                 "the commands bash, zsh, fish and groff",
@@ -147,6 +155,8 @@ impl Need {
             | Self::Resend
             | Self::DontCache
             | Self::Idmap
+            | Self::UserOverlay
+            | Self::UserOverlayInMemory
             | Self::LoopDevice => true,
             // A missing mkfs is not excused.
             Self::Ext4 => Self::LoopDevice.missing().is_some(),
