@@ -136,7 +136,7 @@ fn advice(error: nix::Error, setting: impl Fn(&str) -> Option<String>) -> &'stat
             "ordinary users may not make user namespaces: 'sysctl -w kernel.unprivileged_userns_clone=1' as root lets them"
         }
         _ if is("kernel/apparmor_restrict_unprivileged_userns", "1") => {
-            "AppArmor keeps ordinary users from user namespaces: as root, 'sysctl -w kernel.apparmor_restrict_unprivileged_userns=0', or give this program a profile with 'userns,'"
+            "AppArmor keeps ordinary users from user namespaces: give this program a profile with 'userns,' (docs/run.md has one), or, for all programs, 'sysctl -w kernel.apparmor_restrict_unprivileged_userns=0' as root"
         }
         _ => {
             "this system or container does not let this user make user namespaces: in a container, allow unshare and mount (docker: --security-opt seccomp=unconfined), or run as root"
