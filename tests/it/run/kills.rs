@@ -144,11 +144,15 @@ fn a_server_that_is_stopped_does_not_stay() {
         let [ready, left] = ["ready", "left"].map(|name| dir.path().join(name));
         let made = Command::new("mkfifo").args(["-m", "666"]).args([&ready, &left]).status().unwrap();
         assert!(made.success());
-        for stays in ["", "{ read line <$2; } >/dev/null 2>&1 &"] {
+        let stays = "{ read line <$2; } >/dev/null 2>&1 &";
+        for (form, stays) in
+            [(&[][..], ""), (&[], stays), (&["--report=/dev/null"], ""), (&["--unshare-pid"], "")]
+        {
             // What is read later is not asked for: it is a command of the shell.
             let script = format!("{stays} echo ready >$1; read line <$1");
             std::thread::scope(|scope| {
-                let program = runs.with(&["--bind", "/tmp", "/tmp"], &["sh", "-c", &script, "sh"]);
+                let options = [&["--bind", "/tmp", "/tmp"], form].concat();
+                let program = runs.with(&options, &["sh", "-c", &script, "sh"]);
                 let program = program.arg(&ready).arg(&left);
                 let thread = scope.spawn(move || program.run());
                 assert_eq!(std::fs::read_to_string(&ready).unwrap(), "ready\n");
