@@ -109,12 +109,33 @@ pub(super) fn prepare(source: &Source, store: Option<&str>, overlay: Option<&Pat
     let mut text = String::new();
     let mut list = File::from(list);
     list.rewind().and_then(|()| list.read_to_string(&mut text)).ok()?;
-    let place = match &lock {
+    let place = match overlay {
         None => Place::Memory,
-        Some(_) => Place::Directory(std::fs::read_link(sys::path_of(&made)).ok()?),
+        Some(given) => match path_of(given, &made) {
+            Ok(path) => Place::Directory(path),
+            Err(error) => {
+                log::say_error(&error);
+                return None;
+            }
+        },
     };
     let roots = text.lines().map(PathBuf::from).collect();
     Some(Prepared { nix: Nix { made, place, lock }, roots })
+}
+
+/// The path of the layer `made` at `given`, as this process sees it. Who made it has opened a store, and is in a mount namespace of its own as
+/// root: what its descriptor is called leads nowhere here.
+fn path_of(given: &Path, made: &OwnedFd) -> Result<PathBuf, PlaceError> {
+    let failed = |source: io::Error| PlaceError::Make { path: given.to_owned(), source };
+    let path = given.canonicalize().map_err(failed)?;
+    let (found, wanted) = (rustix::fs::stat(&path), rustix::fs::fstat(made));
+    let of = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
+    if found.map(of).map_err(|error| failed(error.into()))?
+        != wanted.map(of).map_err(|error| failed(error.into()))?
+    {
+        return Err(failed(io::Error::other("another directory is there by now")));
+    }
+    Ok(path)
 }
 
 /// What the variables of the command are for Nix.

@@ -34,6 +34,20 @@ fn with_layers(memory: bool) -> Vec<Who> {
     BOTH.into_iter().filter(|who| *who == Who::Root || kernel_release() >= first).collect()
 }
 
+fn mount(words: &[&str]) {
+    let mounted = std::process::Command::new("mount").args(words).status();
+    assert!(mounted.unwrap().success(), "{words:?}");
+}
+
+/// A mount, until this is dropped.
+struct MountedAt<'a>(&'a Path);
+
+impl Drop for MountedAt<'_> {
+    fn drop(&mut self) {
+        let _unmounted = std::process::Command::new("umount").arg("-l").arg(self.0).status();
+    }
+}
+
 /// What a run must not change.
 fn host(runs: &Runs) -> (Vec<std::path::PathBuf>, String) {
     let root = runs.fixture.store.root();
@@ -70,7 +84,10 @@ fn a_layer_in_a_directory_is_there_the_next_time() {
     need!(Root, Fuse, Nix, UserNamespaces, NixDirectory);
     for who in with_layers(false) {
         let runs = Runs::by(who);
-        let dir = runs.own_dir();
+        // On a mount of its own: whoever opens a store may be in another mount namespace.
+        let (dir, disk) = (runs.own_dir(), runs.own_dir());
+        mount(&["--bind", disk.path().to_str().unwrap(), dir.path().to_str().unwrap()]);
+        let _mounted = MountedAt(dir.path());
         let layer = dir.path().join("a:b,c/layer");
         let overlay = ["--overlay", layer.to_str().unwrap()];
         let done = run(&runs, &overlay, &build("kept"));
@@ -142,12 +159,10 @@ fn a_layer_without_attributes_is_refused() {
     let runs = Runs::by(Who::Nobody);
     let dir = runs.own_dir();
     let at = dir.path().to_str().unwrap();
-    let mounted =
-        std::process::Command::new("mount").args(["-t", "ramfs", "-o", "mode=0777", "none", at]).status();
-    assert!(mounted.unwrap().success());
+    mount(&["-t", "ramfs", "-o", "mode=0777", "none", at]);
+    let mounted = MountedAt(dir.path());
     let on_ramfs = runs.with(&["--nix", "--overlay", &format!("{at}/layer")], &["true"]).run();
-    let unmounted = std::process::Command::new("umount").arg(at).status();
-    assert!(unmounted.unwrap().success());
+    drop(mounted);
     let in_memory = runs.with(&["--nix"], &["true"]).run();
     let is_there = with_layers(true).contains(&Who::Nobody);
     for done in [on_ramfs].into_iter().chain((!is_there).then_some(in_memory)) {
