@@ -177,7 +177,7 @@ fn monitor(error: &MonitorError) -> Exit {
         MonitorError::Mount(error) => mount(error),
         MonitorError::Handshake(_) => Exit::Fuse,
         MonitorError::State(error) => state(error),
-        MonitorError::Store { .. } => Exit::Store,
+        MonitorError::Store { .. } | MonitorError::NotHidden(_) => Exit::Store,
         MonitorError::Leftovers(_) => Exit::Leftovers,
         MonitorError::Unsupported(_) | MonitorError::Sandbox(_) => Exit::Fuse,
         MonitorError::Damaged(_) | MonitorError::Lost(_) | MonitorError::Aborted => Exit::Ended,

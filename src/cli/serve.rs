@@ -44,6 +44,7 @@ pub(super) fn check(args: Args) -> Result<Settings, ConfigError> {
         state: views::states().join(&name),
         source,
         store,
+        hidden: None,
         threads: args.threads.map_or_else(threads, usize::from),
         io: args.io,
         sandbox: args.sandbox,

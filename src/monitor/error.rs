@@ -15,6 +15,9 @@ pub enum MonitorError {
     /// The roots do not give a closure.
     #[error(transparent)]
     Resolve(#[from] ResolveError),
+    /// Whoever has mounted the view has hidden another store, or not all of this one.
+    #[error("the store is '{0}', and would be seen beside its view; give --store with this address")]
+    NotHidden(String),
     /// The mount point, or FUSE, cannot be used.
     #[error(transparent)]
     Mount(#[from] MountError),

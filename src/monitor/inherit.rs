@@ -97,6 +97,7 @@ pub(super) fn begin(
     let task = Task {
         uri: settings.store.clone(),
         source: settings.source.clone(),
+        hidden: settings.hidden.clone(),
         held,
         links,
         former,

@@ -11,6 +11,7 @@ use crate::protocol::wire::Outlasts;
 use crate::sandbox::Sandbox;
 use crate::server::idle::IdlePolling;
 use crate::startup::Stored;
+use crate::store::Place;
 
 /// How a monitor comes to a view.
 #[derive(Debug)]
@@ -42,6 +43,8 @@ pub struct Settings {
     pub source: Source,
     /// The store's address; without one, the store that Nix's commands open, or that of a saved closure.
     pub store: Option<String>,
+    /// What is hidden of the store from who uses the view, by whoever has mounted it; none: nothing is.
+    pub hidden: Option<Place>,
     /// Threads that answer requests.
     pub threads: usize,
     /// How files are read.

@@ -85,6 +85,8 @@ pub(super) struct Task {
     pub(super) uri: Option<String>,
     /// What is to be served.
     pub(super) source: Source,
+    /// What is hidden of a store from those who use the view; none: nothing is to be.
+    pub(super) hidden: Option<Place>,
     /// Served already by an earlier process: to be held as well.
     pub(super) held: View,
     /// Links that hold the roots beyond this process.
@@ -267,7 +269,10 @@ impl Worker {
             *confined = true;
         }
         Ok(match answerer {
-            Answerer::Store(store, roots) => Self::ask(task, store, roots, inherited, number)?,
+            Answerer::Store(store, roots) => {
+                check_hidden(task, || store.address().to_owned(), |hidden| hidden.covers(&store.place()))?;
+                Self::ask(task, store, roots, inherited, number)?
+            }
             Answerer::File(place, file) => Self::read(task, place, file, number)?,
         })
     }
@@ -277,14 +282,17 @@ impl Worker {
         place: &Place,
         file: &SavedFile,
         number: &mut u64,
-    ) -> Result<Answer, ResolveError> {
+    ) -> Result<Answer, MonitorError> {
         let read = || file.read(place, &file.trust(place));
         let found = match &mut task.watch {
             Some(watch) => watch.follow(read),
             None => read(),
         };
         let Located { saved, real_dir } = file.locate(&found.result?, place)?;
-        saved.check_present(&real_dir)?;
+        let dir = saved.store_dir();
+        let is_covered = |hidden: &Place| hidden.usual_dir() == dir && hidden.real_dir(dir) == real_dir;
+        check_hidden(task, || format!("local?store={}", dir.display()), is_covered)?;
+        saved.check_present(&real_dir).map_err(ResolveError::from)?;
         *number += 1;
         if *number == 1 {
             tracing::warn!(
@@ -345,6 +353,19 @@ impl Worker {
             store_dir,
             store,
         })
+    }
+}
+
+/// A store is not served of which somebody who uses the view would see other parts: what is hidden was found by an address, and Nix
+/// or a file may name another one.
+fn check_hidden(
+    task: &Task,
+    address: impl Fn() -> String,
+    covers: impl Fn(&Place) -> bool,
+) -> Result<(), MonitorError> {
+    match &task.hidden {
+        Some(hidden) if !covers(hidden) => Err(MonitorError::NotHidden(address())),
+        _ => Ok(()),
     }
 }
 

@@ -155,6 +155,19 @@ impl Store {
         Ok(Self { handle, uri, dir, real_dir, state_dir })
     }
 
+    /// Its address, as it was given or configured.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.uri
+    }
+
+    /// What that says of where it is.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        // It has been read before.
+        Place::of(Some(&self.uri)).unwrap_or_default()
+    }
+
     /// The directory that store paths begin with, wherever their files are.
     #[must_use]
     pub fn dir(&self) -> &Path {

@@ -51,6 +51,17 @@ impl Place {
         }
     }
 
+    /// Whether who hides all that this address names has hidden what `other` names.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        let dir = other.usual_dir();
+        let named = |own: Option<PathBuf>, other: Option<PathBuf>| other.is_none() || own == other;
+        self.usual_dir() == dir
+            && self.real_dir(&dir) == other.real_dir(&dir)
+            && named(self.state_dir(), other.state_dir())
+            && named(self.socket(), other.socket())
+    }
+
     /// The directory that the store's paths begin with: Nix's usual one, if the address names none.
     #[must_use]
     pub fn usual_dir(&self) -> PathBuf {
@@ -97,6 +108,26 @@ mod tests {
             let place = Place::of(uri).unwrap();
             assert_eq!(place.state_dir(), state.map(PathBuf::from), "{uri:?}");
             assert_eq!(place.socket(), socket.map(PathBuf::from), "{uri:?}");
+        }
+    }
+
+    #[test]
+    fn who_hides_a_store_hides_those_in_the_same_places() {
+        for (own, other, expected) in [
+            (None, Some("auto"), true),
+            (None, Some("daemon"), true),
+            (None, Some("unix:///s"), false),
+            (Some("unix:///s"), Some("daemon"), true),
+            (None, Some("local?root=/a"), false),
+            (Some("/a"), Some("local?root=/a/"), true),
+            (Some("/a"), Some("local"), false),
+            (None, Some("local?state=/s"), false),
+            (None, Some("local?real=/r"), false),
+            (None, Some("local?store=/gnu/store"), false),
+            (Some("local?store=/gnu/store"), Some("local?store=/gnu/store&trusted=1"), true),
+        ] {
+            let [own, other] = [own, other].map(|uri| Place::of(uri).unwrap());
+            assert_eq!(own.covers(&other), expected, "{own:?} {other:?}");
         }
     }
 

@@ -102,6 +102,7 @@ pub(super) fn settings(
         mountpoint: dir,
         source,
         store,
+        hidden: Some(place),
         threads: serving::threads(),
         io: Io::default(),
         idle_polling: IdlePolling::default(),

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::{Runs, Who, nothing_is_left};
+use super::{BOTH, Runs, Who, nothing_is_left};
 use crate::util::program::Program;
 
 /// Each line of a script tries a way, and says what it found.
@@ -205,5 +205,40 @@ fn other_places_of_the_store_are_covered() {
             .inside(["unshare", "-m", "sh", "-c", &before, "sh"])
             .run();
         assert_eq!(done.stdout, "hello\n", "{set_up}: {done:?}");
+    }
+}
+
+/// Only Nix knows what nix.conf says of the store. What is hidden is where addresses say, so the command is not run where the files are
+/// elsewhere.
+#[test]
+fn a_store_that_nix_conf_places_elsewhere_is_refused() {
+    need!(Root, Fuse, Nix, UserNamespaces);
+    for who in BOTH {
+        let runs = Runs::by(who);
+        let conf = crate::util::scratch();
+        let uri = runs.fixture.store.uri();
+        let secret = runs.fixture.store.physical().join(&runs.fixture.outside.base).join("secret");
+        let script = format!("echo ran; cat {}", secret.display());
+        let root = ["--root", &runs.fixture.system.path, "--", "sh", "-c", &script];
+        for (store, remote, ran) in
+            [(&*uri, "", false), (&uri, "daemon", false), (&format!("{uri}&store=/nix/store"), &*uri, true)]
+        {
+            fs::write(conf.path().join("nix.conf"), format!("store = {store}\n")).unwrap();
+            let program = Program::new().args(["run", "--chdir", "/"]).args(root);
+            let program = program.env("NIX_CONF_DIR", conf.path()).env("NIX_REMOTE", remote);
+            let done = runs.as_user(program).run();
+            if ran {
+                assert_eq!(
+                    (done.stdout.as_str(), done.stderr.contains("secret")),
+                    ("ran\n", true),
+                    "{who:?} {done:?}"
+                );
+                continue;
+            }
+            assert_eq!((done.status.code(), done.stdout.as_str()), (Some(125), ""), "{who:?} {done:?}");
+            assert!(done.stderr.contains("--store"), "{who:?} {done:?}");
+            assert_eq!(done.stderr.lines().count(), 1, "{who:?} {done:?}");
+        }
+        nothing_is_left(runs.fixture.store.root());
     }
 }
