@@ -1,17 +1,20 @@
 //! Fifty at once, and one within another.
 
 use super::{BOTH, Runs, nothing_is_left};
+use crate::util::number;
 
-const MANY: usize = 50;
+/// How many at once.
+const MANY: u64 = 50;
 
 #[test]
 fn fifty_at_once_do_not_disturb_each_other() {
     need!(Root, Fuse, Nix, UserNamespaces);
+    let many = number("NSF_AT_ONCE", MANY);
     for who in BOTH {
         let runs = Runs::by(who);
         let members = runs.fixture.members().join("\n");
         std::thread::scope(|scope| {
-            let all: Vec<_> = (0..MANY)
+            let all: Vec<_> = (0..many)
                 .map(|n| {
                     let script = format!("ls -1 /nix/store; cat /nix/store/*-data/text; exit {n}");
                     let program = runs.with(&[], &["sh", "-c", &script]);

@@ -84,8 +84,9 @@ fn quoted(program: &crate::util::program::Program) -> String {
     quoted.join(" ")
 }
 
-/// Waits for keys, and says when it begins and when it runs again after a stop.
-const WAITER: &str = "trap 'echo resumed.' CONT; echo begun.; while :; do read line; done";
+/// Says when it begins and when it runs again after a stop. It does not read: a reader that has not stopped yet may take a key that
+/// is for the shell.
+const WAITER: &str = "trap 'echo resumed.' CONT; echo begun.; while :; do sleep 0.1; done";
 
 const FORMS: [&[&str]; 3] = [&[], &["--report=/dev/null"], &["--unshare-pid"]];
 
