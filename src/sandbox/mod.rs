@@ -24,6 +24,7 @@ mod monitor_calls;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use rustix::thread::CapabilitySet;
 use serde::{Deserialize, Serialize};
@@ -154,7 +155,12 @@ fn give_up(role: Role, wanted: Sandbox, steps: &[Step<'_>]) -> Result<(), Missin
             if wanted == Sandbox::Require {
                 return Err(Missing { role, part: *part, source });
             }
-            tracing::warn!(error = %source, "{role} keeps rights that it does not need: {part}");
+            let said = format!("{role} keeps rights that it does not need: {part}");
+            // Nobody can change an old kernel at once, and a command over a view is not the place to ask for a new one.
+            match Errno::from_io_error(&source) {
+                Some(Errno::NOSYS | Errno::OPNOTSUPP) => tracing::info!(error = %source, "{said}"),
+                _ => tracing::warn!(error = %source, "{said}"),
+            }
         }
     }
     Ok(())

@@ -95,3 +95,18 @@ fn a_full_disk_is_no_obstacle() {
         assert_eq!(wrapped.run().stdout, "hello\n", "{who:?}");
     }
 }
+
+/// What the kernel does not have is said of a view that is served, and not before each command.
+#[test]
+fn a_kernel_without_landlock_is_not_spoken_of() {
+    need!(Root, Fuse, Nix, UserNamespaces, NixDirectory);
+    let runs = Runs::by(Who::Root);
+    let dir = crate::util::scratch();
+    let refuse = crate::util::compile("refuse.c", dir.path()).display().to_string();
+    let not_implemented = rustix::io::Errno::NOSYS.raw_os_error().to_string();
+    for options in [&[][..], &["--nix"]] {
+        let program = runs.with(options, &["cat", &format!("{}/text", runs.fixture.data.path)]);
+        let done = program.inside([&*refuse, &*not_implemented, "landlock_create_ruleset"]).run();
+        assert_eq!((done.stdout.as_str(), done.stderr.as_str()), ("hello\n", ""), "{options:?}");
+    }
+}
