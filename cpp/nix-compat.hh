@@ -1,6 +1,6 @@
 // Everything that differs between the Nix releases we compile with, 2.24 to 2.36, found by asking the compiler
 // (__has_include, requires) rather than by version numbers: distributions patch, and no public header of Nix
-// tells its version. Include this before any other header of Nix; store.cc includes no other.
+// tells its version. Include this before any other header of Nix; store.cc and questions.hh include no other.
 #pragma once
 
 #if __has_include(<nix/store/store-api.hh>)
@@ -11,6 +11,7 @@
 #  include <nix/store/local-fs-store.hh>
 #  include <nix/store/local-store.hh>
 #  include <nix/store/path-info.hh>
+#  include <nix/store/remote-store-connection.hh>
 #  include <nix/store/store-api.hh>
 #  if __has_include(<nix/store/store-open.hh>)
 #    include <nix/store/store-open.hh> // 2.29: openStore() moved
@@ -40,6 +41,7 @@
 #  include <local-store.hh>
 #  include <logging.hh>
 #  include <path-info.hh>
+#  include <remote-store-connection.hh>
 #  include <store-api.hh>
 #  include <terminal.hh>
 #endif

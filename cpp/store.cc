@@ -1,4 +1,5 @@
 #include "nix-compat.hh"
+#include "questions.hh"
 
 #include "nix-store-fs/src/store/ffi.rs.h"
 
@@ -230,24 +231,23 @@ struct Handle::Impl
 
     // `number` gives the place of a path in the answer.
     template<class Number>
-    Info info(const nix::StorePath & path, Number && number) const
+    static Info info(const nix::StorePath & path, const nix::UnkeyedValidPathInfo & found, Number && number)
     {
-        auto found = store->queryPathInfo(path);
         Info info;
         info.path = base_name(path);
-        info.nar_hash = compat::sri(found->narHash, &nix::Hash::to_string);
-        info.nar_size = found->narSize;
-        info.references.reserve(found->references.size());
-        for (auto & reference : found->references)
+        info.nar_hash = compat::sri(found.narHash, &nix::Hash::to_string);
+        info.nar_size = found.narSize;
+        info.references.reserve(found.references.size());
+        for (auto & reference : found.references)
             info.references.push_back(number(reference));
-        if (found->deriver)
-            info.deriver = base_name(*found->deriver);
-        info.registration_time = found->registrationTime;
-        for (auto & signature : found->sigs)
+        if (found.deriver)
+            info.deriver = base_name(*found.deriver);
+        info.registration_time = found.registrationTime;
+        for (auto & signature : found.sigs)
             info.signatures.push_back(rust::String::lossy(compat::signature(signature)));
-        if (found->ca)
-            info.ca = rust::String::lossy(nix::renderContentAddress(found->ca));
-        info.ultimate = found->ultimate;
+        if (found.ca)
+            info.ca = rust::String::lossy(nix::renderContentAddress(found.ca));
+        info.ultimate = found.ultimate;
         return info;
     }
 
@@ -298,8 +298,9 @@ bool Handle::is_valid(rust::Str path) const
 }
 
 // What Nix's computeFSClosure() does, with one question a path, but for two things: that one calls itself at each step of a chain, and
-// a long one overflows the stack of a thread; and each path's facts had to be asked for a second time. `visit` gets each path once, and
-// gives every reference of it to the function that it gets, which returns the place of a path in the order of the visits.
+// a long one overflows the stack of a thread; and each path's facts had to be asked for a second time. `visit` gets each path once with
+// what is known of it, and gives every reference to the function that it gets, which returns the place of a path in the order of the
+// visits.
 template<class Visit>
 void Handle::Impl::walk(rust::Slice<const rust::String> roots, Visit && visit) const
 {
@@ -317,16 +318,16 @@ void Handle::Impl::walk(rust::Slice<const rust::String> roots, Visit && visit) c
     };
     for (auto & root : roots)
         place(store_path({root.data(), root.size()}));
-    // By place: it grows while it is walked.
-    for (size_t next = 0; next < members.size(); next++)
-        visit(members[next], place);
+    ask(*store, members, [&](auto & path, auto & found) { visit(path, found, place); });
 }
 
 rust::Vec<Info> Handle::closure(rust::Slice<const rust::String> roots) const
 {
     return guard([&] {
         rust::Vec<Info> out;
-        impl->walk(roots, [&](auto & path, auto & place) { out.push_back(impl->info(path, place)); });
+        impl->walk(roots, [&](auto & path, auto & found, auto & place) {
+            out.push_back(Impl::info(path, found, place));
+        });
         return out;
     });
 }
@@ -335,13 +336,12 @@ rust::Vec<Size> Handle::sizes(rust::Slice<const rust::String> roots) const
 {
     return guard([&] {
         rust::Vec<Size> out;
-        impl->walk(roots, [&](auto & path, auto & place) {
-            auto found = impl->store->queryPathInfo(path);
-            for (auto & reference : found->references)
+        impl->walk(roots, [&](auto & path, auto & found, auto & place) {
+            for (auto & reference : found.references)
                 place(reference);
             Size size;
             size.path = base_name(path);
-            size.nar_size = found->narSize;
+            size.nar_size = found.narSize;
             out.push_back(std::move(size));
         });
         return out;

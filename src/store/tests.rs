@@ -5,7 +5,6 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -14,6 +13,9 @@ use nix::sched::CloneFlags;
 use tempfile::TempDir;
 
 use super::*;
+
+#[path = "daemon_tests.rs"]
+mod daemon;
 
 /// Says why a test cannot run here; that is a failure where everything must run.
 fn skip(why: &str) {
@@ -357,43 +359,6 @@ fn a_chain_of_any_length_is_followed() {
         let references: Vec<_> = (n..LENGTH.min(n + 2)).map(name).collect();
         assert_eq!((info.path, info.nar_size, info.references), (name(n), n as u64, references));
     }
-}
-
-/// A process that is killed when the test ends, however it ends.
-struct Daemon(Child);
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-#[test]
-fn a_daemon_gives_the_same_answers() {
-    let Some(scratch) = Scratch::new() else { return };
-    let socket = scratch.root.path().join("socket");
-    let daemon = command("nix-daemon")
-        .args(["--store", &scratch.uri()])
-        .env("NIX_DAEMON_SOCKET_PATH", &socket)
-        .stderr(Stdio::null())
-        .spawn();
-    let Ok(child) = daemon else {
-        return skip("nix-daemon is not installed");
-    };
-    let daemon = Daemon(child);
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while UnixStream::connect(&socket).is_err() {
-        assert!(Instant::now() < deadline, "nix-daemon does not listen");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    let uri = format!("unix://{}?root={}", socket.display(), scratch.root.path().display());
-    let store = open(&uri).unwrap();
-    scratch.check(&store);
-    store.add_temp_root(&scratch.built).unwrap();
-    assert!(matches!(store.closure(&[absent()]), Err(StoreError::Invalid { .. })));
-    drop((store, daemon));
-    assert!(matches!(open(&uri), Err(StoreError::Daemon { .. })));
 }
 
 #[test]
