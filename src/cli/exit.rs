@@ -180,7 +180,9 @@ fn monitor(error: &MonitorError) -> Exit {
         MonitorError::Store { .. } | MonitorError::NotHidden(_) => Exit::Store,
         MonitorError::Leftovers(_) => Exit::Leftovers,
         MonitorError::Unsupported(_) | MonitorError::Sandbox(_) => Exit::Fuse,
-        MonitorError::Damaged(_) | MonitorError::Lost(_) | MonitorError::Aborted => Exit::Ended,
+        MonitorError::Damaged(_) | MonitorError::Lost(_) | MonitorError::Aborted | MonitorError::Unwanted => {
+            Exit::Ended
+        }
         MonitorError::Program { .. } | MonitorError::Server(_) | MonitorError::System { .. } => Exit::Failure,
     }
 }

@@ -70,6 +70,9 @@ pub enum MonitorError {
         "the FUSE connection was aborted (by umount -f, or through /sys/fs/fuse/connections), so the view was unmounted; start it again"
     )]
     Aborted,
+    /// Whoever was about to mount it has ended.
+    #[error("whoever wanted the view has ended before it was mounted")]
+    Unwanted,
     /// The operating system refused something that always works.
     #[error("cannot {doing}")]
     System {

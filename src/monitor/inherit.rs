@@ -20,11 +20,11 @@ use super::registrar::Registrar;
 use super::runtime::{Place, Runtime};
 use super::settings::{Origin, Settings};
 use super::state::{State, StateDir, StateError};
-use super::store_thread::{StoreThread, Task};
+use super::store_thread::{Left, StoreThread, Task};
 use super::supervisor::Content;
 use super::systemd;
 use super::user::User;
-use super::watch;
+use super::watch::{self, Changes};
 use crate::background::Caller;
 use crate::closure::roots::RootLinks;
 use crate::closure::trust::Trust;
@@ -63,50 +63,85 @@ enum Earlier {
     View(Box<Inherited>),
 }
 
+/// What works while the rest is being prepared.
+#[derive(Debug)]
+struct Started {
+    store_thread: StoreThread,
+    watch: Option<Changes>,
+    /// A server that waits for its order.
+    spare: Option<Server>,
+}
+
+impl Started {
+    /// `earlier` is of the view that is taken over; links of earlier ones may be in `link_dirs`.
+    fn new(
+        settings: &Settings,
+        program: &Program,
+        earlier: Option<&State>,
+        link_dirs: &BTreeSet<PathBuf>,
+    ) -> Result<Self, MonitorError> {
+        // The store's owner joins them when it is open.
+        let trust = Trust::of_process(None).with_untrusted(settings.source.untrusted());
+        let former = link_dirs.iter().filter(|dir| settings.gc_root.as_ref() != Some(*dir));
+        let former =
+            former.map(|dir| RootLinks::new(dir, &settings.name, BTreeSet::new(), trust.clone())).collect();
+        let roots = earlier.map(|state| state.roots.clone()).unwrap_or_default();
+        let held = earlier.map_or_else(View::default, |state| state.view.clone());
+        let links = settings.gc_root.as_ref().map(|dir| RootLinks::new(dir, &settings.name, roots, trust));
+        let (arming, watch) = settings.watch.then(watch::start).flatten().unzip();
+        let task = Task {
+            uri: settings.store.clone(),
+            source: settings.source.clone(),
+            hidden: settings.hidden.clone(),
+            held,
+            links,
+            former,
+            watch: arming,
+            sandbox: settings.sandbox,
+        };
+        let store_thread = StoreThread::start(task).map_err(system("start a thread"))?;
+        // Loading the program takes longer than resolving. If it cannot be started, that is found out when it is needed.
+        let spare = Server::spawn(program, settings.log.sink).ok();
+        Ok(Self { store_thread, watch, spare })
+    }
+}
+
 /// Opens what a monitor needs, and finds out what there is to take over. Nothing is mounted yet.
 pub(super) fn begin(
-    settings: Settings,
+    mut settings: Settings,
     signals: SignalFd,
     origin: Origin,
     caller: Option<Arc<Caller>>,
 ) -> Result<Begin, MonitorError> {
     let program = Program::find()?;
-    let state = open_state(&settings)?;
-    let (stored, place) = match origin {
-        Origin::Own(stored) => (stored, Place::Path),
-        Origin::Given(given, user) => (Stored::default(), Place::Given(Some(given), User::There(user))),
-    };
-    let (inherited, link_dirs) = match inherit(state.as_ref(), &settings, stored)? {
-        Earlier::Nothing => (None, BTreeSet::new()),
-        Earlier::Dead(link_dirs) => (None, link_dirs),
-        Earlier::View(inherited) => {
-            let link_dirs = inherited.state.link_dirs.clone();
-            (Some(*inherited), link_dirs)
+    let (started, state, place, inherited, link_dirs) = match origin {
+        Origin::Own(stored) => {
+            let state = open_state(&settings)?;
+            let (inherited, link_dirs) = match inherit(state.as_ref(), &settings, stored)? {
+                Earlier::Nothing => (None, BTreeSet::new()),
+                Earlier::Dead(link_dirs) => (None, link_dirs),
+                Earlier::View(inherited) => {
+                    let link_dirs = inherited.state.link_dirs.clone();
+                    (Some(*inherited), link_dirs)
+                }
+            };
+            let earlier = inherited.as_ref().map(|inherited| &inherited.state);
+            let started = Started::new(&settings, &program, earlier, &link_dirs)?;
+            (started, state, Place::Path, inherited, link_dirs)
+        }
+        Origin::Given(awaited) => {
+            // A new view: nobody has left anything to it.
+            let started = Started::new(&settings, &program, None, &BTreeSet::new())?;
+            let opened = awaited.wait().ok_or(MonitorError::Unwanted).and_then(|(given, user)| {
+                settings.state = given.state.clone();
+                Ok((given, user, open_state(&settings)?))
+            });
+            // What Nix keeps for this process goes with the store.
+            let (given, user, state) = opened.inspect_err(|_| started.store_thread.end(Left::Nothing))?;
+            (started, state, Place::Given(Some(given), User::There(user)), None, BTreeSet::new())
         }
     };
-    // The store's owner joins them when it is open.
-    let trust = Trust::of_process(None).with_untrusted(settings.source.untrusted());
-    let former = link_dirs.iter().filter(|dir| settings.gc_root.as_ref() != Some(*dir));
-    let former =
-        former.map(|dir| RootLinks::new(dir, &settings.name, BTreeSet::new(), trust.clone())).collect();
-    let of_earlier = inherited.as_ref().map(|inherited| &inherited.state);
-    let roots = of_earlier.map(|state| state.roots.clone()).unwrap_or_default();
-    let held = of_earlier.map_or_else(View::default, |state| state.view.clone());
-    let links = settings.gc_root.as_ref().map(|dir| RootLinks::new(dir, &settings.name, roots, trust));
-    let (arming, watch) = settings.watch.then(watch::start).flatten().unzip();
-    let task = Task {
-        uri: settings.store.clone(),
-        source: settings.source.clone(),
-        hidden: settings.hidden.clone(),
-        held,
-        links,
-        former,
-        watch: arming,
-        sandbox: settings.sandbox,
-    };
-    let store_thread = StoreThread::start(task).map_err(system("start a thread"))?;
-    // Loading the program takes longer than resolving. If it cannot be started, that is found out when it is needed.
-    let spare = Server::spawn(&program, settings.log.sink).ok();
+    let Started { store_thread, watch, spare } = started;
     let start = || Inquiry::start(settings.sandbox);
     let inquiry = settings.report.then(start).transpose().map_err(system("start a thread"))?;
     let clients = Clients::listen(state.as_ref().map(StateDir::control).as_deref());

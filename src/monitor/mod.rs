@@ -63,7 +63,7 @@ use supervisor::{Event, Now, Policy, Supervisor};
 
 pub use ending::Ending;
 pub use error::MonitorError;
-pub use settings::{Given, Origin, Settings};
+pub use settings::{Awaited, Given, Origin, Settings};
 
 /// Serves a view that comes from `origin`, to its end. `caller` is told when it answers.
 ///

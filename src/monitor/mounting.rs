@@ -101,7 +101,7 @@ impl MountThread {
 /// A failure leaves nothing mounted.
 fn mount(mut task: Task) -> Result<New, MonitorError> {
     let (mounted, device) = match task.given.take() {
-        Some(Given { device, connection }) => {
+        Some(Given { device, connection, .. }) => {
             (Mounted::elsewhere(&task.mountpoint, &task.name, connection), device)
         }
         None => mount_here(&task)?,

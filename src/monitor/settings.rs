@@ -1,5 +1,6 @@
 //! What a view is made from, as plain values.
 
+use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
@@ -18,9 +19,29 @@ use crate::store::Place;
 pub enum Origin {
     /// It mounts one, or takes over one that is mounted, of which the service manager has kept this.
     Own(Stored),
-    /// It was mounted in a mount namespace that this process cannot see, by the process of this pidfd (pidfd_open(2)). It ends with
-    /// those who are in there.
-    Given(Given, OwnedFd),
+    /// It is mounted by another process, in a mount namespace that this one cannot see. It ends with those who are in there.
+    Given(Awaited),
+}
+
+/// A view that others are about to mount. Nix is asked meanwhile.
+pub struct Awaited(Box<dyn FnOnce() -> Option<(Given, OwnedFd)>>);
+
+impl Awaited {
+    /// `wait` returns when they have mounted it, with a pidfd of who has (pidfd_open(2)). None: they have ended, and nobody wants it.
+    pub fn new(wait: impl FnOnce() -> Option<(Given, OwnedFd)> + 'static) -> Self {
+        Self(Box::new(wait))
+    }
+
+    /// Waits for it.
+    pub(super) fn wait(self) -> Option<(Given, OwnedFd)> {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for Awaited {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Awaited").finish_non_exhaustive()
+    }
 }
 
 /// A view that others have mounted.
@@ -30,6 +51,8 @@ pub struct Given {
     pub device: OwnedFd,
     /// The number of its connection.
     pub connection: Number,
+    /// The state directory, which takes the place of that of [`Settings`].
+    pub state: PathBuf,
 }
 
 /// Everything that a view is made from.
@@ -59,7 +82,7 @@ pub struct Settings {
     pub report: bool,
     /// Where links that hold the roots beyond this process are made.
     pub gc_root: Option<PathBuf>,
-    /// The state directory.
+    /// The state directory; of a view that is [given](Origin::Given), it comes with it.
     pub state: PathBuf,
     /// Whether servers give up their rights.
     pub sandbox: Sandbox,

@@ -15,6 +15,7 @@
 //! - The end waits for this thread for a limited time: it may hang in a call of Nix. Then the ending thread forbids
 //!   further links and removes the existing ones itself ([`StoreThread::end`]).
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -99,12 +100,18 @@ pub(super) struct Task {
     pub(super) sandbox: Sandbox,
 }
 
+/// A resolution that nobody has asked for yet.
+#[derive(Debug, Clone, Copy)]
+struct Begun;
+
 /// The store thread, as the monitor has it.
 #[derive(Debug)]
 pub(super) struct StoreThread {
     questions: Sender<Question>,
     answers: Receiver<Result<Answer, MonitorError>>,
     ready: Arc<OwnedFd>,
+    /// What the thread has begun with, until it is asked for.
+    begun: Cell<Option<Begun>>,
     /// Of [`Task::links`].
     links: Option<Ledger>,
     /// Of [`Task::former`].
@@ -133,12 +140,16 @@ impl StoreThread {
         thread::Builder::new()
             .name("store".to_owned())
             .spawn(move || worker.work(&asked, &answer, &signal))?;
-        Ok(Self { questions, answers, ready, links, former, awaited })
+        let _ = questions.send(Question::Resolve);
+        let begun = Cell::new(Some(Begun));
+        Ok(Self { questions, answers, ready, begun, links, former, awaited })
     }
 
-    /// Asks for a resolution; the answer comes later.
+    /// Asks for a resolution; the answer comes later. For the first one the thread does not wait to be asked.
     pub(super) fn ask(&self) {
-        let _ = self.questions.send(Question::Resolve);
+        if self.begun.take().is_none() {
+            let _ = self.questions.send(Question::Resolve);
+        }
     }
 
     /// Says that the resolution of this number is served now; with `only`, that nothing older is.

@@ -8,9 +8,11 @@ mod inside;
 mod left;
 mod settings;
 
+use std::cell::OnceCell;
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use clap::{ArgAction, CommandFactory, FromArgMatches};
@@ -27,7 +29,7 @@ use crate::closure::resolve::Roots;
 use crate::closure::source::Source;
 use crate::log::LogSettings;
 use crate::monitor::mount::Number;
-use crate::monitor::{self, Given, Origin};
+use crate::monitor::{self, Awaited, Given, Origin};
 use crate::run::{self, Ended, Left};
 use crate::startup::{self, Original};
 use crate::{error, log, sys};
@@ -218,18 +220,20 @@ fn finish(wanted: Wanted, left: Left, settings: &run::Settings) -> Ended {
 }
 
 /// Serves the view that the caller mounts.
-fn serve(caller: Arc<Caller>, mut settings: monitor::Settings) -> ! {
+fn serve(caller: Arc<Caller>, settings: monitor::Settings) -> ! {
     startup::begin_background();
     log::begin();
-    let Some((connection, given)) = caller.take() else { sys::exit_now(0) };
-    let mut given = given.into_iter();
-    let (Some(device), Some(state), Some(user)) = (given.next(), given.next(), given.next()) else {
-        sys::exit_now(FAILED)
-    };
-    // That of a layer: it ends with this process, so with the command.
-    let _lock = given.next();
-    settings.state = state_in(&state);
-    let origin = Origin::Given(Given { device, connection: Number(connection) }, user);
+    // The state, and the lock of a layer: they end with this process, so with the command.
+    let kept: Rc<OnceCell<Vec<OwnedFd>>> = Rc::default();
+    let (keep, from) = (kept.clone(), caller.clone());
+    let origin = Origin::Given(Awaited::new(move || {
+        let (connection, given) = from.take()?;
+        let mut given = given.into_iter();
+        let (device, state, user) = (given.next()?, given.next()?, given.next()?);
+        let directory = state_in(&state);
+        let _ = keep.set([state].into_iter().chain(given).collect());
+        Some((Given { device, connection: Number(connection), state: directory }, user))
+    }));
     let exit = match monitor::run(settings, origin, Some(caller.clone())) {
         Ok(_) => 0,
         Err(error) => {

@@ -1,6 +1,10 @@
 //! What can be missing or broken: one line each, and the code of a failure of this program's own.
 
+use std::time::{Duration, Instant};
+
 use super::{BOTH, Runs, Who, nothing_is_left};
+use crate::util::DEADLINE;
+use crate::util::hold::arm;
 use crate::util::program::Finished;
 
 fn refused(done: &Finished, said: &str) {
@@ -26,6 +30,26 @@ fn a_device_that_is_absent_or_closed_is_said() {
     let closed = runs.with_device_of("0600", &["--root", &runs.fixture.system.path, "--", "true"]);
     refused(&closed.run(), "/dev/fuse may not be opened");
     nothing_is_left(runs.fixture.store.root());
+}
+
+/// Nix is asked while the view is being mounted, so also for one that cannot be. Nothing of that is left.
+#[test]
+fn the_store_is_asked_before_there_is_a_mount() {
+    need!(Root, Fuse, Nix, UserNamespaces);
+    let runs = Runs::by(Who::Nobody);
+    let dir = runs.own_dir();
+    let (held, asked) = arm(dir.path(), "resolving");
+    let program = runs.with_device_of("0600", &["--root", &runs.fixture.system.path, "--", "true"]);
+    refused(&program.env("NSF_HOLD", dir.path()).run(), "/dev/fuse may not be opened");
+    let until = Instant::now() + DEADLINE;
+    while !asked.exists() {
+        assert!(Instant::now() < until, "nobody asks");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    drop(held);
+    nothing_is_left(runs.fixture.store.root());
+    let temporary = runs.fixture.store.root().join("nix/var/nix/temproots");
+    assert_eq!(std::fs::read_dir(temporary).unwrap().count(), 0);
 }
 
 #[test]
