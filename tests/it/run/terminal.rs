@@ -6,6 +6,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Instant;
 
+use rustix::fs::{FileType, Mode};
+
 use super::{BOTH, Runs, Who, nothing_is_left};
 use crate::util::DEADLINE;
 
@@ -84,9 +86,17 @@ fn quoted(program: &crate::util::program::Program) -> String {
     quoted.join(" ")
 }
 
-/// Says when it begins and when it runs again after a stop. It does not read: a reader that has not stopped yet may take a key that
-/// is for the shell.
-const WAITER: &str = "trap 'echo resumed.' CONT; echo begun.; while :; do sleep 0.1; done";
+/// A program of a shell that says when it begins and when it runs again after a stop, and a pipe that it waits for. It does not read the
+/// terminal: a reader that has not stopped yet may take a key that is for the shell. Nor does it make processes: one that is
+/// stopped before it is another program keeps a shell that has called vfork(2) from stopping.
+fn waiter(dir: &tempfile::TempDir) -> String {
+    let pipe = dir.path().join("pipe");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, FileType::Fifo, Mode::from(0o666), 0).unwrap();
+    let all = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+    std::fs::set_permissions(&pipe, all).unwrap();
+    let pipe = pipe.display();
+    format!("exec 3<>{pipe}; trap 'echo resumed.' CONT; echo begun.; while :; do read line <&3; done")
+}
 
 const FORMS: [&[&str]; 3] = [&[], &["--report=/dev/null"], &["--unshare-pid"]];
 
@@ -96,7 +106,8 @@ fn keys_reach_the_command_and_the_shell_around_it() {
     for who in BOTH {
         let runs = Runs::by(who);
         for form in FORMS {
-            let waiter = quoted(&runs.with(form, &["sh", "-c", WAITER]));
+            let dir = crate::util::scratch();
+            let waiter = quoted(&runs.with(form, &["sh", "-c", &waiter(&dir)]));
             let mut terminal = Terminal::start("bash --norc -i", &runs);
             terminal.prompt();
             terminal.press(&format!("{waiter}\n"));
@@ -133,12 +144,13 @@ fn a_shell_within_controls_its_jobs() {
     for who in BOTH {
         let runs = Runs::by(who);
         for form in FORMS {
+            let dir = crate::util::scratch();
             let mut terminal = Terminal::start(&quoted(&runs.with(form, &["bash", "--norc", "-i"])), &runs);
             terminal.prompt();
             terminal.press("tty && echo has $?.; stty size; ls /nix/store | wc -l\n");
             terminal.shows("/dev/pts/");
             terminal.shows("has 0.");
-            terminal.press(&format!("sh -c \"{WAITER}\"\n"));
+            terminal.press(&format!("sh -c \"{}\"\n", waiter(&dir)));
             terminal.shows("begun.\r\n");
             terminal.press("\x1a");
             terminal.shows("Stopped");
