@@ -61,6 +61,16 @@ pub enum RunError {
         #[source]
         source: io::Error,
     },
+    /// What is mounted cannot be kept apart.
+    #[error(
+        "the root directory is no mount point, as in a directory of chroot(1), so mounts cannot be kept apart; make it one outside with 'mount --bind DIR DIR', or use bwrap or systemd-nspawn instead of chroot"
+    )]
+    Chroot(#[source] io::Error),
+    /// The root directory cannot be another one.
+    #[error(
+        "the root directory cannot be replaced by one that has the missing mount points, as in an initramfs; make them outside first: the store directory, and what --bind, --ro-bind and --tmpfs name"
+    )]
+    Pivot(#[source] io::Error),
     /// There is no /proc for a process namespace.
     #[error(
         "cannot mount a /proc for --unshare-pid; a container whose own /proc is partly hidden does not allow it: leave --unshare-pid out, or show it (podman: --security-opt unmask=ALL)"

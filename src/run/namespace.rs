@@ -12,10 +12,12 @@
 use std::io;
 
 use nix::sched::{CloneFlags, unshare};
+use rustix::io::Errno;
 use rustix::mount::MountPropagationFlags;
 use rustix::thread::CapabilitySet;
 
 use super::RunError;
+use crate::mounts::TableError;
 
 /// How this process comes to mount something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,12 +55,14 @@ pub(super) fn enter(right: Right) -> Result<(), RunError> {
         Right::Own => unshare(CloneFlags::CLONE_NEWNS).map_err(refused)?,
         Right::Namespace { user, group } => {
             unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS).map_err(refused)?;
-            map((0, user), (0, group)).map_err(unmapped)?;
+            map((0, user), (0, group)).map_err(|error| unmapped(error, user))?;
         }
     }
     let flags = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
-    rustix::mount::mount_change("/", flags)
-        .map_err(|error| RunError::Mount { what: "/".into(), source: error.into() })
+    rustix::mount::mount_change("/", flags).map_err(|error| match error {
+        Errno::INVAL => RunError::Chroot(error.into()),
+        _ => RunError::Mount { what: "/".into(), source: error.into() },
+    })
 }
 
 /// Enters the namespaces in which the command runs, where that takes others.
@@ -68,7 +72,7 @@ pub(super) fn enter(right: Right) -> Result<(), RunError> {
 pub(super) fn lock(right: Right) -> Result<(), RunError> {
     let Right::Namespace { user, group } = right else { return Ok(()) };
     unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS).map_err(refused)?;
-    map((user, 0), (group, 0)).map_err(unmapped)
+    map((user, 0), (group, 0)).map_err(|error| unmapped(error, user))
 }
 
 /// Enters a network namespace in which nobody can be reached but oneself.
@@ -110,9 +114,13 @@ fn refused(error: nix::Error) -> RunError {
     RunError::Namespace { advice: advice(error, setting), source: error.into() }
 }
 
-fn unmapped(source: io::Error) -> RunError {
+/// `user`: who this process was before. It is nobody in a namespace without a map.
+fn unmapped(source: io::Error, user: u32) -> RunError {
+    if source.kind() == io::ErrorKind::NotFound {
+        return TableError::NoProc.into();
+    }
     let setting = |name: &str| std::fs::read_to_string(format!("/proc/sys/{name}")).ok();
-    let advice = if rustix::process::geteuid().is_root() {
+    let advice = if user == 0 {
         // Linux 5.12, `verify_root_map` of kernel/user_namespace.c.
         "user 0 without CAP_SETFCAP cannot make a user namespace, as within another 'run' of root's: give that one --keep-caps, or be an ordinary user"
     } else {
@@ -139,7 +147,7 @@ fn advice(error: nix::Error, setting: impl Fn(&str) -> Option<String>) -> &'stat
             "AppArmor keeps ordinary users from user namespaces: give this program a profile with 'userns,' (docs/run.md has one), or, for all programs, 'sysctl -w kernel.apparmor_restrict_unprivileged_userns=0' as root"
         }
         _ => {
-            "this system or container does not let this user make user namespaces: in a container, allow unshare and mount (docker: --security-opt seccomp=unconfined), or run as root"
+            "this system, container or chroot does not let this user make user namespaces: in a container, allow unshare and mount (docker: --security-opt seccomp=unconfined), or run as root"
         }
     }
 }

@@ -134,3 +134,26 @@ fn a_kernel_without_landlock_is_not_spoken_of() {
         assert_eq!((done.stdout.as_str(), done.stderr.as_str()), ("hello\n", ""), "{options:?}");
     }
 }
+
+/// What keeps mounts from being made is named, not guessed.
+#[test]
+fn what_is_missing_around_the_command_is_named() {
+    need!(Root, Fuse, Nix, UserNamespaces);
+    let dir = crate::util::scratch();
+    let no_mount_point = format!(
+        "cd {} && for f in /*; do if [ -d $f ] && [ ! -L $f ]; then mkdir .$f && mount --rbind $f .$f; else cp -a $f .; fi; done && \
+         exec chroot . \"$@\"",
+        dir.path().display()
+    );
+    for (who, before, said) in [
+        (Who::Root, "umount -l /proc && exec \"$@\"", "/proc is not mounted"),
+        (Who::Nobody, "umount -l /proc && exec \"$@\"", "/proc is not mounted"),
+        (Who::Root, "exec setpriv --bounding-set=-all --inh-caps=-all \"$@\"", "user 0 without CAP_SETFCAP"),
+        (Who::Root, &no_mount_point, "the root directory is no mount point"),
+    ] {
+        let runs = Runs::by(who);
+        let program = runs.with(&[], &["true"]);
+        refused(&program.further_inside(["unshare", "-m", "sh", "-c", before, "sh"]).run(), said);
+        nothing_is_left(runs.fixture.store.root());
+    }
+}
