@@ -138,6 +138,11 @@ pub fn begin_background() {
     let _ = rustix::thread::set_name(c"nix-store-fs");
 }
 
+/// For a process that does something for one that keeps what it was started with, and ends before it.
+pub fn begin_helper() {
+    reset(&SigSet::empty());
+}
+
 /// For a server whose monitor stays behind whoever uses the view: it ends after them, whatever is sent to all of them.
 pub fn outlast_users() {
     sys::reset_signals(&IGNORED.into_iter().chain(OF_USERS).collect::<Vec<_>>());

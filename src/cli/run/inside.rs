@@ -28,7 +28,7 @@ use crate::run::{LOG_DIR, Nix, Place, STATE_DIR, UPPER, WORK};
 use crate::sandbox::{Missing, Sandbox};
 use crate::store::Store;
 use crate::sys::{lock, memory};
-use crate::{log, run, sandbox, sys};
+use crate::{log, run, sandbox, startup, sys};
 
 /// How long a layer may still be used by a command that has ended.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -92,6 +92,7 @@ pub(super) fn prepare(source: &Source, store: Option<&str>, overlay: Option<&Pat
         if !matches!(sys::die_with(Some(parent)), Ok(true)) {
             sys::exit_now(FAILED);
         }
+        startup::begin_helper();
         sys::exit_now(match make(source, store, overlay).and_then(|made| made.give(&theirs)) {
             Ok(()) => 0,
             Err(failure) => {
@@ -102,8 +103,18 @@ pub(super) fn prepare(source: &Source, store: Option<&str>, overlay: Option<&Pat
     };
     drop(theirs);
     let taken = background::take(&ours);
-    let ended = || rustix::process::waitpid(Some(child), WaitOptions::empty());
-    while matches!(ended(), Err(rustix::io::Errno::INTR)) {}
+    let status = loop {
+        match rustix::process::waitpid(Some(child), WaitOptions::empty()) {
+            Err(rustix::io::Errno::INTR) => {}
+            ended => break ended.ok().flatten().map(|(_, status)| status),
+        }
+    };
+    if let Some(signal) = status.and_then(|status| status.terminating_signal()) {
+        log::say(&format!(
+            "nix-store-fs: the process that asks Nix was ended by signal {signal}; the log of the system may say why"
+        ));
+        return None;
+    }
     let mut given = taken?.1.into_iter();
     let (made, list, lock) = (given.next()?, given.next()?, given.next());
     let mut text = String::new();
@@ -240,7 +251,10 @@ fn own_memory() -> io::Result<PathBuf> {
     }
     let flags = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", flags)?;
-    let at = std::env::temp_dir().canonicalize()?;
+    // Any directory will do. Nix writes what is temporary to the first.
+    let known = [std::env::temp_dir(), "/tmp".into(), "/run".into(), "/dev".into()];
+    let is_dir = |dir: &PathBuf| dir.is_absolute() && dir.is_dir();
+    let at = known.into_iter().find(is_dir).unwrap_or_default().canonicalize()?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
     rustix::mount::mount("nix-store-fs:made", &at, "tmpfs", flags, c"mode=0700")?;
     Ok(at)

@@ -210,3 +210,20 @@ fn what_a_hostile_command_leaves_in_its_layer_is_refused() {
         nothing_is_left(runs.fixture.store.root());
     }
 }
+
+/// What `--nix` needs is made whatever the caller's directory for temporary files is, and however large its files may be.
+#[test]
+fn the_place_for_nix_depends_on_nothing_of_the_callers() {
+    need!(Root, Fuse, Nix, UserNamespaces);
+    for who in with_layers(true) {
+        let runs = Runs::by(who);
+        for temporary in ["/no/such/directory", "relative", "/etc/passwd"] {
+            let program = runs.with(&["--nix"], &["echo", "ran"]).env("TMPDIR", temporary);
+            let done = program.run();
+            assert_eq!((done.stdout.as_str(), done.stderr.as_str()), ("ran\n", ""), "{who:?} {temporary}");
+        }
+        let program = runs.with(&["--nix"], &["echo", "ran"]);
+        let done = program.through(["sh", "-c", "ulimit -f 8; exec \"$@\"", "sh"]).run();
+        assert_eq!((done.status.code(), done.stderr.lines().count()), (Some(125), 1), "{who:?} {done:?}");
+    }
+}
