@@ -9,7 +9,7 @@
 //! once that has moved: a recursive bind of a directory brings along what is mounted on the directory itself.
 
 use std::ffi::{CStr, OsString};
-use std::fs::{DirBuilder, File};
+use std::fs::{DirBuilder, DirEntry, File};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -26,7 +26,7 @@ use rustix::mount::{
 
 use super::RunError;
 use super::namespace::Right;
-use super::places::{layers, places};
+use super::places::{layers, parts, places};
 use super::plan::{Access as Bound, Making, Wish, making};
 use crate::closure::inside::move_state;
 use crate::fuse::attach;
@@ -129,6 +129,8 @@ const STATE: &CStr = c"mode=0700,size=256m";
 pub(super) struct Rest<'a> {
     built: Built,
     store: PathBuf,
+    /// Places that show something in the store: what, as a path in it.
+    parts: Vec<(PathBuf, PathBuf)>,
     wishes: Vec<(&'a Wish, Option<Source>)>,
 }
 
@@ -146,18 +148,25 @@ pub(super) fn build<'a>(hiding: &Hiding, wishes: &'a [Wish]) -> Result<(View, Re
     let sources = wishes.iter().map(open).collect::<Result<Vec<_>, _>>()?;
     let table = mounts::mounts()?;
     // As it was before anything was mounted. The store may have no directory here yet.
-    let seen = |dir: &Path| dir.canonicalize().map(|dir| places(&table, &dir)).unwrap_or_default();
-    let all = |dir: &PathBuf| {
+    let seen = |dir: &PathBuf| dir.canonicalize().map(|dir| places(&table, &dir)).unwrap_or_default();
+    let apart = |dir: &PathBuf| dir.canonicalize().map(|dir| parts(&table, &dir)).unwrap_or_default();
+    let with_layers = |dir: &PathBuf| {
         let layers = dir.canonicalize().map(|dir| layers(&table, &dir)).unwrap_or_default();
-        [vec![dir.clone()], layers].concat().iter().flat_map(|dir| seen(dir)).collect::<Vec<_>>()
+        [vec![dir.clone()], layers].concat()
     };
-    let mut covers: Vec<PathBuf> = [&hiding.store, &hiding.real].into_iter().flat_map(all).collect();
+    let dirs: Vec<PathBuf> = [&hiding.store, &hiding.real].into_iter().flat_map(with_layers).collect();
+    let mut covers: Vec<PathBuf> = dirs.iter().flat_map(seen).collect();
     covers.sort();
     covers.dedup();
     // Other views show other closures.
     let views = table.iter().filter(|mount| mount.kind == VIEW && !covers.contains(&mount.at));
-    let mut hidden: Vec<PathBuf> = hiding.directories.iter().flat_map(|dir| seen(dir)).collect();
+    let mut hidden: Vec<PathBuf> = hiding.directories.iter().flat_map(seen).collect();
     hidden.extend(views.map(|view| view.at.clone()));
+    let is_hidden = |at: &Path| covers.iter().chain(&hidden).any(|place| at.starts_with(place));
+    let mut parts: Vec<_> = dirs.iter().flat_map(apart).filter(|(at, _)| !is_hidden(at)).collect();
+    parts.sort();
+    parts.dedup();
+    hidden.extend(hiding.directories.iter().flat_map(apart).map(|(at, _)| at));
     hidden.sort();
     hidden.dedup();
     built.provide(&hiding.store, true, Whose::Ours)?;
@@ -171,15 +180,15 @@ pub(super) fn build<'a>(hiding: &Hiding, wishes: &'a [Wish]) -> Result<(View, Re
     for place in covers.iter().filter(|place| **place != store && place.is_dir()) {
         mount_bind_recursive(&store, place).map_err(failed(place))?;
     }
-    for place in hidden.iter().filter(|place| place.is_dir()) {
-        empty(place)?;
+    for place in &hidden {
+        hide(place)?;
     }
     for socket in hiding.sockets.iter().filter(|socket| socket.exists()) {
         mount_bind_recursive("/dev/null", socket).map_err(failed(socket))?;
     }
     built.others.push(store.clone());
     let view = View { device, connection, state, root };
-    Ok((view, Rest { built, store, wishes: wishes.iter().zip(sources).collect() }))
+    Ok((view, Rest { built, store, parts, wishes: wishes.iter().zip(sources).collect() }))
 }
 
 impl Rest<'_> {
@@ -235,12 +244,26 @@ impl Rest<'_> {
         Ok(())
     }
 
-    /// Mounts what is wished for.
+    /// Whether [`Rest::finish`] asks the view, so that somebody has to serve it.
+    pub(super) fn asks(&self) -> bool {
+        !self.parts.is_empty()
+    }
+
+    /// Mounts what is wished for, and the view's own in the places of what is in the store.
     ///
     /// # Errors
     /// [`RunError::Mount`], [`RunError::NoPlace`].
     pub(super) fn finish(self) -> Result<(), RunError> {
-        let Self { mut built, wishes, .. } = self;
+        let Self { mut built, store, parts, wishes } = self;
+        for (at, part) in &parts {
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            match rustix::fs::open(store.join(part), flags, Mode::empty()) {
+                Ok(part) if exists(at) => {
+                    mount_bind_recursive(sys::path_of(&part), at).map_err(failed(at))?
+                }
+                _ => hide(at)?,
+            }
+        }
         for (wish, source) in wishes {
             built.grant(wish, source)?;
         }
@@ -321,11 +344,20 @@ fn connection(at: &Path) -> Result<u32, RunError> {
     minor.ok_or_else(|| failed(at)(io::Error::other("the mount table does not list the view")))
 }
 
-/// Lets nobody see what is in `directory`.
-fn empty(directory: &Path) -> Result<(), RunError> {
+/// Lets nobody see what is at `place`. Nothing is asked of what is there, as who serves it may not answer.
+fn hide(place: &Path) -> Result<(), RunError> {
+    if !exists(place) {
+        // The command does not get there either.
+        return Ok(());
+    }
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::RDONLY;
-    mount("nix-store-fs:hidden", directory, "tmpfs", flags, c"mode=0755,size=4k,nr_inodes=1")
-        .map_err(failed(directory))
+    let data = c"mode=0755,size=4k,nr_inodes=1";
+    match mount("nix-store-fs:hidden", place, "tmpfs", flags, data) {
+        // It is a file.
+        Err(Errno::NOTDIR) => mount_bind_recursive("/dev/null", place),
+        done => done,
+    }
+    .map_err(failed(place))
 }
 
 impl Built {
@@ -353,34 +385,34 @@ impl Built {
             rustix::fs::open(path, flags, Mode::empty()).map_err(failed(path))
         };
         let before = open(dir)?;
+        // The types that the directory tells: who serves what is mounted there may not answer.
+        let entry =
+            |entry: io::Result<DirEntry>| entry.and_then(|entry| Ok((entry.file_name(), entry.file_type()?)));
         let names: Vec<_> = std::fs::read_dir(sys::path_of(&before))
-            .and_then(|entries| {
-                entries.map(|entry| entry.map(|entry| entry.file_name())).collect::<Result<_, _>>()
-            })
+            .and_then(|entries| entries.map(entry).collect::<Result<_, _>>())
             .map_err(failed(dir))?;
         let flags = MountFlags::NOSUID | MountFlags::NODEV;
         let tmpfs =
             |at: &Path| mount("nix-store-fs:root", at, "tmpfs", flags, c"mode=0755").map_err(failed(at));
         if dir == Path::new("/") {
             // Any directory will do: it is free again as soon as the old root is somewhere else.
-            let is_dir = |path: &PathBuf| path.symlink_metadata().is_ok_and(|found| found.is_dir());
-            let place = names.iter().map(|name| dir.join(name)).find(is_dir);
+            let place = names.iter().find(|(_, kind)| kind.is_dir()).map(|(name, _)| dir.join(name));
             let place = place.ok_or_else(|| failed(dir)(io::Error::from(io::ErrorKind::NotFound)))?;
             tmpfs(&place)?;
             let old = place.join(OLD);
             make(&old, true).map_err(failed(&old))?;
-            rustix::process::pivot_root(&place, &old).map_err(failed(dir))?;
+            rustix::process::pivot_root(&place, &old).map_err(|error| RunError::Pivot(error.into()))?;
             rustix::process::chdir("/").map_err(failed(dir))?;
             let old = dir.join(OLD);
-            for name in &names {
-                show(&old.join(name), &dir.join(name));
+            for (name, kind) in &names {
+                show(&old.join(name), *kind, &dir.join(name));
             }
             unmount(&old, UnmountFlags::DETACH).map_err(failed(&old))?;
             std::fs::remove_dir(&old).map_err(failed(&old))?;
         } else {
             tmpfs(dir)?;
-            for name in &names {
-                show(&sys::path_of(&before).join(name), &dir.join(name));
+            for (name, kind) in &names {
+                show(&sys::path_of(&before).join(name), *kind, &dir.join(name));
             }
         }
         self.owned.push(dir.to_owned());
@@ -424,22 +456,22 @@ impl Built {
     }
 }
 
+/// Whether `path` leads to something, which is not asked for its attributes: who serves it may not answer.
 fn exists(path: &Path) -> bool {
-    rustix::fs::stat(path).is_ok()
+    rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).is_ok()
 }
 
 fn make(at: &Path, is_dir: bool) -> io::Result<()> {
     if is_dir { DirBuilder::new().mode(0o755).create(at) } else { File::create_new(at).map(drop) }
 }
 
-/// Shows what `from` is at `at`, as far as that is possible: what cannot be is missing there.
-fn show(from: &Path, at: &Path) {
+/// Shows what `from` is, of this `kind`, at `at`, as far as that is possible: what cannot be is missing there.
+fn show(from: &Path, kind: std::fs::FileType, at: &Path) {
     let shown = || -> io::Result<()> {
-        let found = from.symlink_metadata()?;
-        if found.is_symlink() {
+        if kind.is_symlink() {
             return std::os::unix::fs::symlink(std::fs::read_link(from)?, at);
         }
-        make(at, found.is_dir())?;
+        make(at, kind.is_dir())?;
         Ok(mount_bind_recursive(from, at)?)
     };
     if let Err(error) = shown() {

@@ -184,6 +184,9 @@ fn enter(settings: &Settings, background: &Background) -> Result<Entered, RunErr
         serves(background)?;
         rest.layer(nix, right)?;
         Served::Already
+    } else if rest.asks() {
+        serves(background)?;
+        Served::Already
     } else {
         Served::NotYet
     };

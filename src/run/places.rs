@@ -24,6 +24,21 @@ pub(super) fn places(table: &[Mount], dir: &Path) -> Vec<PathBuf> {
     all
 }
 
+/// Where something in the directory that `dir`, a path without links, leads to is mounted by itself, besides below `dir`: the place, and what
+/// it is, as a path in `dir`.
+#[must_use]
+pub(super) fn parts(table: &[Mount], dir: &Path) -> Vec<(PathBuf, PathBuf)> {
+    let Some(own) = topmost(table, dir) else { return Vec::new() };
+    let Some(inside) = inside(own, dir) else { return Vec::new() };
+    let part = |mount: &Mount| {
+        let below = mount.root.strip_prefix(&inside).ok()?;
+        let is_part = !below.as_os_str().is_empty() && !mount.at.starts_with(dir);
+        let is_seen = || topmost(table, &mount.at).is_some_and(|top| top.id == mount.id);
+        (is_part && is_seen()).then(|| (mount.at.clone(), below.to_owned()))
+    };
+    table.iter().filter(|mount| mount.device == own.device).filter_map(part).collect()
+}
+
 /// Where else the directory `dir`, a path without links, can be seen, if it is on an overlay: in its layers.
 #[must_use]
 pub(super) fn layers(table: &[Mount], dir: &Path) -> Vec<PathBuf> {
@@ -90,6 +105,25 @@ mod tests {
             assert_eq!(all(&table, dir), expected, "{table}");
         }
         assert_eq!(all("", "/nix/store"), ["/nix/store"]);
+    }
+
+    #[test]
+    fn parts_of_a_directory_are_seen_where_they_are_bound() {
+        let bound = "2 1 8:1 /home/nix /nix rw - ext4 /dev/a rw\n";
+        let part = "3 1 8:1 /home/nix/store/x/bin /opt/x rw - ext4 /dev/a rw\n";
+        for (more, expected) in [
+            ("", &[("/opt/x", "x/bin")][..]),
+            ("4 1 8:1 /home/nix/store/y /nix/store/y rw - ext4 /dev/a rw\n", &[("/opt/x", "x/bin")]),
+            ("4 1 8:1 /home/nix/stores/y /opt/y rw - ext4 /dev/a rw\n", &[("/opt/x", "x/bin")]),
+            ("4 1 8:1 /home/nix/store/f /f rw - ext4 /dev/a rw\n", &[("/opt/x", "x/bin"), ("/f", "f")]),
+            ("4 1 8:2 /home/nix/store/y /opt/y rw - ext4 /dev/b rw\n", &[("/opt/x", "x/bin")]),
+            ("4 1 0:9 / /opt rw - tmpfs x rw\n5 3 0:8 / /opt/x rw - tmpfs x rw\n", &[]),
+        ] {
+            let table = [ROOT, bound, part, more].concat();
+            let found = parts(&parse_all(table.as_bytes()), Path::new("/nix/store"));
+            let expected: Vec<_> = expected.iter().map(|(at, part)| (at.into(), part.into())).collect();
+            assert_eq!(found, expected, "{table}");
+        }
     }
 
     #[test]

@@ -157,3 +157,23 @@ fn what_is_missing_around_the_command_is_named() {
         nothing_is_left(runs.fixture.store.root());
     }
 }
+
+/// A file system that never answers is looked into by nobody who was not asked to: not by who hides it, nor by who shows it.
+#[test]
+fn a_file_system_that_never_answers_holds_up_nobody() {
+    need!(Root, Fuse, Nix, UserNamespaces);
+    let runs = Runs::by(Who::Root);
+    for kind in ["fuse.nix-store-fs", "fuse"] {
+        let dir = crate::util::scratch();
+        let at = dir.path().display();
+        let _silent = crate::util::mounts::Silent::mount_as(kind, "none", dir.path(), 0);
+        let bind = format!("mount --bind {at} /mnt && exec \"$@\"");
+        for options in [&[][..], &["--tmpfs", "/nsf-none"], &["--ro-bind", "/etc", "/nsf-none"]] {
+            let program = runs.with(options, &["cat", &format!("{}/text", runs.fixture.data.path)]);
+            let deadline = ["timeout", "-s", "KILL", "60", "unshare", "-m", "sh", "-c", &bind, "sh"];
+            let done = program.further_inside(deadline).run();
+            assert_eq!((done.stdout.as_str(), done.stderr.as_str()), ("hello\n", ""), "{kind} {options:?}");
+        }
+    }
+    nothing_is_left(runs.fixture.store.root());
+}

@@ -208,6 +208,32 @@ fn other_places_of_the_store_are_covered() {
     }
 }
 
+/// What of the store is bound somewhere by itself is seen there as in the view: it is there, or nothing is.
+#[test]
+fn parts_of_the_store_that_are_bound_elsewhere_are_those_of_the_view() {
+    need!(Root, Fuse, Nix, UserNamespaces);
+    for who in BOTH {
+        let runs = Runs::by(who);
+        let (store, places) = (runs.fixture.store.physical(), crate::util::scratch());
+        let (store, places) = (store.display(), places.path().display());
+        let (outside, data) = (&runs.fixture.outside.base, &runs.fixture.data.base);
+        let state = runs.fixture.store.root().join("nix/var/nix/db");
+        let set_up = format!(
+            "cd {places} && chmod 755 . && mkdir -p whole data db && touch file text && mount --bind {store}/{outside} whole && \
+             mount --bind {store}/{outside}/secret file && mount --bind {store}/{data} data && \
+             mount --bind {store}/{data}/text text && mount --bind {} db && exec \"$@\"",
+            state.display()
+        );
+        let script = format!("cd {places}; cat file data/text text; ls -A whole db");
+        for options in [&[][..], &["--nix"], &["--report=/dev/null"]] {
+            let program = runs.with(options, &["sh", "-c", &script]);
+            let done = program.further_inside(["unshare", "-m", "sh", "-c", &set_up, "sh"]).run();
+            assert_eq!(done.stdout, "hello\nhello\ndb:\n\nwhole:\n", "{who:?} {options:?} {done:?}");
+        }
+        nothing_is_left(runs.fixture.store.root());
+    }
+}
+
 /// Only Nix knows what nix.conf says of the store. What is hidden is where addresses say, so the command is not run where the files are
 /// elsewhere.
 #[test]
