@@ -17,7 +17,7 @@ const NIX_VERSIONS: std::ops::Range<&str> = "2.24".."3";
 const FIRST_CPP23: u32 = 31;
 /// The only one of our own sources that includes Nix's headers, and the others that it is made of.
 const SHIM: &str = "cpp/store.cc";
-const SHIM_HEADERS: [&str; 3] = ["cpp/store.hh", "cpp/nix-compat.hh", "cpp/questions.hh"];
+const SHIM_HEADERS: [&str; 4] = ["cpp/store.hh", "cpp/nix-compat.hh", "cpp/questions.hh", "cpp/tables.hh"];
 /// What the sanitizers have to notice.
 const WRONG: &str = "cpp/wrong.cc";
 const SANITIZE: &str = "NIX_STORE_FS_SANITIZE";

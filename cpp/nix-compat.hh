@@ -1,6 +1,6 @@
 // Everything that differs between the Nix releases we compile with, 2.24 to 2.36, found by asking the compiler
 // (__has_include, requires) rather than by version numbers: distributions patch, and no public header of Nix
-// tells its version. Include this before any other header of Nix; store.cc and questions.hh include no other.
+// tells its version. Include this before any other header of Nix; store.cc, questions.hh and tables.hh include no other.
 #pragma once
 
 #if __has_include(<nix/store/store-api.hh>)
@@ -150,17 +150,28 @@ nix::ValidPathInfo valid_path_info(const nix::Store & store, const nix::StorePat
 
 // A database that exists is opened with a mode up to 2.33, with settings from 2.34.
 template<class Database = nix::SQLite>
-Database open_database(const std::string & path)
+Database open_database(const std::string & path, bool immutable = false)
 {
+    const auto mode = immutable ? nix::SQLiteOpenMode::Immutable : nix::SQLiteOpenMode::NoCreate;
     if constexpr (requires { typename Database::Settings; })
         return Database(
             path,
             typename Database::Settings{
-                .mode = nix::SQLiteOpenMode::NoCreate,
+                .mode = mode,
                 .useWAL = setting("use-sqlite-wal") == "true",
             });
     else
-        return Database(path, nix::SQLiteOpenMode::NoCreate);
+        return Database(path, mode);
+}
+
+// Whether a local store was opened with `read-only`, a setting of the store itself up to 2.28, of its configuration from 2.29.
+template<class Local>
+bool is_read_only(const Local & store)
+{
+    if constexpr (requires { store.config->readOnly; })
+        return store.config->readOnly.get();
+    else
+        return store.readOnly.get();
 }
 
 // The parameters of a statement are bound by a call of it up to 2.34, by apply() from 2.35.

@@ -51,6 +51,7 @@ public:
     bool is_valid(rust::Str path) const;
     rust::Vec<Info> closure(rust::Slice<const rust::String> roots) const;
     rust::Vec<Size> sizes(rust::Slice<const rust::String> roots) const;
+    rust::Vec<Size> sizes_at_once(rust::Slice<const rust::String> roots) const;
     void add_temp_root(rust::Str path) const;
     void add_indirect_root(rust::Str path, rust::Slice<const uint8_t> link) const;
 

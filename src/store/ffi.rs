@@ -57,6 +57,7 @@ pub(super) mod bridge {
         fn is_valid(self: &Handle, path: &str) -> Result<bool>;
         fn closure(self: &Handle, roots: &[String]) -> Result<Vec<Info>>;
         fn sizes(self: &Handle, roots: &[String]) -> Result<Vec<Size>>;
+        fn sizes_at_once(self: &Handle, roots: &[String]) -> Result<Vec<Size>>;
         fn add_temp_root(self: &Handle, path: &str) -> Result<()>;
         fn add_indirect_root(self: &Handle, path: &str, link: &[u8]) -> Result<()>;
         fn valid_paths(self: &Handle) -> Result<Vec<String>>;

@@ -17,6 +17,10 @@
 //! 5. Before 2.34, Nix's static objects look for the home directory before `main`. A user whom no passwd entry
 //!    knows and who owns no `HOME` cannot start the program at all, whatever it is asked to do, unless
 //!    `NIX_USER_CONF_FILES` is set (`/dev/null` will do).
+//! 6. Nix's library answers path by path, in a transaction each. What is served of a local store is read by one statement from the
+//!    tables that Nix keeps (`cpp/tables.hh`), through a connection that writes nothing and ends with it. Whatever is in the way
+//!    (other tables, a lock, damage) leads back to Nix's library, which waits, or says what is wrong. Facts that are not served, such as
+//!    a hash, are not examined on this way.
 
 mod database;
 mod error;
@@ -215,12 +219,23 @@ impl Store {
     /// # Errors
     /// Those of [`Store::closure`].
     pub fn view(&self, roots: &[StorePath]) -> Result<View, StoreError> {
-        let found = self.walk(roots, |names| self.handle.sizes(names))?;
+        let found = self.walk(roots, |names| self.sizes(names))?;
         let mut members: Vec<(StorePath, u64)> = Vec::with_capacity(found.len());
         for bridge::Size { path, nar_size } in found {
             members.push((StorePath::new(&path)?, nar_size));
         }
         Ok(members.into_iter().collect())
+    }
+
+    /// By one statement, if the database is this process's to read: see the sixth hard point.
+    fn sizes(&self, roots: &[String]) -> Result<Vec<bridge::Size>, cxx::Exception> {
+        self.handle.sizes_at_once(roots).or_else(|error| {
+            let Failure { kind, text } = error.into();
+            if kind != Kind::Unsupported {
+                tracing::debug!("cannot read the closure at once, asking path by path: {text}");
+            }
+            self.handle.sizes(roots)
+        })
     }
 
     /// What `walk` finds from `roots`, each of which the store has to hold.

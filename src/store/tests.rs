@@ -16,6 +16,8 @@ use super::*;
 
 #[path = "daemon_tests.rs"]
 mod daemon;
+#[path = "tables_tests.rs"]
+mod tables;
 
 /// Says why a test cannot run here; that is a failure where everything must run.
 fn skip(why: &str) {
@@ -504,13 +506,18 @@ const CHILD: &str = "NIX_STORE_FS_TEST_CHILD";
 const CHILD_URI: &str = "NIX_STORE_FS_TEST_URI";
 
 /// Runs [`child`] behind `wrapper`: both streams, or nothing if the wrapper cannot run here.
-fn in_a_child(job: &str, scratch: &Scratch, mut wrapper: Command) -> Option<String> {
+fn in_a_child(job: &str, scratch: &Scratch, wrapper: Command) -> Option<String> {
+    in_a_child_of(job, &scratch.uri(), wrapper)
+}
+
+/// The same with the address of any store.
+fn in_a_child_of(job: &str, uri: &str, mut wrapper: Command) -> Option<String> {
     let name = wrapper.get_program().to_owned();
     wrapper
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", "--nocapture", "--test-threads=1", "store::tests::child"])
         .env(CHILD, job)
-        .env(CHILD_URI, scratch.uri());
+        .env(CHILD_URI, uri);
     let Ok(output) = wrapper.output() else {
         skip(&format!("{} is not installed", name.display()));
         return None;
@@ -550,6 +557,7 @@ fn child() {
             tracing_subscriber::fmt().event_format(format).with_writer(io::stdout).init();
             Store::open(&uri).unwrap();
         }
+        "dot-file" | "immutable" => tables::in_a_process(&job, &uri),
         other => panic!("no such job: {other}"),
     }
 }
