@@ -232,13 +232,18 @@ pub fn fork_twice(leaves: bool) -> io::Result<bool> {
     }
 }
 
-/// fork(2) of a process that has one thread: the new one's id, or none in the new one.
+/// fork(2) of a process that has one thread: the new one's id, or none in the new one. It can be waited for: SIGCHLD is not ignored from
+/// here on, as whoever started this process may have it (wait(2), `ECHILD`).
 ///
 /// # Errors
 /// Those of fork(2); that there are more threads.
 pub fn fork() -> io::Result<Option<rustix::process::Pid>> {
     if std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() > 1) {
         return Err(io::Error::other("internal error: a process with several threads is not forked"));
+    }
+    if disposition(libc::SIGCHLD) == libc::SIG_IGN {
+        // SAFETY: the default runs no code of this program.
+        unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
     }
     // SAFETY: there is no other thread that could hold a lock, so the new process may do whatever this one may.
     match unsafe { libc::fork() } {

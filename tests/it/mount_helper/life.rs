@@ -66,6 +66,20 @@ fn a_pipe_of_the_caller_does_not_stay_open() {
     assert_eq!(host.mounts().len(), 1);
 }
 
+/// Who starts the helper may ignore SIGCHLD, which is inherited: no child could be waited for then.
+#[test]
+fn a_caller_may_ignore_the_end_of_its_children() {
+    need!(Root, Fuse, Nix);
+    let (fixture, host, name) = (Fixture::new(), Host::new(), unique_name());
+    let at = host.place("view");
+    let (path, options) = (&fixture.system.path, options(&fixture, &name));
+    let helper = "env --ignore-signal=CHLD /sbin/mount.fuse.nix-store-fs";
+    host.run(&format!("{helper} {path} {} -o {options}", at.display()));
+    assert_eq!(host.mounts().len(), 1);
+    host.run(&format!("umount {}", at.display()));
+    host.assert_nothing_left(&[&name]);
+}
+
 /// `mount -o remount` reloads, and says what it cannot change.
 #[test]
 fn a_remount_reloads() {

@@ -124,7 +124,8 @@ fn the_command_inherits_what_env_gives() {
                   cat /proc/self/oom_score_adj; nice; ls /proc/$$/fd; cat <&7; echo $LISTEN_FDS; echo $NOTIFY_SOCKET";
     // Ignored and blocked signals, and limits below what this program takes for itself.
     let before = "trap '' PIPE USR1 TTOU; umask 077; ulimit -Sn 200; ulimit -Hn 1000; ulimit -Sf 100000; ulimit -c 0; \
-                  exec 7<<END 8</\nseven\nEND\nLISTEN_FDS=1 NOTIFY_SOCKET=/no exec \"$@\"";
+                  exec 7<<END 8</\nseven\nEND\nLISTEN_FDS=1 NOTIFY_SOCKET=/no \
+                  exec env --ignore-signal=CHLD \"$@\"";
     for who in BOTH {
         let runs = Runs::by(who);
         let shell = ["sh", "-c", before, "sh"];
