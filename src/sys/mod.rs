@@ -219,16 +219,23 @@ pub fn fork_twice(leaves: bool) -> io::Result<bool> {
             Err(error) => exit_now(error.raw_os_error().and_then(|errno| errno.try_into().ok()).unwrap_or(1)),
         };
     };
-    let status = loop {
-        match rustix::process::waitpid(Some(between), rustix::process::WaitOptions::empty()) {
-            Err(rustix::io::Errno::INTR) => {}
-            other => break other?,
-        }
-    };
-    match status.and_then(|(_, status)| status.exit_status()) {
+    match wait_for(between)?.and_then(|status| status.exit_status()) {
         Some(0) => Ok(false),
         Some(errno) => Err(io::Error::from_raw_os_error(errno)),
         None => Err(io::Error::other("the process between was killed")),
+    }
+}
+
+/// How a child has ended, once it has (waitpid(2)).
+///
+/// # Errors
+/// Those of waitpid(2), but for `EINTR`.
+pub fn wait_for(child: rustix::process::Pid) -> io::Result<Option<rustix::process::WaitStatus>> {
+    loop {
+        match rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty()) {
+            Err(rustix::io::Errno::INTR) => {}
+            ended => return Ok(ended?.map(|(_, status)| status)),
+        }
     }
 }
 

@@ -14,7 +14,6 @@ use std::time::Duration;
 use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags};
-use rustix::process::WaitOptions;
 
 use super::super::closures::{Known, Resolved};
 use super::super::exit::Failure;
@@ -103,12 +102,7 @@ pub(super) fn prepare(source: &Source, store: Option<&str>, overlay: Option<&Pat
     };
     drop(theirs);
     let taken = background::take(&ours);
-    let status = loop {
-        match rustix::process::waitpid(Some(child), WaitOptions::empty()) {
-            Err(rustix::io::Errno::INTR) => {}
-            ended => break ended.ok().flatten().map(|(_, status)| status),
-        }
-    };
+    let status = sys::wait_for(child).ok().flatten();
     if let Some(signal) = status.and_then(|status| status.terminating_signal()) {
         log::say(&format!(
             "nix-store-fs: the process that asks Nix was ended by signal {signal}; the log of the system may say why"
