@@ -148,25 +148,25 @@ pub(super) fn build<'a>(hiding: &Hiding, wishes: &'a [Wish]) -> Result<(View, Re
     let sources = wishes.iter().map(open).collect::<Result<Vec<_>, _>>()?;
     let table = mounts::mounts()?;
     // As it was before anything was mounted. The store may have no directory here yet.
-    let seen = |dir: &PathBuf| dir.canonicalize().map(|dir| places(&table, &dir)).unwrap_or_default();
-    let apart = |dir: &PathBuf| dir.canonicalize().map(|dir| parts(&table, &dir)).unwrap_or_default();
-    let with_layers = |dir: &PathBuf| {
-        let layers = dir.canonicalize().map(|dir| layers(&table, &dir)).unwrap_or_default();
-        [vec![dir.clone()], layers].concat()
-    };
-    let dirs: Vec<PathBuf> = [&hiding.store, &hiding.real].into_iter().flat_map(with_layers).collect();
+    let there = |dir: &PathBuf| dir.canonicalize().ok();
+    let mut dirs: Vec<PathBuf> = [&hiding.store, &hiding.real].into_iter().filter_map(there).collect();
+    let layers: Vec<PathBuf> = dirs.iter().flat_map(|dir| layers(&table, dir)).collect();
+    dirs.extend(layers.iter().filter_map(there));
+    let states: Vec<PathBuf> = hiding.directories.iter().filter_map(there).collect();
+    let seen = |dir: &PathBuf| places(&table, dir);
+    let apart = |dir: &PathBuf| parts(&table, dir);
     let mut covers: Vec<PathBuf> = dirs.iter().flat_map(seen).collect();
     covers.sort();
     covers.dedup();
     // Other views show other closures.
     let views = table.iter().filter(|mount| mount.kind == VIEW && !covers.contains(&mount.at));
-    let mut hidden: Vec<PathBuf> = hiding.directories.iter().flat_map(seen).collect();
+    let mut hidden: Vec<PathBuf> = states.iter().flat_map(seen).collect();
     hidden.extend(views.map(|view| view.at.clone()));
     let is_hidden = |at: &Path| covers.iter().chain(&hidden).any(|place| at.starts_with(place));
     let mut parts: Vec<_> = dirs.iter().flat_map(apart).filter(|(at, _)| !is_hidden(at)).collect();
     parts.sort();
     parts.dedup();
-    hidden.extend(hiding.directories.iter().flat_map(apart).map(|(at, _)| at));
+    hidden.extend(states.iter().flat_map(apart).map(|(at, _)| at));
     hidden.sort();
     hidden.dedup();
     built.provide(&hiding.store, true, Whose::Ours)?;

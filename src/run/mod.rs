@@ -180,16 +180,15 @@ fn enter(settings: &Settings, background: &Background) -> Result<Entered, RunErr
     let given: Vec<_> = given.into_iter().flatten().map(AsFd::as_fd).collect();
     background.give(connection, &given).map_err(|_| RunError::Lost)?;
     drop(device);
-    let served = if let Some(nix) = &settings.nix {
-        serves(background)?;
-        rest.layer(nix, right)?;
-        Served::Already
-    } else if rest.asks() {
+    let served = if settings.nix.is_some() || rest.asks() {
         serves(background)?;
         Served::Already
     } else {
         Served::NotYet
     };
+    if let Some(nix) = &settings.nix {
+        rest.layer(nix, right)?;
+    }
     rest.finish()?;
     namespace::lock(right)?;
     Ok(Entered { state, root, directory, served })

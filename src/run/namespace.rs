@@ -110,8 +110,12 @@ pub fn map(user: (u32, u32), group: (u32, u32)) -> io::Result<()> {
 }
 
 fn refused(error: nix::Error) -> RunError {
-    let setting = |name: &str| std::fs::read_to_string(format!("/proc/sys/{name}")).ok();
     RunError::Namespace { advice: advice(error, setting), source: error.into() }
+}
+
+/// What a file below `/proc/sys` holds (sysctl(8)).
+fn setting(name: &str) -> Option<String> {
+    std::fs::read_to_string(format!("/proc/sys/{name}")).ok()
 }
 
 /// `user`: who this process was before. It is nobody in a namespace without a map.
@@ -119,7 +123,6 @@ fn unmapped(source: io::Error, user: u32) -> RunError {
     if source.kind() == io::ErrorKind::NotFound {
         return TableError::NoProc.into();
     }
-    let setting = |name: &str| std::fs::read_to_string(format!("/proc/sys/{name}")).ok();
     let advice = if user == 0 {
         // Linux 5.12, `verify_root_map` of kernel/user_namespace.c.
         "user 0 without CAP_SETFCAP cannot make a user namespace, as within another 'run' of root's: give that one --keep-caps, or be an ordinary user"

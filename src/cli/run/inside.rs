@@ -133,11 +133,9 @@ pub(super) fn prepare(source: &Source, store: Option<&str>, overlay: Option<&Pat
 fn path_of(given: &Path, made: &OwnedFd) -> Result<PathBuf, PlaceError> {
     let failed = |source: io::Error| PlaceError::Make { path: given.to_owned(), source };
     let path = given.canonicalize().map_err(failed)?;
-    let (found, wanted) = (rustix::fs::stat(&path), rustix::fs::fstat(made));
-    let of = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
-    if found.map(of).map_err(|error| failed(error.into()))?
-        != wanted.map(of).map_err(|error| failed(error.into()))?
-    {
+    let stats = rustix::fs::stat(&path).and_then(|found| Ok((found, rustix::fs::fstat(made)?)));
+    let (found, wanted) = stats.map_err(|error| failed(error.into()))?;
+    if (found.st_dev, found.st_ino) != (wanted.st_dev, wanted.st_ino) {
         return Err(failed(io::Error::other("another directory is there by now")));
     }
     Ok(path)

@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::{BOTH, Runs, Who, nothing_is_left, processes_with};
 use crate::util::random::{Random, seed};
-use crate::util::{DEADLINE, mounts, number};
+use crate::util::{DEADLINE, mounts, number, pipe_for_all};
 
 /// How often, by each user.
 const ROUNDS: u64 = 100;
@@ -101,8 +101,7 @@ fn a_command_reads_on_when_its_server_or_its_monitor_is_killed() {
         let store = runs.fixture.store.root();
         let dir = runs.own_dir();
         let fifo = dir.path().join("go");
-        let made = Command::new("mkfifo").args(["-m", "666"]).arg(&fifo).status().unwrap();
-        assert!(made.success());
+        pipe_for_all(&fifo);
         let script = format!(
             "for n in 1 2 3; do read line <{0}; cat /nix/store/*-data/text || exit 9; cat /nix/store/*-settings.conf || exit 8; \
              echo read >{0}; done",
@@ -144,8 +143,8 @@ fn a_server_that_is_stopped_does_not_stay() {
         let store = runs.fixture.store.root();
         let dir = runs.own_dir();
         let [ready, left] = ["ready", "left"].map(|name| dir.path().join(name));
-        let made = Command::new("mkfifo").args(["-m", "666"]).args([&ready, &left]).status().unwrap();
-        assert!(made.success());
+        pipe_for_all(&ready);
+        pipe_for_all(&left);
         let stays = "{ read line <$2; } >/dev/null 2>&1 &";
         for (form, stays) in
             [(&[][..], ""), (&[], stays), (&["--report=/dev/null"], ""), (&["--unshare-pid"], "")]

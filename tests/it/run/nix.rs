@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use super::{BOTH, Runs, Who, nothing_is_left};
-use crate::util::gate::kernel_release;
+use crate::util::gate::Need;
 use crate::util::program::Finished;
 use crate::util::tree;
 
@@ -28,10 +28,9 @@ fn run(runs: &Runs, options: &[&str], script: &str) -> Finished {
     done
 }
 
-/// Who can have a layer, in memory or on a disk: overlays in user namespaces mark what they do in attributes of users.
-fn with_layers(memory: bool) -> Vec<Who> {
-    let first = if memory { (6, 6) } else { (5, 11) };
-    BOTH.into_iter().filter(|who| *who == Who::Root || kernel_release() >= first).collect()
+/// Who can have a layer that takes this of an ordinary user.
+fn with_layers(need: Need) -> Vec<Who> {
+    BOTH.into_iter().filter(|who| *who == Who::Root || need.missing().is_none()).collect()
 }
 
 fn mount(words: &[&str]) {
@@ -58,7 +57,7 @@ fn host(runs: &Runs) -> (Vec<std::path::PathBuf>, String) {
 #[test]
 fn nix_knows_the_closure_and_builds_over_it() {
     need!(Root, Fuse, Nix, UserNamespaces, NixDirectory);
-    for who in with_layers(true) {
+    for who in with_layers(Need::UserOverlayInMemory) {
         let runs = Runs::by(who);
         let before = host(&runs);
         let system = &runs.fixture.system.path;
@@ -82,7 +81,7 @@ fn nix_knows_the_closure_and_builds_over_it() {
 #[test]
 fn a_layer_in_a_directory_is_there_the_next_time() {
     need!(Root, Fuse, Nix, UserNamespaces, NixDirectory);
-    for who in with_layers(false) {
+    for who in with_layers(Need::UserOverlay) {
         let runs = Runs::by(who);
         // On a mount of its own: whoever opens a store may be in another mount namespace.
         let (dir, disk) = (runs.own_dir(), runs.own_dir());
@@ -114,7 +113,7 @@ fn a_layer_in_a_directory_is_there_the_next_time() {
 #[test]
 fn what_is_missing_is_substituted_into_the_layer() {
     need!(Root, Fuse, Nix, UserNamespaces, NixDirectory);
-    for who in with_layers(true) {
+    for who in with_layers(Need::UserOverlayInMemory) {
         let runs = Runs::by(who);
         let before = host(&runs);
         let cache = runs.own_dir();
@@ -164,7 +163,7 @@ fn a_layer_without_attributes_is_refused() {
     let on_ramfs = runs.with(&["--nix", "--overlay", &format!("{at}/layer")], &["true"]).run();
     drop(mounted);
     let in_memory = runs.with(&["--nix"], &["true"]).run();
-    let is_there = with_layers(true).contains(&Who::Nobody);
+    let is_there = with_layers(Need::UserOverlayInMemory).contains(&Who::Nobody);
     for done in [on_ramfs].into_iter().chain((!is_there).then_some(in_memory)) {
         assert_eq!((done.status.code(), done.stderr.lines().count()), (Some(125), 1), "{done:?}");
         assert!(done.stderr.contains("give --overlay with a directory on a disk"), "{done:?}");
@@ -176,7 +175,7 @@ fn a_layer_without_attributes_is_refused() {
 #[test]
 fn what_a_hostile_command_leaves_in_its_layer_is_refused() {
     need!(Root, Fuse, Nix, UserNamespaces);
-    for who in with_layers(false) {
+    for who in with_layers(Need::UserOverlay) {
         let runs = Runs::by(who);
         let victim = runs.own_dir();
         let inside = victim.path().join(&runs.fixture.data.base);
@@ -215,7 +214,7 @@ fn what_a_hostile_command_leaves_in_its_layer_is_refused() {
 #[test]
 fn the_place_for_nix_depends_on_nothing_of_the_callers() {
     need!(Root, Fuse, Nix, UserNamespaces);
-    for who in with_layers(true) {
+    for who in with_layers(Need::UserOverlayInMemory) {
         let runs = Runs::by(who);
         for temporary in ["/no/such/directory", "relative", "/etc/passwd"] {
             let program = runs.with(&["--nix"], &["echo", "ran"]).env("TMPDIR", temporary);

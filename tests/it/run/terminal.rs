@@ -6,8 +6,6 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Instant;
 
-use rustix::fs::{FileType, Mode};
-
 use super::{BOTH, Runs, Who, nothing_is_left};
 use crate::util::DEADLINE;
 
@@ -91,9 +89,7 @@ fn quoted(program: &crate::util::program::Program) -> String {
 /// stopped before it is another program keeps a shell that has called vfork(2) from stopping.
 fn waiter(dir: &tempfile::TempDir) -> String {
     let pipe = dir.path().join("pipe");
-    rustix::fs::mknodat(rustix::fs::CWD, &pipe, FileType::Fifo, Mode::from(0o666), 0).unwrap();
-    let all = std::os::unix::fs::PermissionsExt::from_mode(0o666);
-    std::fs::set_permissions(&pipe, all).unwrap();
+    crate::util::pipe_for_all(&pipe);
     let pipe = pipe.display();
     format!("exec 3<>{pipe}; trap 'echo resumed.' CONT; echo begun.; while :; do read line <&3; done")
 }

@@ -67,7 +67,7 @@ pub(crate) enum Need {
 }
 
 impl Need {
-    fn missing(self) -> Option<&'static str> {
+    pub(crate) fn missing(self) -> Option<&'static str> {
         let (there, what) = match self {
             Self::Root => (rustix::process::geteuid().is_root(), "to run as root"),
             Self::Fuse => (

@@ -58,7 +58,15 @@ pub(crate) fn scratch() -> tempfile::TempDir {
     scratch_in(&std::env::temp_dir())
 }
 
-/// The same in a directory of the caller's choice.
+/// A pipe that all users may read and write, with the name `path`.
+pub(crate) fn pipe_for_all(path: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    rustix::fs::mkfifoat(rustix::fs::CWD, path, rustix::fs::Mode::empty()).expect("a pipe");
+    // Whatever the umask is.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666)).expect("a pipe for all");
+}
+
+/// A scratch directory in a directory of the caller's choice.
 pub(crate) fn scratch_in(dir: &Path) -> tempfile::TempDir {
     use std::os::unix::fs::PermissionsExt;
     tempfile::Builder::new()
