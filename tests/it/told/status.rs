@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::PathBuf;
@@ -385,16 +385,19 @@ fn hostile_names_do_no_harm() {
     let asked = view.path().to_owned();
     view.replace(&asked, &at);
     view.start_ready();
-    // Somebody with a name of their own choice asks, and a reload fails.
-    let script = r#"printf 'a\n\033[2J\302\233' >/proc/self/comm; ! test -e "$1""#;
-    let asked = Command::new("sh").args(["-c", script, "sh"]).arg(at.join(&stray.base)).status();
-    assert!(asked.unwrap().success());
+    // Somebody with a name of their own choice asks, and stays until that is known: who has ended has none. And a reload fails.
+    let script = r#"printf 'a\n\033[2J\302\233' >/proc/self/comm; ! test -e "$1" && read line"#;
+    let mut asks = Command::new("sh");
+    asks.args(["-c", script, "sh"]).arg(at.join(&stray.base));
+    let mut asks = asks.stdin(Stdio::piped()).spawn().unwrap();
     fs::remove_file(&link).unwrap();
     assert_eq!(view.reload().status.code(), Some(8));
     let until = Instant::now() + DEADLINE;
     while !tell(["report", &view.name]).contains(&stray.base) {
         assert!(Instant::now() < until, "{}", view.log());
     }
+    asks.stdin.take().unwrap().write_all(b"known\n").unwrap();
+    assert!(asks.wait().unwrap().success());
     let asked: [&[&str]; 11] = [
         &["status"],
         &["status", "--color=always"],
