@@ -1,9 +1,10 @@
 //! What is served, without the kernel and without Nix: node ids ([`trie`]) and what a successor needs to know of them
 //! ([`journal`]), the physical store ([`backing`]), the answers made of them ([`ServedView`]), and how often they were asked for
-//! ([`usage`]).
+//! ([`usage`]), and in which order ([`trace`]).
 
 pub mod backing;
 pub mod journal;
+pub mod trace;
 pub mod trie;
 pub mod usage;
 

@@ -1,0 +1,248 @@
+//! The trace: what was asked of a view since it was mounted, in order, in memory that the monitor makes and servers write.
+//!
+//! The monitor makes the memory ([`create`]) and says who plays ([`set_player`]); a server writes ([`Trace`]); who learns from it reads
+//! ([`records::read`]). See docs/design.md, "What a view has learnt".
+//!
+//! Invariants:
+//! - A record exists when *end* lies behind it, and then it is whole: it is written first. So a server that is killed leaves nothing
+//!   half done, and the next one writes where it stopped.
+//! - Nothing that a server answers depends on what was recorded. What it looks up here is who plays, which changes lifetimes alone.
+//! - Whatever a hostile server wrote, the next one and whoever reads it are done in a bounded time and without harm.
+//!
+//! Hard points:
+//! 1. It is written after the answer was given, so nobody waits for it. Threads of a server take turns.
+//! 2. What the kernel answers from its caches is not seen, and what was played lies there. So some names are *marked*
+//!    ([`Marks`]): the player is told them in such a way that their first user asks once more.
+
+pub mod records;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use rustix::fs::FallocateFlags;
+use rustix::rand::GetRandomFlags;
+use rustix::time::ClockId;
+
+use crate::sys::memory::{self, Words};
+use records::{Kind, Pages};
+
+/// Bytes of the memory file. What is not used takes no memory.
+pub const BYTES: usize = 4 << 20;
+const HEAD: usize = 4096;
+const WORD: usize = size_of::<u64>();
+
+/// The first word: this program, and the version of this layout.
+const MARK: u64 = u64::from_ne_bytes(*b"nsf-trc1");
+const MARK_AT: usize = 0;
+/// What the marks depend on.
+const SEED_AT: usize = 8;
+/// The thread that plays; 0: none does.
+const PLAYER_AT: usize = 16;
+/// 1: nothing more is recorded.
+const CLOSED_AT: usize = 24;
+/// Milliseconds of CLOCK_MONOTONIC at the first record; 0: there is none.
+const FIRST_AT: usize = 32;
+/// Bytes of records.
+const END_AT: usize = 40;
+
+/// One name of so many is marked.
+const MARKED: u32 = 64;
+
+/// New memory, for a new mount.
+///
+/// # Errors
+/// Those of memfd_create(2), getrandom(2) and write(2).
+pub fn create() -> io::Result<OwnedFd> {
+    let file = memory::memory_file_of("trace", BYTES as u64)?;
+    let mut seed = [0; WORD];
+    rustix::rand::getrandom(&mut seed[..], GetRandomFlags::empty())?;
+    file.write_all_at(&MARK.to_ne_bytes(), MARK_AT as u64)?;
+    file.write_all_at(&seed, SEED_AT as u64)?;
+    Ok(file.into())
+}
+
+/// Says which thread plays from now on, by its id where the view was mounted; 0: none.
+///
+/// # Errors
+/// Those of pwrite(2).
+pub fn set_player(trace: impl AsFd, player: u32) -> io::Result<()> {
+    write(trace, PLAYER_AT, player.into())
+}
+
+/// Nothing more is recorded, and the memory of what was is given back.
+///
+/// # Errors
+/// Those of pwrite(2) and fallocate(2).
+pub fn close(trace: impl AsFd) -> io::Result<()> {
+    write(&trace, CLOSED_AT, 1)?;
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    Ok(rustix::fs::fallocate(trace, flags, HEAD as u64, (BYTES - HEAD) as u64)?)
+}
+
+/// Whether anything was recorded, as the server says.
+#[must_use]
+pub fn has_begun(trace: impl AsFd) -> bool {
+    let mut end = [0; WORD];
+    rustix::io::pread(trace, &mut end, END_AT as u64).is_ok_and(|read| read == WORD && end != [0; WORD])
+}
+
+fn write(trace: impl AsFd, at: usize, word: u64) -> io::Result<()> {
+    let written = rustix::io::pwrite(trace, &word.to_ne_bytes(), at as u64)?;
+    if written == WORD { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+}
+
+/// Which names are marked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Marks(u64);
+
+impl Marks {
+    /// Those that depend on `seed`.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// Those of the memory in `trace`.
+    #[must_use]
+    pub fn of(trace: impl AsFd) -> Option<Self> {
+        let mut seed = [0; WORD];
+        let read = rustix::io::pread(trace, &mut seed, SEED_AT as u64).ok()?;
+        (read == WORD).then(|| Self(u64::from_ne_bytes(seed)))
+    }
+
+    /// Whether `path`, below the store directory, is marked. No member is: each of them is told in that way.
+    #[must_use]
+    pub fn is_marked(self, path: &[u8]) -> bool {
+        let mut hash = crc32fast::Hasher::new();
+        hash.update(&self.0.to_ne_bytes());
+        hash.update(path);
+        path.contains(&b'/') && hash.finalize().is_multiple_of(MARKED)
+    }
+}
+
+/// The trace, as a server has it.
+#[derive(Debug)]
+pub struct Trace(Option<Writer>);
+
+#[derive(Debug)]
+struct Writer {
+    words: Words,
+    marks: Marks,
+    /// The path of the last record of this server.
+    last: Mutex<Vec<u8>>,
+}
+
+impl Trace {
+    /// Records in `file`, which [`create`] made; without a file, or with another one, nothing is recorded and nobody plays.
+    #[must_use]
+    pub fn open(file: Option<OwnedFd>) -> Self {
+        let map = |file: OwnedFd| {
+            let (words, _) = memory::map(Some(&File::from(file)), BYTES, 0, 0)?;
+            let word = |at| words.get(at).map(|word| word.load(Ordering::Relaxed));
+            if word(MARK_AT) != Some(MARK) {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "it is of another version"));
+            }
+            let marks = Marks::new(word(SEED_AT).unwrap_or_default());
+            Ok(Writer { words, marks, last: Mutex::default() })
+        };
+        let writer = file.map(map).transpose().unwrap_or_else(|error| {
+            tracing::warn!(%error, "this server does not record what is asked for, and nothing is learnt from it");
+            None
+        });
+        Self(writer)
+    }
+
+    /// Nothing is recorded, and nobody plays.
+    #[must_use]
+    pub fn none() -> Self {
+        Self(None)
+    }
+
+    /// Whether the thread that made a request is the one that plays.
+    #[must_use]
+    pub fn is_player(&self, thread: u32) -> bool {
+        thread != 0
+            && self.word(PLAYER_AT).is_some_and(|word| word.load(Ordering::Relaxed) == u64::from(thread))
+    }
+
+    /// Which names are marked; none: nobody plays.
+    #[must_use]
+    pub fn marks(&self) -> Option<Marks> {
+        self.0.as_ref().map(|writer| writer.marks)
+    }
+
+    /// Records that something of this `kind` was asked for; `pages` for a read. `path`, which lies below the store directory, is asked for if
+    /// there is room for it.
+    pub fn note(&self, kind: Kind, pages: Option<Pages>, path: impl FnOnce() -> Option<Vec<u8>>) {
+        let Some(writer) = &self.0 else { return };
+        if writer.word(CLOSED_AT) == Some(0)
+            && let Some(path) = path()
+        {
+            // None: it is full, or the path is one that nobody needs.
+            let _ = writer.append(kind, pages, path);
+        }
+    }
+
+    fn word(&self, at: usize) -> Option<&AtomicU64> {
+        self.0.as_ref()?.words.get(at)
+    }
+}
+
+impl Writer {
+    fn word(&self, at: usize) -> Option<u64> {
+        self.words.get(at).map(|word| word.load(Ordering::Relaxed))
+    }
+
+    fn set(&self, at: usize, word: u64) -> Option<()> {
+        self.words.get(at).map(|place| place.store(word, Ordering::Relaxed))
+    }
+
+    fn append(&self, kind: Kind, pages: Option<Pages>, path: Vec<u8>) -> Option<()> {
+        let mut last = self.last.lock();
+        let end = usize::try_from(self.word(END_AT)?).ok()?;
+        let shared = records::shared(&last, &path);
+        let rest = path.get(shared..)?;
+        let now = milliseconds();
+        let first = match self.word(FIRST_AT)? {
+            0 => now,
+            first => first,
+        };
+        let after = u32::try_from(now.saturating_sub(first)).unwrap_or(u32::MAX);
+        let head = records::head(kind, after, shared, rest.len())?;
+        let mut at = HEAD.checked_add(end)?;
+        let length = WORD + pages.map_or(0, |_| WORD) + rest.len().next_multiple_of(WORD);
+        if at.checked_add(length)? > BYTES {
+            return None;
+        }
+        for word in [Some(head), pages.map(Pages::pack)].into_iter().flatten() {
+            self.set(at, word)?;
+            at += WORD;
+        }
+        for chunk in rest.chunks(WORD) {
+            let mut word = [0; WORD];
+            word.iter_mut().zip(chunk).for_each(|(to, from)| *to = *from);
+            self.set(at, u64::from_ne_bytes(word))?;
+            at += WORD;
+        }
+        self.set(FIRST_AT, first)?;
+        *last = path;
+        // Behind all of it: whoever reads the end finds the record.
+        self.words.get(END_AT)?.store((end + length) as u64, Ordering::Release);
+        Some(())
+    }
+}
+
+/// Of a clock that nobody sets. Never 0.
+fn milliseconds() -> u64 {
+    let now = rustix::time::clock_gettime(ClockId::Monotonic);
+    let of = |part: i64| u64::try_from(part).unwrap_or_default();
+    (of(now.tv_sec) * 1000 + of(now.tv_nsec) / 1_000_000).max(1)
+}
+
+#[cfg(test)]
+#[path = "trace_tests.rs"]
+mod tests;
