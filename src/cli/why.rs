@@ -11,9 +11,9 @@ use super::exit::{Exit, Failure};
 use super::output::{Color, Harmless, print};
 use crate::closure::graph::{Graph, Node};
 use crate::closure::occurrences::{self, Occurrence, Place, SearchError};
-use crate::closure::package::Package;
 use crate::closure::why::{self, Step};
 use crate::values::StorePath;
+use crate::values::package::Package;
 
 /// Files in which a reference is shown to stand, without `--all`.
 const FILES_MAX: usize = 3;

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use crate::closure::graph::{Graph, Node};
-use crate::closure::package::Package;
+use crate::values::package::Package;
 use crate::values::total;
 
 /// What became of a package.

@@ -4,7 +4,7 @@
 //! and [`saved`] reads what was printed. [`source`] tells where the closure that is served comes from.
 //!
 //! [`graph`] tells who refers to whom and what goes with it, [`why`] which chains lead to a path, [`occurrences`] where in its
-//! files one path names another, [`diff`] in what two closures differ, [`package`] what is a version in a name.
+//! files one path names another, [`diff`] in what two closures differ.
 //!
 //! [`inside`] has a Nix that runs in a view find the closure registered.
 //!
@@ -22,7 +22,6 @@ pub mod inside;
 mod made;
 pub mod mounter;
 pub mod occurrences;
-pub mod package;
 pub mod profile;
 pub mod resolve;
 pub mod roots;

@@ -4,8 +4,8 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::closure::graph::{Graph, Node};
-use crate::closure::package::Package;
 use crate::values::StorePath;
+use crate::values::package::Package;
 
 /// How alike two names are at least, from 0 to 1, so that one is offered for the other.
 const ALIKE: f64 = 0.8;

@@ -4,6 +4,7 @@
 
 mod hash;
 pub mod lossless;
+pub mod package;
 mod path;
 mod size;
 mod view;
