@@ -5,13 +5,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The rooms, each with those that it may use besides itself.
-const ROOMS: [(&str, &[&str]); 12] = [
+const ROOMS: [(&str, &[&str]); 13] = [
     ("values", &[]),
     ("sandbox", &["sys"]),
     ("store", &["values", "mounts", "sys", "panics"]),
     ("closure", &["values", "mounts", "store"]),
     ("fuse", &["sys", "mounts", "startup"]),
     ("view", &["values", "sys", "error", "panics", "fuse"]),
+    ("prefetch", &["values", "sys", "error", "view"]),
     ("protocol", &["values", "sys", "log", "sandbox", "fuse"]),
     ("kernel", &["sys", "fuse", "protocol"]),
     (

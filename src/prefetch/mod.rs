@@ -1,0 +1,6 @@
+//! What was asked of a view soon after it started, kept for its next start.
+//!
+//! [`profile`] is what is known of a view's use, as a file. It is pure: no descriptors, no processes, no clock. See docs/design.md, "What a view has
+//! learnt".
+
+pub mod profile;
