@@ -1,6 +1,7 @@
 //! What was asked of a view soon after it started, kept for its next start.
 //!
-//! [`profile`] is what is known of a view's use, as a file. It is pure: no descriptors, no processes, no clock. See docs/design.md, "What a view has
-//! learnt".
+//! [`profile`] is what is known of a view's use, as a file; [`plan`] makes steps of it, in order.
+//! Both are pure: no descriptors, no processes, no clock. See docs/design.md, "What a view has learnt".
 
+pub mod plan;
 pub mod profile;
