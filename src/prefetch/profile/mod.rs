@@ -70,6 +70,17 @@ pub enum Asked {
     File(Ranges),
 }
 
+impl Asked {
+    /// Adds what was asked later. Where the two cannot both be true of one path, the later one is.
+    pub(super) fn add(&mut self, later: Self) {
+        match (self, later) {
+            (Self::File(ranges), Self::File(more)) => ranges.extend(more.iter()),
+            (Self::Listed | Self::Link | Self::File(_), Self::Name) => {}
+            (asked, later) => *asked = later,
+        }
+    }
+}
+
 impl Profile {
     /// In how many runs it was learnt.
     #[must_use]
