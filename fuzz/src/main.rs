@@ -17,11 +17,12 @@ use std::sync::LazyLock;
 use libfuzzer_sys::{Corpus, fuzz_target};
 
 /// The targets by their names, which are those of the directories in `corpus` as well.
-const TARGETS: [(&str, fn(&[u8])); 16] = [
+const TARGETS: [(&str, fn(&[u8])); 17] = [
     ("store_path", texts::store_path),
     ("view", texts::view),
     ("roots_file", texts::roots_file),
     ("saved", texts::saved),
+    ("profile", texts::profile),
     ("root_links", texts::root_links),
     ("listen_fds", texts::listen_fds),
     ("state", messages::state),

@@ -10,8 +10,11 @@ use nix_store_fs::closure::resolve;
 use nix_store_fs::closure::roots::Targets;
 use nix_store_fs::closure::saved::{Content, Saved};
 use nix_store_fs::mounts;
+use nix_store_fs::prefetch::plan::{Mode, Plan};
+use nix_store_fs::prefetch::profile::{self, Profile};
 use nix_store_fs::startup;
 use nix_store_fs::values::{StorePath, View};
+use nix_store_fs::view::trace::Marks;
 
 use crate::bytes::Bytes;
 
@@ -249,5 +252,27 @@ pub(crate) fn mountinfo(data: &[u8]) {
         assert_eq!((found.id, found.at.as_os_str().as_bytes()), (id, &at[..]));
         assert_eq!((&found.kind, &found.source, &found.device), (&text(&kind), &text(&source), &device));
         assert_eq!(found.user, is_fuse(&kind).then_some(user));
+    }
+}
+
+/// A profile of use is within its bounds, and the same when it is written and read again; a plan of it stays within the members.
+pub fn profile(data: &[u8]) {
+    let read = match Profile::read(data) {
+        Ok(read) => read,
+        Err(error) => return assert!(!error.to_string().contains(char::is_control), "{error}"),
+    };
+    assert!(read.len() <= profile::USES);
+    assert!(read.uses().all(|(_, below, _)| profile::is_below(below)));
+    assert_eq!(Profile::read(&read.write()).as_ref(), Ok(&read));
+    let members: BTreeSet<StorePath> = read.uses().map(|(member, _, _)| member.clone()).collect();
+    assert_eq!(read.mapped(&members), read);
+    let plan = Plan::new(&read, &members, Marks::new(0), Mode::All);
+    for step in plan.names.iter().chain(&plan.bytes) {
+        let member =
+            step.path().split(|byte| *byte == b'/').next().and_then(|name| std::str::from_utf8(name).ok());
+        assert!(
+            member.is_some_and(|name| StorePath::new(name).is_ok_and(|name| members.contains(&name))),
+            "{step:?}"
+        );
     }
 }
