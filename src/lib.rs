@@ -9,8 +9,8 @@
 //! 3. [`closure`]: from a path that a person types to a closure that is held, and its printed forms.
 //! 4. [`fuse`]: what the kernel and this program say to each other, as bytes, and the ledger of what was taken.
 //! 5. [`view`]: what is served: node ids, the journal, the physical store, and the answers.
-//! 6. [`prefetch`]: what was asked of a view, kept as a profile, to be asked for ahead at its next start.
-//! 7. [`protocol`]: what is agreed on with the kernel, and what monitor, server and those who ask a monitor say to each other.
+//! 6. [`protocol`]: what is agreed on with the kernel, and what monitor, server and those who ask a monitor say to each other.
+//! 7. [`prefetch`]: what is learnt of a view's use, and asked for ahead of it.
 //! 8. [`kernel`]: what the running kernel gives, found out by trying it.
 //! 9. [`server`]: one FUSE session.
 //! 10. [`monitor`]: the mount, and what keeps a view alive.

@@ -9,6 +9,7 @@ use super::{cdi, diff, reload, report, run, status, why};
 use crate::closure::dump::Format;
 use crate::log::{LogSettings, Sink};
 use crate::protocol::handshake::Io;
+use crate::protocol::task::Prefetch;
 use crate::sandbox::Sandbox;
 use crate::server::idle::IdlePolling;
 
@@ -60,7 +61,7 @@ pub(super) struct Args {
     /// Print what would be served and exit
     #[arg(long, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "text",
           conflicts_with_all = ["mountpoint", "reload", "name", "io", "idle_polling", "watch", "prune", "report",
-                                "gc_root", "sandbox", "threads"])]
+                                "prefetch", "cache_dir", "gc_root", "sandbox", "threads"])]
     pub(super) dump_closure: Option<Format>,
 
     /// Whether --dump-closure=tree has colours; 'auto': on a terminal, unless NO_COLOR is set [default: auto]
@@ -70,7 +71,7 @@ pub(super) struct Args {
     /// `reload`, as it was spelt before there were subcommands
     #[arg(long, value_name = "NAME|MOUNTPOINT", hide = true,
           conflicts_with_all = ["mountpoint", "system", "roots", "roots_file", "from", "untrusted", "store", "name", "io", "idle_polling",
-                                "watch", "prune", "report", "gc_root", "sandbox", "threads", "color"])]
+                                "watch", "prune", "report", "prefetch", "cache_dir", "gc_root", "sandbox", "threads", "color"])]
     pub(super) reload: Option<PathBuf>,
 
     /// How files are read
@@ -92,6 +93,15 @@ pub(super) struct Args {
     /// Log requests for store paths that exist on the host but not in the view, and which process made them
     #[arg(long, conflicts_with = "quiet")]
     pub(super) report: bool,
+
+    /// What is asked of the view ahead of who uses it, so that its first use is as fast as the second
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
+    pub(super) prefetch: Prefetch,
+
+    /// Where the view's profile of use is kept, DIR/NAME: what was used at the last starts; made if absent
+    /// [default: CACHE_DIRECTORY, else /var/cache/nix-store-fs, for ordinary users ~/.cache/nix-store-fs]
+    #[arg(long, value_name = "DIR")]
+    pub(super) cache_dir: Option<PathBuf>,
 
     /// Create garbage collector roots in DIR, links that outlive this process and are removed when the view ends;
     /// DIR is made if absent
@@ -249,6 +259,7 @@ mod tests {
                     "io" => "cached",
                     "sandbox" => "best",
                     "idle_polling" => "never",
+                    "prefetch" => "names",
                     "log_format" => "json",
                     _ => "web",
                 };

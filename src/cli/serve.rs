@@ -52,6 +52,8 @@ pub(super) fn check(args: Args) -> Result<Settings, ConfigError> {
         watch: args.watch,
         prune: args.prune,
         report: args.report,
+        prefetch: args.prefetch,
+        profiles: profiles(args.cache_dir),
         gc_root: args.gc_root.map(absolute).transpose()?,
         outlasts: Outlasts::Nobody,
         log,
@@ -72,6 +74,11 @@ fn no_roots(word: &str) -> ConfigError {
         Some(meant) => ConfigError::Mistyped { typed: word.to_owned(), meant },
         None => ConfigError::NoRoots,
     }
+}
+
+/// Where the profile of use is kept.
+fn profiles(dir: Option<PathBuf>) -> Option<monitor::Profiles> {
+    dir.map(monitor::Profiles::Asked).or_else(|| views::profiles().map(monitor::Profiles::Default))
 }
 
 /// Nix wants the absolute path of a root, and a successor may be started in another directory.

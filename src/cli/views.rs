@@ -25,6 +25,20 @@ pub(super) fn states() -> PathBuf {
     base().join(".state")
 }
 
+/// Where profiles of use are, where nobody has said: a cache, which a service manager may have made (systemd.exec(5), `CacheDirectory=`).
+pub(super) fn profiles() -> Option<PathBuf> {
+    let variable = |name| {
+        // One of them, where there are several.
+        let value = std::env::var_os(name)?;
+        std::env::split_paths(&value).next().filter(|dir| dir.is_absolute())
+    };
+    if rustix::process::geteuid().is_root() {
+        return Some(variable("CACHE_DIRECTORY").unwrap_or_else(|| "/var/cache/nix-store-fs".into()));
+    }
+    let own = || variable("HOME").map(|home| home.join(".cache"));
+    variable("XDG_CACHE_HOME").or_else(own).map(|dir| dir.join("nix-store-fs"))
+}
+
 /// Whether `name` can be the name of a view: a directory, and a word of the mount table.
 pub(super) fn is_name(name: &str) -> bool {
     let fits = |c: char| c.is_ascii_alphanumeric() || "+-._=@:".contains(c);

@@ -91,6 +91,7 @@ impl Runtime {
                     Notice::Ready(status) => {
                         systemd::ready(&status);
                         self.tell_caller();
+                        self.ask_ahead_when_ready(supervisor);
                     }
                     Notice::Status(status) => systemd::status(&status),
                     Notice::Starting(slow) => systemd::starting(waits_for(slow, &self.settings.source)),
@@ -102,10 +103,14 @@ impl Runtime {
                 None
             }
             Action::Record(fact) => {
+                self.ask_ahead_after(&fact, supervisor);
                 self.history.record(fact, SystemTime::now());
                 None
             }
-            Action::End(plan) => return Performed::Ended(self.end(plan)),
+            Action::End(plan) => {
+                self.end_asking_ahead(supervisor.content());
+                return Performed::Ended(self.end(plan));
+            }
         };
         event.map_or(Performed::Done, Performed::Event)
     }
@@ -169,6 +174,9 @@ impl Runtime {
         self.state.iter().for_each(StateDir::forget);
         self.ledger = ledger;
         self.usage = usage;
+        if matches!(self.place, Place::Path) {
+            self.prefetching.mounted();
+        }
         self.mounted = Some(mounted);
         self.device = Some(device);
         self.agreement = Some(agreement);
@@ -244,6 +252,7 @@ impl Runtime {
             (Carried::Idle, idle.as_ref()),
             (Carried::Missed, missed.as_ref()),
             (Carried::Registrar, registrar.as_ref()),
+            (Carried::Trace, self.prefetching.trace()),
         ];
         let given = all.into_iter().filter_map(|(kind, given)| Some((kind, given?.as_fd())));
         let (carries, descriptors): (Vec<_>, Vec<_>) = given.unzip();

@@ -77,6 +77,31 @@ fn variables() -> impl Iterator<Item = (OsString, OsString)> {
     all.into_iter().flatten().filter(|(name, _)| name.to_string_lossy().starts_with("NSF_"))
 }
 
+/// Starts the program, which then waits for an order; with a pidfd of it, and the socket for orders and reports.
+///
+/// # Errors
+/// When it cannot be started again.
+pub(super) fn spawn(program: &Program, sink: Sink) -> io::Result<(Child, OwnedFd, OwnedFd)> {
+    let (socket, theirs) = wire::pair()?;
+    let mut process = program
+        .command()
+        .arg0(PROGRAM)
+        .stdin(Stdio::from(theirs))
+        .stdout(Stdio::null())
+        .stderr(log(sink))
+        // It makes a session of its own: see [`crate::startup::begin_server`].
+        .spawn()?;
+    match pidfd_open(Pid::from_child(&process), PidfdFlags::empty()) {
+        Ok(end) => Ok((process, end, socket)),
+        Err(error) => {
+            // Nobody would notice its end. It has not begun.
+            let _ = process.kill();
+            let _ = process.wait();
+            Err(error.into())
+        }
+    }
+}
+
 /// Reports of a server besides one for each order: that it serves or cannot begin, and that it has answered.
 const REPORTS: u32 = 2;
 
@@ -98,24 +123,8 @@ impl Server {
     /// # Errors
     /// When the program cannot be started again.
     pub(super) fn spawn(program: &Program, sink: Sink) -> io::Result<Self> {
-        let (socket, theirs) = wire::pair()?;
-        let mut process = program
-            .command()
-            .arg0(PROGRAM)
-            .stdin(Stdio::from(theirs))
-            .stdout(Stdio::null())
-            .stderr(log(sink))
-            // It makes a session of its own: see [`crate::startup::begin_server`].
-            .spawn()?;
-        match pidfd_open(Pid::from_child(&process), PidfdFlags::empty()) {
-            Ok(end) => Ok(Self { process, end, socket: Some(socket), reports: REPORTS }),
-            Err(error) => {
-                // Nobody would notice its end. It has not begun.
-                let _ = process.kill();
-                let _ = process.wait();
-                Err(error.into())
-            }
-        }
+        let (process, end, socket) = spawn(program, sink)?;
+        Ok(Self { process, end, socket: Some(socket), reports: REPORTS })
     }
 
     /// Orders it to begin, with [`Order::Start`], which names the `descriptors`.

@@ -64,6 +64,7 @@ impl Runtime {
             last_error: self.history.last_error(),
             missed: self.inquiry.as_ref().and_then(|inquiry| inquiry.counts(RECORD)),
             usage: self.usage(),
+            prefetch: self.prefetching.status(),
         }
     }
 
@@ -87,6 +88,7 @@ impl Runtime {
             members: members.map(|(path, nar_size)| Member { path: path.clone(), nar_size }).collect(),
             missed,
             used: content.and_then(|content| self.used(content)),
+            prefetch: self.prefetching.status(),
         })
     }
 

@@ -117,6 +117,7 @@ impl Runtime {
             Links::Earlier => self.store_thread.end(Left::Earlier),
             Links::Keep => {}
         }
+        self.prefetching.finish();
         if ends_mount && let Some(state) = self.state.take() {
             state.remove();
         }

@@ -36,13 +36,15 @@ enum Source {
     Knock,
     Listers,
     User,
+    Ahead,
 }
 
 impl Runtime {
     /// Waits until something has happened or `until` has come.
     pub(super) fn wait(&mut self, until: Option<Instant>) -> Vec<Event> {
         let user_due = self.user().and_then(User::due);
-        let until = until.into_iter().chain(self.clients.due()).chain(user_due).min();
+        let until =
+            until.into_iter().chain(self.clients.due()).chain(user_due).chain(self.prefetching.due()).min();
         let sources = self.sources();
         let descriptors: Vec<_> = sources.iter().map(|(_, fd)| *fd).collect();
         let readable = poll::readable(&descriptors, until).unwrap_or_else(|error| {
@@ -80,6 +82,7 @@ impl Runtime {
         sources.extend(self.probe.as_ref().map(|probe| (Source::Probe, probe.done())));
         sources.extend(self.knock.as_ref().map(|knock| (Source::Knock, knock.done())));
         sources.extend(self.search.as_ref().map(|search| (Source::Listers, search.done())));
+        sources.extend(self.prefetching.end().map(|end| (Source::Ahead, end)));
         sources.extend(self.user().and_then(User::end).map(|end| (Source::User, end)));
         sources
     }
@@ -104,6 +107,7 @@ impl Runtime {
             Source::Knock => self.knock = None,
             Source::Listers => events.extend(self.take_listers()),
             Source::User => self.take_user(),
+            Source::Ahead => self.asked_ahead = true,
         }
     }
 

@@ -16,6 +16,7 @@ use super::history::History;
 use super::missed::Inquiry;
 use super::mount::{self, Connection, Detach, Mounted, Number};
 use super::mounting;
+use super::prefetching::Prefetching;
 use super::registrar::Registrar;
 use super::runtime::{Place, Runtime};
 use super::settings::{Origin, Settings};
@@ -145,6 +146,8 @@ pub(super) fn begin(
     let start = || Inquiry::start(settings.sandbox);
     let inquiry = settings.report.then(start).transpose().map_err(system("start a thread"))?;
     let clients = Clients::listen(state.as_ref().map(StateDir::control).as_deref());
+    let profiles = settings.profiles.as_ref().filter(|_| matches!(place, Place::Path));
+    let prefetching = Prefetching::new(settings.prefetch, profiles, &settings.name);
     let mut runtime = Runtime {
         signals,
         program,
@@ -170,6 +173,8 @@ pub(super) fn begin(
         server: None,
         crashed: false,
         inquiry,
+        prefetching,
+        asked_ahead: false,
         registrar: Registrar::default(),
         spare,
         probe: None,

@@ -7,8 +7,8 @@
 //! - Rights are given up before there is another thread ([`sandbox::Monitor`]), and before anything is opened.
 //! - Nothing is mounted before the roots have led to a closure.
 //! - The loop's thread waits for its descriptors and for nothing else. What can take long has a thread or a process of
-//!   its own: the Nix store ([`store_thread`]), mounting ([`mounting`]), asking the view ([`probe`]), looking at other
-//!   processes ([`listers`]).
+//!   its own: the Nix store ([`store_thread`]), mounting ([`mounting`]), asking the view ([`probe`]), also ahead of its users
+//!   ([`prefetching`]), looking at other processes ([`listers`]).
 //! - The monitor never looks into its own mount but from a process that may hang: it is the one who would have to
 //!   start the server that answers.
 //!
@@ -19,6 +19,7 @@
 //!    (PR_SET_PDEATHSIG(2const)).
 
 mod actions;
+mod ahead;
 pub mod child;
 mod clients;
 mod debounce;
@@ -35,6 +36,7 @@ pub mod mount;
 mod mounting;
 mod opening;
 mod poll;
+mod prefetching;
 mod probe;
 pub mod refusing;
 mod registrar;
@@ -63,7 +65,7 @@ use supervisor::{Event, Now, Policy, Supervisor};
 
 pub use ending::Ending;
 pub use error::MonitorError;
-pub use settings::{Awaited, Given, Origin, Settings};
+pub use settings::{Awaited, Given, Origin, Profiles, Settings};
 
 /// Serves a view that comes from `origin`, to its end. `caller` is told when it answers.
 ///
@@ -95,6 +97,7 @@ pub fn run(settings: Settings, origin: Origin, caller: Option<Arc<Caller>>) -> R
             events.extend(runtime.wait(supervisor.next()));
             // They change nothing, so they are no events.
             runtime.answer_questions(&supervisor);
+            runtime.ask_ahead_later(&supervisor);
             events.push_back(Event::Time);
         }
         actions = events.pop_front().map(|event| supervisor.handle(now(), event)).unwrap_or_default();

@@ -17,6 +17,7 @@ use super::missed::Inquiry;
 use super::mount::Mounted;
 use super::mounting::MountThread;
 use super::opening::Opening;
+use super::prefetching::Prefetching;
 use super::probe::Probe;
 use super::registrar::Registrar;
 use super::settings::{Given, Settings};
@@ -78,6 +79,10 @@ pub(super) struct Runtime {
     pub(super) crashed: bool,
     /// With `--report`.
     pub(super) inquiry: Option<Inquiry>,
+    /// What is learnt of its use and asked for ahead.
+    pub(super) prefetching: Prefetching,
+    /// Whether what that has begun may have ended.
+    pub(super) asked_ahead: bool,
     /// Files that the kernel reads by itself.
     pub(super) registrar: Registrar,
     /// Started while the roots are being resolved: loading the program takes longer than that.

@@ -8,6 +8,7 @@ use super::mount::Number;
 use crate::closure::source::Source;
 use crate::log::LogSettings;
 use crate::protocol::handshake::Io;
+use crate::protocol::task::Prefetch;
 use crate::protocol::wire::Outlasts;
 use crate::sandbox::Sandbox;
 use crate::server::idle::IdlePolling;
@@ -55,6 +56,15 @@ pub struct Given {
     pub state: PathBuf,
 }
 
+/// Where profiles of use are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Profiles {
+    /// In this directory, as somebody has said.
+    Asked(PathBuf),
+    /// In this directory, if that can be.
+    Default(PathBuf),
+}
+
 /// Everything that a view is made from.
 #[derive(Debug)]
 pub struct Settings {
@@ -80,6 +90,10 @@ pub struct Settings {
     pub prune: bool,
     /// Whether the log tells what was asked for, and is on the host alone.
     pub report: bool,
+    /// What is asked for ahead of who uses it.
+    pub prefetch: Prefetch,
+    /// Where profiles of use are; none: nowhere.
+    pub profiles: Option<Profiles>,
     /// Where links that hold the roots beyond this process are made.
     pub gc_root: Option<PathBuf>,
     /// The state directory; of a view that is [given](Origin::Given), it comes with it.

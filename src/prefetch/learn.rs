@@ -3,7 +3,8 @@
 //! Rules, for a use of the last profile:
 //! - It was seen: it stays, seen in one run more.
 //! - It was not seen, and was played, and its name is not marked: it stays. The kernel may have answered.
-//! - It was not seen, and was not played or is marked: it goes. Whoever had used it would have been seen.
+//! - It was not seen, and was not played or is marked: it goes. Whoever had used it would have been seen. But what was used later than this run has
+//!   lasted stays: it may still have come.
 //!
 //! The same holds for what was asked of it: pages and listings that were neither played nor seen go. What is new is added.
 //!
@@ -15,20 +16,26 @@
 //! - whatever a hostile server recorded, the profile keeps its bounds.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::time::Duration;
 
 use super::plan::{self, Mode, Plan, Step};
 use super::profile::{Asked, BYTES, IDLE, Member, Profile, USES, Use, is_below};
+use crate::protocol::task::Done;
 use crate::values::StorePath;
 use crate::view::trace::Marks;
 use crate::view::trace::records::{Kind, Record};
 
-/// How many steps of the plan for the last profile and these members were done.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Played {
-    /// Of [`Plan::names`], from the first.
-    pub names: usize,
-    /// Of [`Plan::bytes`], from the first.
-    pub bytes: usize,
+/// What is known of a run.
+#[derive(Debug, Clone, Copy)]
+pub struct Run<'a> {
+    /// What its trace has.
+    pub records: &'a [Record],
+    /// How many steps of the plan for the last profile were done.
+    pub done: Done,
+    /// Those of its trace.
+    pub marks: Marks,
+    /// For how long after its first record it was recorded.
+    pub lasted: Duration,
 }
 
 /// What marks tell of what was played: an estimate of how much of it was of use.
@@ -40,22 +47,23 @@ pub struct Judged {
     pub used: u32,
 }
 
-/// The next profile of a view with these `members`, of which `records` tell what was seen in this run.
+/// The next profile of a view that had these `members` when it was played, and shows those of `later` as well by now. `run` tells what
+/// was seen.
 ///
-/// `last` is the profile that was read when the run began, also if this run was learnt from before. `marks` are those of the run's trace.
+/// `last` is the profile that was read when the run began, also if this run was learnt from before.
 #[must_use]
 pub fn learn<'a>(
     last: Option<&Profile>,
     members: impl IntoIterator<Item = &'a StorePath>,
-    records: &[Record],
-    played: &Played,
-    marks: Marks,
+    later: impl IntoIterator<Item = &'a StorePath>,
+    run: &Run<'_>,
 ) -> (Profile, Judged) {
     let members: BTreeSet<&StorePath> = members.into_iter().collect();
     let last = last.map(|last| last.mapped(members.iter().copied())).unwrap_or_default();
-    let mut seen = Seen::of(records, &members);
-    let plan = Plan::new(&last, members.iter().copied(), marks, Mode::Auto);
-    let ready = Ready::of(&plan, played);
+    let Run { records, done, marks, lasted } = run;
+    let mut seen = Seen::of(records, &members.iter().copied().chain(later).collect());
+    let plan = Plan::new(&last, members.iter().copied(), *marks, Mode::Auto);
+    let ready = Ready::of(&plan, *done);
 
     let mut judged = Judged::default();
     let mut next = Profile { runs: last.runs.saturating_add(1), members: BTreeMap::new() };
@@ -75,11 +83,15 @@ pub fn learn<'a>(
             let was_ready = ready.has_name(&full, &old.asked);
             let is_marked = marks.is_marked(&full);
             let was_used = new.is_some() || seen.is_on_the_way(&full);
-            if was_ready && is_marked {
+            // Whoever lists a directory is told its names for ever, and asks for none of them.
+            // What came later the last time may still come.
+            let is_over = Duration::from_millis(old.after.into()) < *lasted;
+            let is_judged = is_marked && is_over && !seen.is_listed(&full);
+            if was_ready && is_judged {
                 judged.marked = judged.marked.saturating_add(1);
                 judged.used = judged.used.saturating_add(was_used.into());
             }
-            let stays = if is_marked { was_used } else { was_used || was_ready };
+            let stays = if is_judged { was_used } else { was_used || was_ready || !is_over };
             if stays {
                 uses.insert(below, next_use(old, new, &full, &ready, was_used));
             }
@@ -113,7 +125,7 @@ struct Ready<'a> {
 }
 
 impl<'a> Ready<'a> {
-    fn of(plan: &'a Plan, played: &Played) -> Self {
+    fn of(plan: &'a Plan, played: Done) -> Self {
         let mut ready = Self::default();
         let (names, bytes) = (plan.names.iter().take(played.names), plan.bytes.iter().take(played.bytes));
         for step in names.chain(bytes) {
@@ -155,6 +167,8 @@ struct Seen {
     uses: HashMap<Vec<u8>, Use>,
     /// Directories in which something was seen.
     ways: HashSet<Vec<u8>>,
+    /// Directories that were listed.
+    listed: HashSet<Vec<u8>>,
     /// Whether members' own names are told.
     tells_members: bool,
     /// Members of which anything was seen.
@@ -178,7 +192,10 @@ impl Seen {
                 Kind::Name if is_member => continue,
                 Kind::Name => Asked::Name,
                 Kind::Absent => Asked::Absent,
-                Kind::Listed => Asked::Listed,
+                Kind::Listed => {
+                    seen.listed.insert(record.path.clone());
+                    Asked::Listed
+                }
                 Kind::Link => Asked::Link,
                 Kind::Read | Kind::Opened => Asked::File(record.pages.into_iter().collect()),
             };
@@ -213,6 +230,11 @@ impl Seen {
 
     fn take(&mut self, path: &[u8]) -> Option<Use> {
         self.uses.remove(path)
+    }
+
+    /// Whether the directory of `path` was.
+    fn is_listed(&self, path: &[u8]) -> bool {
+        plan::parent(path).is_some_and(|dir| self.listed.contains(dir))
     }
 
     fn is_on_the_way(&self, path: &[u8]) -> bool {

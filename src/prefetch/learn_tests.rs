@@ -21,13 +21,14 @@ fn full(n: u32, below: &str) -> Vec<u8> {
 /// What is asked of which path.
 type Asking = (Kind, Vec<u8>);
 
-const ALL: Played = Played { names: usize::MAX, bytes: usize::MAX };
+const LONG: Duration = Duration::MAX;
+const ALL: Done = Done { names: usize::MAX, bytes: usize::MAX };
 
 /// What a kernel and a server do in a run in which `used` is used, in this order: what was played and is not marked is answered from caches.
 fn run(
     last: Option<&Profile>,
     members: &[StorePath],
-    played: &Played,
+    played: &Done,
     used: &[Asking],
     marks: Marks,
 ) -> Vec<Record> {
@@ -102,7 +103,12 @@ fn a_first_run_is_what_was_recorded() {
         record(Kind::Name, &full(1, "x//y"), 9),
         record(Kind::Name, &full(1, "x\0y"), 9),
     ];
-    let (next, judged) = learn(None, &[member(1), member(2)], &records, &Played::default(), Marks::new(0));
+    let (next, judged) = learn(
+        None,
+        &[member(1), member(2)],
+        &[],
+        &Run { records: &records, done: Done::default(), marks: Marks::new(0), lasted: LONG },
+    );
     let of = |asked, after| Use { after, seen: 1, asked };
     let known: Vec<_> =
         next.uses().map(|(member, below, of)| (plan::joined(member, below), of.clone())).collect();
@@ -125,9 +131,14 @@ fn what_was_played_stays_unless_it_is_marked_and_nobody_used_it() {
     let path = full(1, "bin/tool");
     let today = [member(1)];
     let first = [record(Kind::Name, &path, 4), record(Kind::Read, &path, 5)];
-    let (last, _) = learn(None, &today, &first, &Played::default(), Marks::new(0));
-    let none = Played::default();
-    let names = Played { names: usize::MAX, bytes: 0 };
+    let (last, _) = learn(
+        None,
+        &today,
+        &[],
+        &Run { records: &first, done: Done::default(), marks: Marks::new(0), lasted: LONG },
+    );
+    let none = Done::default();
+    let names = Done { names: usize::MAX, bytes: 0 };
     let name = [record(Kind::Name, &path, 1)];
     let read = [record(Kind::Name, &path, 1), record(Kind::Read, &path, 2)];
     let file = asked(&last, &path);
@@ -143,15 +154,71 @@ fn what_was_played_stays_unless_it_is_marked_and_nobody_used_it() {
         ("its bytes were not played, and read", false, names, &read[1..], file.clone(), 2, (0, 0)),
         ("it is no more", false, ALL, &[record(Kind::Absent, &path, 1)], Some(Asked::Absent), 2, (0, 0)),
     ] {
-        let (next, judged) = learn(Some(&last), &today, records, &played, marks(&path, is_marked));
+        let (next, judged) = learn(
+            Some(&last),
+            &today,
+            &[],
+            &Run { records, done: played, marks: marks(&path, is_marked), lasted: LONG },
+        );
         assert_eq!(asked(&next, &path), expected, "{case}");
         assert_eq!(next.uses().map(|(_, _, of)| of.seen).max().unwrap_or_default(), seen, "{case}");
         assert_eq!((judged.marked, judged.used), used, "{case}");
         assert_eq!(next.runs(), 2);
     }
     let below = [record(Kind::Name, &full(1, "bin/tool/x"), 1)];
-    let (next, judged) = learn(Some(&last), &today, &below, &ALL, marks(&path, true));
+    let (next, judged) = learn(
+        Some(&last),
+        &today,
+        &[],
+        &Run { records: &below, done: ALL, marks: marks(&path, true), lasted: LONG },
+    );
     assert_eq!((asked(&next, &path), judged.used), (Some(Asked::Name), 1), "what leads to a use is used");
+    // Whoever listed the directory asks for none of its names.
+    let listed = [record(Kind::Listed, &full(1, "bin"), 1)];
+    let (next, judged) = learn(
+        Some(&last),
+        &today,
+        &[],
+        &Run { records: &listed, done: ALL, marks: marks(&path, true), lasted: LONG },
+    );
+    assert_eq!((asked(&next, &path), judged.marked), (Some(Asked::Name), 0), "it is not judged");
+}
+
+/// A container that ends at once tells nothing of what it would have used later.
+#[test]
+fn what_was_used_later_than_a_run_has_lasted_stays() {
+    let path = full(1, "late");
+    let (last, _) = learn(
+        None,
+        &[member(1)],
+        &[],
+        &Run {
+            records: &[record(Kind::Name, &path, 5000)],
+            done: Done::default(),
+            marks: Marks::new(0),
+            lasted: LONG,
+        },
+    );
+    for (seconds, stays) in [(2, true), (9, false)] {
+        for is_marked in [false, true] {
+            let lasted = Duration::from_secs(seconds);
+            let run = Run { records: &[], done: Done::default(), marks: marks(&path, is_marked), lasted };
+            let (next, judged) = learn(Some(&last), &[member(1)], &[], &run);
+            assert_eq!((asked(&next, &path).is_some(), judged.marked), (stays, 0), "{seconds} s");
+        }
+    }
+}
+
+#[test]
+fn what_was_used_of_a_member_that_came_later_is_learnt() {
+    let records = [record(Kind::Name, &full(2, "x"), 1), record(Kind::Name, &full(3, "x"), 2)];
+    let (next, _) = learn(
+        None,
+        &[member(1)],
+        &[member(2)],
+        &Run { records: &records, done: Done::default(), marks: Marks::new(0), lasted: LONG },
+    );
+    assert_eq!(next.uses().map(|(member, _, _)| member.clone()).collect::<Vec<_>>(), [member(2)]);
 }
 
 #[test]
@@ -159,18 +226,43 @@ fn a_member_that_nobody_asks_for_is_dropped_after_some_runs() {
     let (kept, idle) = (member(1), member(2));
     let today = [kept.clone(), idle.clone()];
     let first = [record(Kind::Read, &full(1, ""), 0), record(Kind::Read, &full(2, ""), 0)];
-    let (first, _) = learn(None, &today, &first, &Played::default(), Marks::new(0));
+    let (first, _) = learn(
+        None,
+        &today,
+        &[],
+        &Run { records: &first, done: Done::default(), marks: Marks::new(0), lasted: LONG },
+    );
     let mut last = first.clone();
     for run in 1..=IDLE {
-        last =
-            learn(Some(&last), &today, &[record(Kind::Name, &full(1, ""), 0)], &ALL, Marks::new(run.into()))
-                .0;
+        last = learn(
+            Some(&last),
+            &today,
+            &[],
+            &Run {
+                records: &[record(Kind::Name, &full(1, ""), 0)],
+                done: ALL,
+                marks: Marks::new(run.into()),
+                lasted: LONG,
+            },
+        )
+        .0;
         assert_eq!(last.len(), if run == IDLE { 1 } else { 2 }, "run {run}");
     }
     // A trace that tells no member's name tells nothing of it.
     let mut last = first;
     for seed in 0..=u64::from(IDLE) {
-        last = learn(Some(&last), &today, &[record(Kind::Name, &full(1, "x"), 0)], &ALL, Marks::new(seed)).0;
+        last = learn(
+            Some(&last),
+            &today,
+            &[],
+            &Run {
+                records: &[record(Kind::Name, &full(1, "x"), 0)],
+                done: ALL,
+                marks: Marks::new(seed),
+                lasted: LONG,
+            },
+        )
+        .0;
         assert!(paths(&last).contains(&full(2, "")));
     }
 }
@@ -191,8 +283,13 @@ fn what_is_used_in_each_run_stays_and_what_is_not_goes() {
     let both: Vec<_> = stays.iter().chain(&goes).cloned().collect();
     let start = u64::from(std::process::id());
     println!("the first seed is {start}");
-    let records = run(None, &today, &Played::default(), &both, Marks::new(start));
-    let (mut last, _) = learn(None, &today, &records, &Played::default(), Marks::new(start));
+    let records = run(None, &today, &Done::default(), &both, Marks::new(start));
+    let (mut last, _) = learn(
+        None,
+        &today,
+        &[],
+        &Run { records: &records, done: Done::default(), marks: Marks::new(start), lasted: LONG },
+    );
     let (mut gone_after, mut runs) = (Vec::new(), 0_u32);
     let (mut marked, mut used) = (0, 0);
     while gone_after.len() < goes.len() {
@@ -201,7 +298,8 @@ fn what_is_used_in_each_run_stays_and_what_is_not_goes() {
         let marks = Marks::new((start + u64::from(runs)).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let records = run(Some(&last), &today, &ALL, &stays, marks);
         let judged;
-        (last, judged) = learn(Some(&last), &today, &records, &ALL, marks);
+        (last, judged) =
+            learn(Some(&last), &today, &[], &Run { records: &records, done: ALL, marks, lasted: LONG });
         let known = paths(&last);
         assert!(stays.iter().all(|(_, path)| known.contains(path)), "run {runs}");
         let left = goes.iter().filter(|(_, path)| known.contains(path)).count();
@@ -230,10 +328,10 @@ proptest! {
         let mut ever: BTreeSet<Vec<u8>> = BTreeSet::new();
         for (used, names, bytes, seed) in runs {
             let used: Vec<_> = used.into_iter().map(|at| all[at].clone()).collect();
-            let (played, marks) = (Played { names, bytes }, Marks::new(seed));
+            let (played, marks) = (Done { names, bytes }, Marks::new(seed));
             let records = run(last.as_ref(), &today, &played, &used, marks);
             let before = last.as_ref().map(paths).unwrap_or_default();
-            let (next, judged) = learn(last.as_ref(), &today, &records, &played, marks);
+            let (next, judged) = learn(last.as_ref(), &today, &[], &Run { records: &records, done: played, marks, lasted: LONG });
             let now = paths(&next);
             for (_, path) in &used {
                 ever.extend(std::iter::successors(Some(path.as_slice()), |path| plan::parent(path)).map(<[u8]>::to_vec));
@@ -261,7 +359,7 @@ proptest! {
         let today = [member(0), member(1), member(2)];
         let mut last: Option<Profile> = None;
         for _ in 0..3 {
-            let (next, _) = learn(last.as_ref(), &today, &records, &Played { names, bytes }, Marks::new(seed));
+            let (next, _) = learn(last.as_ref(), &today, &[], &Run { records: &records, done: Done { names, bytes }, marks: Marks::new(seed), lasted: LONG });
             prop_assert_eq!(&Profile::read(&next.write()).unwrap(), &next);
             prop_assert!(next.uses().all(|(member, _, _)| today.contains(member)));
             last = Some(next);
@@ -273,13 +371,23 @@ proptest! {
 fn more_than_a_profile_holds_is_left_out() {
     let records: Vec<Record> =
         (0..USES as u64 + 50).map(|n| record(Kind::Name, &full(1, &n.to_string()), n)).collect();
-    let (next, _) = learn(None, &[member(1)], &records, &Played::default(), Marks::new(0));
+    let (next, _) = learn(
+        None,
+        &[member(1)],
+        &[],
+        &Run { records: &records, done: Done::default(), marks: Marks::new(0), lasted: LONG },
+    );
     assert_eq!(next.len(), USES);
     assert!(next.uses().all(|(_, _, of)| of.after < USES as u32), "the latest");
     let long = "x".repeat(4000);
     let records: Vec<Record> =
         (0..6000).map(|n| record(Kind::Name, &full(1, &format!("{n}{long}")), n)).collect();
-    let (next, _) = learn(None, &[member(1)], &records, &Played::default(), Marks::new(0));
+    let (next, _) = learn(
+        None,
+        &[member(1)],
+        &[],
+        &Run { records: &records, done: Done::default(), marks: Marks::new(0), lasted: LONG },
+    );
     assert!(next.len() > 4000 && next.write().len() <= BYTES, "{}", next.len());
 }
 
@@ -287,11 +395,26 @@ fn more_than_a_profile_holds_is_left_out() {
 fn a_listing_makes_no_absence_ready() {
     let records = [record(Kind::Listed, &full(1, "lib"), 1), record(Kind::Absent, &full(1, "lib/none"), 2)];
     let today = [member(1)];
-    let (last, _) = learn(None, &today, &records, &Played::default(), Marks::new(0));
+    let (last, _) = learn(
+        None,
+        &today,
+        &[],
+        &Run { records: &records, done: Done::default(), marks: Marks::new(0), lasted: LONG },
+    );
     let seed = marks(&full(1, "lib/none"), false);
-    let one = Played { names: 1, bytes: 0 };
-    let (next, _) = learn(Some(&last), &today, &[record(Kind::Name, &full(1, "lib"), 0)], &one, seed);
+    let one = Done { names: 1, bytes: 0 };
+    let (next, _) = learn(
+        Some(&last),
+        &today,
+        &[],
+        &Run { records: &[record(Kind::Name, &full(1, "lib"), 0)], done: one, marks: seed, lasted: LONG },
+    );
     assert_eq!(paths(&next), [full(1, "lib")].into(), "it was not looked up, and nobody asked for it");
-    let (next, _) = learn(Some(&last), &today, &[record(Kind::Name, &full(1, "lib"), 0)], &ALL, seed);
+    let (next, _) = learn(
+        Some(&last),
+        &today,
+        &[],
+        &Run { records: &[record(Kind::Name, &full(1, "lib"), 0)], done: ALL, marks: seed, lasted: LONG },
+    );
     assert_eq!(next.len(), 2);
 }

@@ -26,13 +26,14 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::handshake::{Agreement, Promised};
+use super::task::Task;
 use crate::log::LogSettings;
 use crate::sandbox::Sandbox;
 use crate::sys::memory;
 use crate::values::{StorePath, View, lossless};
 
-/// Descriptors of one order at most: the body, and one of each kind, of which [`Carried::Registrar`] is the last.
-const DESCRIPTORS_MAX: usize = 1 + Carried::Registrar as usize + 1;
+/// Descriptors of one order at most: the body, and one of each kind, of which [`Carried::Trace`] is the last.
+const DESCRIPTORS_MAX: usize = 1 + Carried::Trace as usize + 1;
 /// No closure comes near this; a length above it is not ours.
 const ORDER_MAX: u64 = 1 << 30;
 /// Bytes of the longest report.
@@ -62,6 +63,8 @@ pub enum Carried {
     Missed,
     /// Where files are registered with the kernel ([`super::registration`]).
     Registrar,
+    /// What was asked of this mount, in order, and who plays (`crate::view::trace`).
+    Trace,
 }
 
 /// What a server needs to begin, beside the descriptors.
@@ -122,6 +125,8 @@ pub enum Order {
         /// Number of the switch.
         epoch: u32,
     },
+    /// Serve nothing, do this and end.
+    Do(Box<Task>),
 }
 
 /// Whether the same start may succeed later.
@@ -243,11 +248,11 @@ pub fn receive_order(socket: impl AsFd) -> io::Result<Received<(Order, Vec<Owned
     Ok(Received::Message((decode(&bytes)?, descriptors)))
 }
 
-/// Sends `report`. Waits while the socket is full: the monitor reads what has come, or has died.
+/// Sends `report`, of a server or of another process. Waits while the socket is full: the monitor reads what has come, or has died.
 ///
 /// # Errors
 /// Those of send(2).
-pub fn send_report(socket: impl AsFd, report: &Report) -> io::Result<()> {
+pub fn send_report(socket: impl AsFd, report: &impl Serialize) -> io::Result<()> {
     let body = serde_json::to_vec(report)?;
     loop {
         match rustix::net::send(&socket, &body, SendFlags::NOSIGNAL) {
@@ -261,7 +266,7 @@ pub fn send_report(socket: impl AsFd, report: &Report) -> io::Result<()> {
 ///
 /// # Errors
 /// Those of recvmsg(2), or `InvalidData` for what is no report.
-pub fn receive_report(socket: impl AsFd) -> io::Result<Received<Report>> {
+pub fn receive_report<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Received<T>> {
     let mut body = [0; REPORT_MAX];
     // Without room for descriptors the kernel closes those that a message has.
     let mut control = RecvAncillaryBuffer::default();
@@ -311,6 +316,10 @@ mod tests {
         (0..names as u64).map(|n| (StorePath::new(&format!("{n:032}-name")).unwrap(), n)).collect()
     }
 
+    fn next(monitor: &OwnedFd) -> io::Result<Received<Report>> {
+        receive_report(monitor)
+    }
+
     fn order(names: usize, epoch: u32) -> Order {
         Order::Switch { view: view(names), epoch }
     }
@@ -343,7 +352,7 @@ mod tests {
     #[test]
     fn reports_arrive_one_by_one_and_the_monitor_never_waits() {
         let (monitor, server) = pair().unwrap();
-        assert_eq!(receive_report(&monitor).unwrap(), Received::Nothing);
+        assert_eq!(next(&monitor).unwrap(), Received::Nothing);
         let reports = [
             Report::Serving { epoch: 3, restored: 7, renewed: true },
             Report::Answered,
@@ -354,12 +363,12 @@ mod tests {
             send_report(&server, report).unwrap();
         }
         for report in reports {
-            assert_eq!(receive_report(&monitor).unwrap(), Received::Message(report));
+            assert_eq!(next(&monitor).unwrap(), Received::Message(report));
         }
         send_order(&monitor, &order(1, 1), &[]).unwrap();
         drop(server);
-        assert_eq!(receive_report(&monitor).unwrap(), Received::Closed);
-        assert_eq!(receive_report(&monitor).unwrap(), Received::Closed);
+        assert_eq!(next(&monitor).unwrap(), Received::Closed);
+        assert_eq!(next(&monitor).unwrap(), Received::Closed);
         let gone = send_order(&monitor, &order(1, 1), &[]).unwrap_err();
         assert_eq!(gone.kind(), io::ErrorKind::BrokenPipe);
     }
@@ -371,8 +380,7 @@ mod tests {
         for text in ["x", "\u{1}", "\u{1f600}", "\"", "ü"] {
             let why = text.repeat(10_000);
             send_report(&server, &Report::failed(Cause::Passing, &why)).unwrap();
-            let Received::Message(Report::Failed { why: told, .. }) = receive_report(&monitor).unwrap()
-            else {
+            let Received::Message(Report::Failed { why: told, .. }) = next(&monitor).unwrap() else {
                 panic!("{text:?}")
             };
             assert!(why.starts_with(&told) && told.len() > REASON_MAX - 4, "{text:?}: {}", told.len());
@@ -391,18 +399,18 @@ mod tests {
         let longer = format!("{:<1$}", "\"Answered\"", REPORT_MAX + 1);
         for garbage in [&b"\xff\xfe"[..], b"{}", b"\"Nothing\"", longer.as_bytes()] {
             rustix::net::send(&server, garbage, SendFlags::empty()).unwrap();
-            assert_eq!(kind(receive_report(&monitor)), io::ErrorKind::InvalidData);
+            assert_eq!(kind(next(&monitor)), io::ErrorKind::InvalidData);
         }
         let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
         let before = open();
         for _ in 0..100 {
             // An order, to the wrong side: its descriptor is closed by the kernel.
             send_order(&server, &order(1, 1), &[]).unwrap();
-            assert_eq!(kind(receive_report(&monitor)), io::ErrorKind::InvalidData);
+            assert_eq!(kind(next(&monitor)), io::ErrorKind::InvalidData);
         }
         assert!(open() < before + 50, "descriptors of a hostile server stay open");
         send_report(&server, &Report::Answered).unwrap();
-        assert_eq!(receive_report(&monitor).unwrap(), Received::Message(Report::Answered));
+        assert_eq!(next(&monitor).unwrap(), Received::Message(Report::Answered));
     }
 
     #[test]

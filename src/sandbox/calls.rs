@@ -143,13 +143,17 @@ const PR_GET_AUXV: libc::c_int = 0x4155_5856;
 /// Calls, each with alternatives for its arguments; none: whatever they are.
 pub(super) type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
-/// Leaves this thread, and those that it makes, the calls of the table.
-pub(super) fn confine() -> io::Result<()> {
+/// What only somebody calls who plays: it tells the kernel how a file will be read.
+pub(super) const OF_PLAYERS: &[i64] = &[libc::SYS_fadvise64];
+
+/// Leaves this thread, and those that it makes, the calls of the table, and `more`.
+pub(super) fn confine(more: &[i64]) -> io::Result<()> {
     let absent = || SeccompAction::Errno(rustix::io::Errno::NOSYS.raw_os_error().unsigned_abs());
     let any = |calls: &[i64]| -> Rules { calls.iter().map(|call| (*call, Vec::new())).collect() };
     let unknown = if cfg!(debug_assertions) { SeccompAction::KillProcess } else { absent() };
     let mut allowed = any(ALLOWED);
     allowed.extend(any(OF_TESTS));
+    allowed.extend(any(more));
     allowed.extend(any(ABSENT));
     allowed.extend(conditional().map_err(io::Error::other)?);
     let programs = [

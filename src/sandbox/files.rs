@@ -1,7 +1,7 @@
 //! Files and what else Landlock knows of: landlock(7).
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use landlock::{
@@ -56,6 +56,27 @@ pub(super) fn confine(server: Server<'_>) -> io::Result<()> {
     for dir in of_tests() {
         allow(&std::fs::File::open(dir)?, AccessFs::from_all(KNOWN))?;
     }
+    match rules.restrict_self().map_err(refused)?.ruleset {
+        RulesetStatus::FullyEnforced | RulesetStatus::PartiallyEnforced => Ok(()),
+        RulesetStatus::NotEnforced => Err(Errno::OPNOTSUPP.into()),
+    }
+}
+
+/// Lets this thread open nothing, but files and directories below these to read.
+pub(super) fn confine_to_reading_below(
+    read: impl FnOnce(&mut dyn FnMut(BorrowedFd<'_>) -> io::Result<()>) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut rules = Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(KNOWN))
+        .and_then(|rules| rules.handle_access(AccessNet::from_all(KNOWN)))
+        .and_then(|rules| rules.scope(Scope::from_all(KNOWN)))
+        .and_then(Ruleset::create)
+        .map_err(refused)?;
+    read(&mut |below| {
+        let access = AccessFs::ReadFile | AccessFs::ReadDir;
+        (&mut rules).add_rule(PathBeneath::new(below, access)).map(drop).map_err(refused)
+    })?;
     match rules.restrict_self().map_err(refused)?.ruleset {
         RulesetStatus::FullyEnforced | RulesetStatus::PartiallyEnforced => Ok(()),
         RulesetStatus::NotEnforced => Err(Errno::OPNOTSUPP.into()),

@@ -20,6 +20,7 @@ mod command;
 mod files;
 mod monitor;
 mod monitor_calls;
+mod task;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -33,6 +34,7 @@ pub use capabilities::{KEPT, Kept};
 pub use command::Command;
 pub use files::confines_files;
 pub use monitor::{Looker, Monitor, StoreThread};
+pub use task::{Learner, Player};
 
 /// Bytes of the longest file that a server writes, where there is room: one of the two of its journal, of 15 million names.
 const LONGEST_FILE: u64 = 1 << 30;
@@ -72,6 +74,8 @@ pub struct Missing {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
     Server,
+    Player,
+    Learner,
     Monitor,
     StoreThread,
     Looker,
@@ -82,6 +86,8 @@ impl std::fmt::Display for Role {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Server => "the server",
+            Self::Player => "the process that asks ahead",
+            Self::Learner => "the process that writes the profile of use",
             Self::Monitor => "the monitor",
             Self::StoreThread => "the thread that asks Nix",
             Self::Looker => "a thread that only looks",
@@ -139,7 +145,7 @@ impl Server<'_> {
                 (Part::NewPrivileges, &no_new_privileges),
                 (Part::Files, &|| files::confine(self)),
                 (Part::Capabilities, &|| capabilities::keep(CapabilitySet::empty())),
-                (Part::Calls, &calls::confine),
+                (Part::Calls, &|| calls::confine(&[])),
             ],
         )
     }

@@ -57,6 +57,11 @@ impl Counts {
     /// Counts one request.
     pub fn add(&self, kind: Kind) {
         self.usage.add(kind);
+        self.played();
+    }
+
+    /// A request of who plays what was learnt: it flows as any other, and is none that anybody asked for.
+    pub fn played(&self) {
         if let Some(flow) = &self.flow {
             flow.note();
         }

@@ -35,9 +35,13 @@ use crate::fuse::{Ledger, Operation, Request};
 use crate::panics::Panic;
 use crate::protocol::handshake::READ_MAX;
 use crate::view::backing::{Read, Target};
+use crate::view::trace::Trace;
+use crate::view::trace::records::{self, Pages};
 use crate::view::trie::{NodeId, ROOT};
-use crate::view::usage::Kind;
-use crate::view::{Counted, Entry, FsError, Handle, Node, Registrations, ServedView, Stale, Totals, Way};
+use crate::view::usage::{self, Kind};
+use crate::view::{
+    Counted, Entry, FsError, Handle, Node, Registrations, ServedView, Stale, Told, Totals, Way,
+};
 use layout::{absent, add, attributes, errno, known, lifetime};
 
 /// SEEK_DATA and SEEK_HOLE of lseek(2); the kernel answers the others itself (`fuse_file_llseek`).
@@ -55,7 +59,17 @@ pub struct StoreFs {
     /// Where names outside the closure are left; none: nobody wants to know.
     missed: Option<Missed>,
     root: Arc<RootNames>,
+    trace: Trace,
     warned: AtomicBool,
+}
+
+/// Who asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asker {
+    /// A thread with this id.
+    User(u32),
+    /// The thread that plays what was learnt ([`crate::view::trace`]).
+    Player,
 }
 
 fn writes(flags: u32) -> bool {
@@ -75,7 +89,13 @@ impl StoreFs {
     pub fn new(view: Arc<ServedView>, counts: Arc<Counts>, ledger: Ledger, root: Arc<RootNames>) -> Self {
         let registrations = view.registrations().cloned();
         let warned = AtomicBool::new(false);
-        Self { view, counts, ledger, registrations, missed: None, root, warned }
+        Self { view, counts, ledger, registrations, missed: None, root, trace: Trace::none(), warned }
+    }
+
+    /// Records what is asked for in `trace`.
+    #[must_use]
+    pub fn tracing(self, trace: Trace) -> Self {
+        Self { trace, ..self }
     }
 
     /// Leaves names that the root does not have with `missed`.
@@ -101,10 +121,18 @@ impl StoreFs {
     pub fn handle(&self, request: &Request<'_>, answer: Answer<'_>) {
         let node = NodeId(request.node);
         tracing::trace!(node = node.0, "{:?}", request.operation);
-        self.counts.add(counted(&request.operation));
+        let asker = if self.trace.is_player(request.pid) { Asker::Player } else { Asker::User(request.pid) };
+        match asker {
+            Asker::User(_) => self.counts.add(counted(&request.operation)),
+            Asker::Player => self.counts.played(),
+        }
         stops::at(Stop::Begun);
+        usage::unseen(asker == Asker::Player, || self.dispatch(request, node, asker, answer));
+    }
+
+    fn dispatch(&self, request: &Request<'_>, node: NodeId, asker: Asker, answer: Answer<'_>) {
         match request.operation {
-            Operation::Lookup { name: Name(name) } => self.lookup(node, name, request.pid, answer),
+            Operation::Lookup { name: Name(name) } => self.lookup(node, name, asker, answer),
             Operation::Forget { lookups } => {
                 answer.none();
                 self.view.forget(node, lookups);
@@ -114,15 +142,18 @@ impl StoreFs {
                 self.forget_all(all);
             }
             Operation::Getattr => self.getattr(node, answer),
-            Operation::Readlink => self.readlink(node, answer),
+            Operation::Readlink => self.readlink(node, asker, answer),
             Operation::Open { flags } if writes(flags) => answer.error(errno(FsError::ReadOnly)),
             Operation::Open { .. } => match &self.registrations {
-                Some(registrations) => self.pass_through(registrations, node, answer),
+                Some(registrations) => {
+                    self.pass_through(registrations, node, answer);
+                    self.note(asker, records::Kind::Opened, None, || self.view.trie().path(node));
+                }
                 None => answer.error(errno(FsError::Unsupported)),
             },
             Operation::Release { handle } => self.release(node, Handle(handle), answer),
-            Operation::Read { offset, size } => self.read(node, offset, size, answer),
-            Operation::Readdirplus { offset, size } => self.list(node, offset, size, answer),
+            Operation::Read { offset, size } => self.read(node, offset, size, asker, answer),
+            Operation::Readdirplus { offset, size } => self.list(node, offset, size, asker, answer),
             Operation::Statfs => self.statfs(answer),
             Operation::Lseek { offset, whence } => self.lseek(node, offset, whence, answer),
             Operation::Write => {
@@ -141,7 +172,28 @@ impl StoreFs {
         }
     }
 
-    fn lookup(&self, parent: NodeId, name: &[u8], pid: u32, answer: Answer<'_>) {
+    /// Records what was asked for, once it is answered.
+    fn note(
+        &self,
+        asker: Asker,
+        kind: records::Kind,
+        pages: Option<Pages>,
+        path: impl FnOnce() -> Option<Vec<u8>>,
+    ) {
+        if asker != Asker::Player {
+            self.trace.note(kind, pages, path);
+        }
+    }
+
+    /// How long a name may be shown that can be shown for ever: where somebody plays, its first user may have to ask again.
+    fn lasting(&self, asker: Asker, path: impl FnOnce() -> Option<Vec<u8>>) -> u64 {
+        match (asker, self.trace.marks()) {
+            (Asker::Player, Some(marks)) if path().is_none_or(|path| marks.is_marked(&path)) => 0,
+            _ => ENDLESS,
+        }
+    }
+
+    fn lookup(&self, parent: NodeId, name: &[u8], asker: Asker, answer: Answer<'_>) {
         let look = || {
             let found = self.view.lookup(parent, name);
             stops::at(Stop::Decided);
@@ -149,27 +201,38 @@ impl StoreFs {
         };
         if parent == ROOT {
             let (found, _giving) = self.root.decide(self.view.trie(), look);
-            return self.answer_at_root(found, name, pid, answer);
+            return self.answer_at_root(found, name, asker, answer);
         }
+        let path = || Some([&self.view.trie().path(parent)?[..], b"/", name].concat());
         match look() {
-            Ok(node) => answer.value(&known(node, node.stat.settled, ENDLESS)),
+            Ok(node) => {
+                answer.value(&known(node, node.stat.settled, self.lasting(asker, path)));
+                if node.stat.settled {
+                    self.note(asker, records::Kind::Name, None, path);
+                }
+            }
             Err(FsError::Absent) => {
                 // The name of the directory is not forgotten when its member is repaired: see [`super::forgetting`].
                 let is_member = self.view.trie().parent(parent) == Some(ROOT);
-                answer.value(&absent(if is_member { self.root.of_absences() } else { ENDLESS }));
+                let lasting = || self.lasting(asker, path);
+                answer.value(&absent(if is_member { self.root.of_absences() } else { lasting() }));
+                self.note(asker, records::Kind::Absent, None, path);
             }
             Err(error) => answer.error(errno(error)),
         }
     }
 
-    fn answer_at_root(&self, found: Result<Node, FsError>, name: &[u8], pid: u32, answer: Answer<'_>) {
+    fn answer_at_root(&self, found: Result<Node, FsError>, name: &[u8], asker: Asker, answer: Answer<'_>) {
         match found {
+            // Whoever uses it asks once more: so uses of members are known.
+            Ok(node) if asker == Asker::Player => answer.value(&known(node, node.stat.settled, 0)),
             Ok(node) => {
                 answer.value(&known(node, node.stat.settled, self.root.of_names()));
                 self.root.told_name();
+                self.note(asker, records::Kind::Name, None, || Some(name.to_vec()));
             }
             Err(FsError::Absent) => {
-                if let Some(missed) = &self.missed {
+                if let (Some(missed), Asker::User(pid)) = (&self.missed, asker) {
                     missed.note(name, pid, || self.counts.absent());
                 }
                 answer.value(&absent(self.root.of_absences()));
@@ -195,9 +258,14 @@ impl StoreFs {
         }
     }
 
-    fn readlink(&self, node: NodeId, answer: Answer<'_>) {
+    fn readlink(&self, node: NodeId, asker: Asker, answer: Answer<'_>) {
         match self.view.readlink(node) {
-            Ok(Target { target, settled }) => self.give_pages(node, &target, settled, answer),
+            Ok(Target { target, settled }) => {
+                self.give_pages(node, &target, settled, answer);
+                if settled {
+                    self.note(asker, records::Kind::Link, None, || self.view.trie().path(node));
+                }
+            }
             Err(error) => answer.error(errno(error)),
         }
     }
@@ -253,7 +321,7 @@ impl StoreFs {
         answer.done();
     }
 
-    fn read(&self, node: NodeId, offset: u64, size: u32, answer: Answer<'_>) {
+    fn read(&self, node: NodeId, offset: u64, size: u32, asker: Asker, answer: Answer<'_>) {
         BYTES.with_borrow_mut(|buffer| {
             let size = size.min(READ_MAX) as usize;
             if buffer.len() < size {
@@ -263,22 +331,38 @@ impl StoreFs {
             match self.view.read(node, offset, room) {
                 Ok(Read { len, settled }) => {
                     self.give_pages(node, room.get(..len).unwrap_or_default(), settled, answer);
+                    if settled && len > 0 {
+                        let pages = Some(Pages::of(offset, len));
+                        self.note(asker, records::Kind::Read, pages, || self.view.trie().path(node));
+                    }
                 }
                 Err(error) => answer.error(errno(error)),
             }
         });
     }
 
-    fn list(&self, node: NodeId, offset: u64, size: u32, answer: Answer<'_>) {
+    fn list(&self, node: NodeId, offset: u64, size: u32, asker: Asker, answer: Answer<'_>) {
         ENTRIES.with_borrow_mut(|buffer| {
             let room = size.min(READ_MAX) as usize;
             if node == ROOT {
                 return self.list_root(buffer, room, offset, answer);
             }
             buffer.clear();
-            let listed = self.view.list(node, offset, |entry| add(buffer, room, &entry, ENDLESS));
+            let path = || self.view.trie().path(node);
+            let dir = if asker == Asker::Player { path() } else { None };
+            let listed = self.view.list(node, offset, |entry| {
+                let name = || Some([dir.as_deref()?, b"/", entry.name].concat());
+                // A name that somebody uses stays as it was told: revalidated in vain, it would lose what is mounted on it.
+                let lasting = if entry.fresh { self.lasting(asker, name) } else { ENDLESS };
+                add(buffer, room, &entry, lasting)
+            });
             match listed {
-                Ok(settled) => self.give_pages(node, buffer, settled, answer),
+                Ok(settled) => {
+                    self.give_pages(node, buffer, settled, answer);
+                    if settled && offset == 0 {
+                        self.note(asker, records::Kind::Listed, None, path);
+                    }
+                }
                 Err(error) => answer.error(errno(error)),
             }
         });
@@ -287,7 +371,12 @@ impl StoreFs {
     fn list_root(&self, buffer: &mut Vec<u8>, room: usize, offset: u64, answer: Answer<'_>) {
         let (listed, _giving) = self.root.decide(self.view.trie(), || {
             buffer.clear();
-            let add = |entry: Entry<'_>| add(buffer, room, &entry, self.root.of_names());
+            // Where what is in a member may be there before anybody uses it, its own name has to be asked for.
+            let traced = self.trace.marks().is_some();
+            let add = |entry: Entry<'_>| {
+                let told = if traced { Told::Nothing } else { entry.told };
+                add(buffer, room, &Entry { told, ..entry }, self.root.of_names())
+            };
             let listed = self.view.list(ROOT, offset, add);
             stops::at(Stop::Decided);
             listed

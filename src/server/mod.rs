@@ -41,10 +41,12 @@ use rustix::process::Resource;
 
 use crate::fuse::{Device, Ledger};
 use crate::protocol::handshake::{Io, Lifetime, Promised};
+use crate::protocol::task::Task;
 use crate::protocol::wire::{self, Carried, Cause, Order, Received, Report, Start};
 use crate::values::{StorePath, View};
 use crate::view::backing::{Backing, Identity};
 use crate::view::journal::{Home, Journal, JournalError, Record};
+use crate::view::trace::Trace;
 use crate::view::trie::{NodeId, PathTrie, ROOT};
 use crate::view::usage::Usage;
 use crate::view::{MemberWatch, Registrations, ServedView};
@@ -146,6 +148,8 @@ pub struct Descriptors {
     missed: Option<OwnedFd>,
     /// None: nobody has the kernel read files by itself.
     registrar: Option<OwnedFd>,
+    /// None: nobody learns from what is asked, and nobody plays.
+    trace: Option<OwnedFd>,
 }
 
 impl Descriptors {
@@ -166,20 +170,31 @@ impl Descriptors {
             idle: take(Carried::Idle),
             missed: take(Carried::Missed),
             registrar: take(Carried::Registrar),
+            trace: take(Carried::Trace),
         })
     }
 }
 
-/// Receives what to serve over `monitor`.
+/// The first order that a process gets.
+#[derive(Debug)]
+pub enum First {
+    /// To serve.
+    Serve(Box<Start>, Descriptors),
+    /// To do something else, with these descriptors.
+    Do(Box<Task>, Vec<OwnedFd>),
+}
+
+/// Receives what to do over `monitor`.
 ///
 /// # Errors
 /// [`ServeError::NoOrder`].
-pub fn receive_start(monitor: impl AsFd) -> Result<(Start, Descriptors), ServeError> {
+pub fn receive_first(monitor: impl AsFd) -> Result<First, ServeError> {
     match wire::receive_order(monitor) {
         Ok(Received::Message((Order::Start(start), descriptors))) => {
             let sorted = Descriptors::sort(&start.carries, descriptors);
-            sorted.map(|descriptors| (*start, descriptors)).ok_or(ServeError::NoOrder(None))
+            sorted.map(|descriptors| First::Serve(start, descriptors)).ok_or(ServeError::NoOrder(None))
         }
+        Ok(Received::Message((Order::Do(task), descriptors))) => Ok(First::Do(task, descriptors)),
         Ok(_) => Err(ServeError::NoOrder(None)),
         Err(error) => Err(ServeError::NoOrder(Some(error))),
     }
@@ -190,7 +205,8 @@ pub fn receive_start(monitor: impl AsFd) -> Result<(Start, Descriptors), ServeEr
 /// # Errors
 /// [`ServeError`]; the mount is still there, and another server may take over.
 pub fn serve(start: Start, descriptors: Descriptors, monitor: &Arc<OwnedFd>) -> Result<(), ServeError> {
-    let Descriptors { device, store, journal, lock, ledger, usage, idle, missed, registrar } = descriptors;
+    let Descriptors { device, store, journal, lock, ledger, usage, idle, missed, registrar, trace } =
+        descriptors;
     if let Some(monitor) = start.end_with {
         end_with(monitor)?;
     }
@@ -204,6 +220,7 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: &Arc<OwnedFd>) -> 
     // Nobody else uses it from here on.
     let (ledger, slots) = Ledger::open(ledger).map_err(failed("mapping the ledger"))?;
     let usage = Usage::open(usage);
+    let trace = Trace::open(trace);
     let watch = MemberWatch::new(&store);
     let room = descriptors_left();
     let home = journal.zip(start.journal.as_deref()).map(|(dir, path)| Home::new(dir, path));
@@ -262,7 +279,7 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: &Arc<OwnedFd>) -> 
     }
     let counts = Arc::new(counts);
     let root = Arc::new(RootNames::new(start.promise, start.resume));
-    let mut fs = StoreFs::new(view.clone(), counts.clone(), ledger.clone(), root.clone());
+    let mut fs = StoreFs::new(view.clone(), counts.clone(), ledger.clone(), root.clone()).tracing(trace);
     if let Some(missed) = missed {
         fs = fs.reporting(Missed::new(missed));
     }
@@ -408,7 +425,7 @@ fn follow_orders(monitor: impl AsFd, reporter: &Reporter, switcher: &Switcher) -
                 switcher.switch(&next, epoch);
                 reporter.report(&Report::Switched { epoch });
             }
-            Received::Message((Order::Start(_), _)) => {
+            Received::Message((Order::Start(_) | Order::Do(_), _)) => {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "received a second order to start"));
             }
             Received::Nothing => {}

@@ -178,6 +178,19 @@ pub fn run_when_idle() -> io::Result<()> {
     if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Lets the calling thread, and those that it makes, ask the disk when others have been served (ioprio_set(2): best effort, the last of eight
+/// levels). Not in the idle class: whoever waits for the same block would wait as long.
+///
+/// # Errors
+/// Those of ioprio_set(2).
+pub fn ask_the_disk_last() -> io::Result<()> {
+    const WHO_PROCESS: libc::c_int = 1;
+    const BEST_EFFORT_LAST: libc::c_int = 2 << 13 | 7;
+    // SAFETY: the call takes three numbers, and changes nothing but the priority of this thread.
+    let set = unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, 0, BEST_EFFORT_LAST) };
+    if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Starts a process that does statfs(2) on `path` and ends with the number of the error, 0 for none. It holds no descriptor
 /// of this one, and ends with it if the kernel lets it end. The caller reaps it.
 ///

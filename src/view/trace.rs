@@ -17,6 +17,7 @@
 pub mod records;
 
 use std::fs::File;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -47,10 +48,10 @@ const CLOSED_AT: usize = 24;
 /// Milliseconds of CLOCK_MONOTONIC at the first record; 0: there is none.
 const FIRST_AT: usize = 32;
 /// Bytes of records.
-const END_AT: usize = 40;
+const END_AT: usize = FIRST_AT + WORD;
 
 /// One name of so many is marked.
-const MARKED: u32 = 64;
+const MARKED: u64 = 64;
 
 /// New memory, for a new mount.
 ///
@@ -117,10 +118,10 @@ impl Marks {
     /// Whether `path`, below the store directory, is marked. No member is: each of them is told in that way.
     #[must_use]
     pub fn is_marked(self, path: &[u8]) -> bool {
-        let mut hash = crc32fast::Hasher::new();
-        hash.update(&self.0.to_ne_bytes());
-        hash.update(path);
-        path.contains(&b'/') && hash.finalize().is_multiple_of(MARKED)
+        // The same in every process of one build of the program.
+        let mut hash = DefaultHasher::new();
+        (self.0, path).hash(&mut hash);
+        path.contains(&b'/') && hash.finish().is_multiple_of(MARKED)
     }
 }
 

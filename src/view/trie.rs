@@ -128,6 +128,8 @@ pub struct Entered {
     /// Whether a journal may not hold the node yet: whoever is told so writes it, then calls
     /// [`PathTrie::recorded`]. Two callers may both be told, and write the same.
     pub unrecorded: bool,
+    /// Whether the kernel knew nothing of the node: it was not told of it, or has forgotten it.
+    pub fresh: bool,
 }
 
 /// A node as a journal keeps it.
@@ -455,7 +457,7 @@ impl PathTrie {
         if let Some(id) = nodes.find(parent, name) {
             return nodes.slot(id).map(|slot| slot.count(id));
         }
-        Some(Entered { id: nodes.give(parent, name, 1), unrecorded: true })
+        Some(Entered { id: nodes.give(parent, name, 1), unrecorded: true, fresh: true })
     }
 
     /// Counts one more look-up that led to `id`, by whatever name. `None`: the kernel has forgotten it.

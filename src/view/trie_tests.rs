@@ -275,19 +275,23 @@ fn a_node_is_written_down_until_that_was_done() {
     trie.switch(&view(&[1].into()), 0);
     let top = trie.members().entries[0].1;
     let id = trie.enter(top, b"a").unwrap().id;
-    assert_eq!(trie.enter(top, b"a"), Some(Entered { id, unrecorded: true }));
-    assert_eq!(trie.count(id), Some(Entered { id, unrecorded: true }));
+    assert_eq!(trie.enter(top, b"a"), Some(Entered { id, unrecorded: true, fresh: false }));
+    assert_eq!(trie.count(id), Some(Entered { id, unrecorded: true, fresh: false }));
     trie.recorded(id);
-    assert_eq!(trie.enter(top, b"a"), Some(Entered { id, unrecorded: false }));
+    assert_eq!(trie.enter(top, b"a"), Some(Entered { id, unrecorded: false, fresh: false }));
     assert_eq!(
         trie.count(top),
-        Some(Entered { id: top, unrecorded: false }),
+        Some(Entered { id: top, unrecorded: false, fresh: false }),
         "members are written down first"
     );
     let next = PathTrie::new();
     next.restore(&trie.record(top).unwrap());
     next.restore(&trie.record(id).unwrap());
-    assert_eq!(next.enter(top, b"a"), Some(Entered { id, unrecorded: false }), "it comes from a journal");
+    assert_eq!(
+        next.enter(top, b"a"),
+        Some(Entered { id, unrecorded: false, fresh: false }),
+        "it comes from a journal"
+    );
 }
 
 /// A journal may hold a node twice, a path with several nodes, in any order, and damaged ids.

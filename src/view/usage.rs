@@ -16,6 +16,7 @@
 //! 2. All threads count all requests. A line of the processor's cache that they all write to would cost more than the request, so
 //!    each thread has a line of its own ([`LINES`]). What belongs to a member is shared by all of them, but written only where bytes
 //!    are read or a file is opened, which takes a system call in any case; a look-up only compares.
+//! 3. Who plays what was learnt ([`super::trace`]) asks as any other does, and that is no use: [`unseen`].
 
 mod snapshot;
 
@@ -283,8 +284,12 @@ impl Usage {
         }
     }
 
-    /// The slot of the member in which `path` lies, which is taken if it has none yet. None: it lies in none, or no slot is free.
+    /// The slot of the member in which `path` lies, which is taken if it has none yet. None: it lies in none, no slot is free, or it is no
+    /// use.
     fn slot(&self, path: &[u8]) -> Option<Slot<'_>> {
+        if UNSEEN.get() {
+            return None;
+        }
         let (words, key) = (self.words.as_ref()?, Key::of(path)?);
         let own = self.try_slots(key, |at| {
             (is_taken(words.get(at)?, key.first) && is_taken(words.get(at + WORD)?, key.second)).then_some(at)
@@ -341,6 +346,19 @@ impl Key {
     }
 }
 
+/// Does `work`, and if `unseen`, what it asks of a member in this thread counts as no use.
+pub fn unseen<T>(unseen: bool, work: impl FnOnce() -> T) -> T {
+    struct Before(bool);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            UNSEEN.set(self.0);
+        }
+    }
+    // Also after a panic, which ends one answer.
+    let _before = Before(UNSEEN.replace(unseen));
+    work()
+}
+
 /// Whether `word` is this one from now on. What it is once, it stays.
 fn is_taken(word: &AtomicU64, by: u64) -> bool {
     let take = || word.compare_exchange(0, by, Ordering::Relaxed, Ordering::Relaxed);
@@ -352,6 +370,11 @@ fn is_taken(word: &AtomicU64, by: u64) -> bool {
 
 fn in_line(line: usize, at: usize) -> usize {
     PAGE + line * LINE + at
+}
+
+thread_local! {
+    /// See [`unseen`].
+    static UNSEEN: Cell<bool> = const { Cell::new(false) };
 }
 
 /// The line that this thread counts in.

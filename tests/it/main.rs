@@ -55,6 +55,7 @@ mod overlay;
 mod page;
 mod panics;
 mod places;
+mod prefetch;
 mod private;
 mod readers;
 mod readonly;

@@ -12,12 +12,15 @@ const ROOMS: [(&str, &[&str]); 13] = [
     ("closure", &["values", "mounts", "store"]),
     ("fuse", &["sys", "mounts", "startup"]),
     ("view", &["values", "sys", "error", "panics", "fuse"]),
-    ("prefetch", &["values", "sys", "error", "view"]),
     ("protocol", &["values", "sys", "log", "sandbox", "fuse"]),
+    ("prefetch", &["values", "sys", "error", "log", "sandbox", "view", "protocol"]),
     ("kernel", &["sys", "fuse", "protocol"]),
     (
         "server",
-        &["values", "sys", "error", "log", "panics", "startup", "sandbox", "fuse", "view", "protocol"],
+        &[
+            "values", "sys", "error", "log", "panics", "startup", "sandbox", "fuse", "view", "protocol",
+            "prefetch",
+        ],
     ),
     (
         "monitor",
@@ -65,7 +68,7 @@ const ROOMS: [(&str, &[&str]); 13] = [
 ];
 
 /// The modules of the monitor, each uses only those before it.
-const MONITOR: [&str; 29] = [
+const MONITOR: [&str; 31] = [
     "debounce",
     "history",
     "memory",
@@ -80,6 +83,7 @@ const MONITOR: [&str; 29] = [
     "state",
     "error",
     "child",
+    "prefetching",
     "systemd",
     "watch",
     "mounting",
@@ -89,6 +93,7 @@ const MONITOR: [&str; 29] = [
     "supervisor",
     "clients",
     "runtime",
+    "ahead",
     "describe",
     "inherit",
     "ending",

@@ -6,9 +6,11 @@ use std::os::unix::ffi::OsStringExt;
 
 use nix_store_fs::closure::diff::Kind;
 use nix_store_fs::protocol::control::status::{
-    Asked, Incident, Missed, Process, Reloads, Seconds, Servers, Settings, Stage, State, Status, Store, Usage,
+    Asked, Incident, Missed, Prefetch, Process, Reloads, Seconds, Servers, Settings, Stage, State, Status,
+    Store, Usage,
 };
 use nix_store_fs::protocol::handshake::Io;
+use nix_store_fs::protocol::task::{self, Done, Known, Learnt, Played, Stopped};
 use nix_store_fs::values::StorePath;
 use serde_json::Value;
 
@@ -43,6 +45,7 @@ fn least() -> Status {
         last_error: None,
         missed: None,
         usage: None,
+        prefetch: None,
     }
 }
 
@@ -56,6 +59,23 @@ fn most() -> Status {
         bytes_read: u64::MAX,
         names_known: u64::MAX,
         panics: u64::MAX,
+    };
+    let prefetch = Prefetch {
+        mode: task::Prefetch::All,
+        playing: true,
+        remembers: true,
+        played: Some(Played {
+            known: Known::Unusable("\u{1b}\n".into()),
+            done: Done { names: 1, bytes: 2 },
+            names: u64::MAX,
+            files: u64::MAX,
+            bytes: u64::MAX,
+            milliseconds: u64::MAX,
+            processor: u64::MAX,
+            stopped: Stopped::Memory,
+        }),
+        learnt: Some(Learnt { runs: u32::MAX, uses: u64::MAX, marked: u32::MAX, used: u32::MAX }),
+        failed: Some("\u{1b}\n".into()),
     };
     Status {
         name: "a b".into(),
@@ -79,6 +99,7 @@ fn most() -> Status {
         last_error: Some(Incident { at: Seconds(2), message: "\u{202e}\n".into() }),
         missed: Some(Missed { names: 1, questions: 2, not_examined: 3 }),
         usage: Some(usage),
+        prefetch: Some(prefetch),
         ..least()
     }
 }

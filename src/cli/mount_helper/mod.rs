@@ -63,7 +63,8 @@ Options of -o (what each means: nix-store-fs(1), at the option of that name):
   from=FILE           a saved closure, in place of a system
   untrusted=DIR[:DIR]
   store=URI, name=NAME, gc-root=DIR
-  io=passthrough|cached, idle-polling=WHERE, threads=N, sandbox=HOW
+  io=passthrough|cached, idle-polling=WHERE, threads=N, sandbox=HOW, prefetch=WHAT,
+  cache-dir=DIR
   watch, prune, report
   quiet               log errors only
   remount             reload the view that is mounted at MOUNTPOINT

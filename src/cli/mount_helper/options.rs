@@ -60,7 +60,7 @@ enum Meaning {
 }
 
 /// Options of views.
-const OF_VIEWS: [(&str, Meaning); 16] = [
+const OF_VIEWS: [(&str, Meaning); 18] = [
     ("system", Meaning::Value),
     ("root", Meaning::List("root")),
     ("roots-file", Meaning::Value),
@@ -73,6 +73,8 @@ const OF_VIEWS: [(&str, Meaning); 16] = [
     ("watch", Meaning::Word),
     ("prune", Meaning::Word),
     ("report", Meaning::Word),
+    ("prefetch", Meaning::Value),
+    ("cache-dir", Meaning::Value),
     ("gc-root", Meaning::Value),
     ("sandbox", Meaning::Value),
     ("threads", Meaning::Value),

@@ -21,7 +21,7 @@ use crate::closure::graph::{Graph, Node};
 use crate::error;
 use crate::protocol::control;
 use crate::protocol::control::report::{Missed, Report, Used, UsedMember};
-use crate::protocol::control::status::{Asked, Seconds, Store};
+use crate::protocol::control::status::{Asked, Prefetch, Seconds, Store};
 use crate::values::{StorePath, total};
 pub(super) use text::Shown;
 
@@ -110,6 +110,7 @@ struct Told {
     served: Sum,
     missed: Option<Missed>,
     usage: Option<Usage>,
+    prefetch: Option<Prefetch>,
 }
 
 /// What was used, and what was not.
@@ -161,8 +162,8 @@ fn tell(report: Report, graph: Option<&Graph<'_>>) -> Told {
     let is_list = report.asked.from.is_some() && graph.is_none() && report.roots.len() == sizes.len();
     let roots = if is_list { &[] } else { report.roots.as_slice() };
     let usage = report.used.as_ref().map(|used| usage(used, roots, &sizes, graph));
-    let Report { name, store, asked, roots, missed, .. } = report;
-    Told { version: VERSION, name, store, asked, roots, served, missed, usage }
+    let Report { name, store, asked, roots, missed, prefetch, .. } = report;
+    Told { version: VERSION, name, store, asked, roots, served, missed, usage, prefetch }
 }
 
 fn usage(

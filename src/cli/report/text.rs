@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use anstyle::Style;
 
 use super::super::output::{Harmless, many};
-use super::super::status::text::utc;
+use super::super::status::text::{ahead_of_use, utc};
 use super::{Sum, Told, Unused, Usage};
 use crate::protocol::control::report::{Asker, Missed, MissedName};
 use crate::protocol::control::status::Seconds;
@@ -34,8 +34,14 @@ pub(super) fn write(told: &Told, shown: Shown, out: &mut dyn Write) -> io::Resul
         None => writeln!(out, "\n{BOLD}Missed{BOLD:#}: not recorded; serve the view with --report")?,
     }
     match &told.usage {
-        Some(counted) => usage(counted, told.served, shown, out),
-        None => writeln!(out, "\n{BOLD}Used{BOLD:#}: not counted: there was no memory for it"),
+        Some(counted) => usage(counted, told.served, shown, out)?,
+        None => writeln!(out, "\n{BOLD}Used{BOLD:#}: not counted: there was no memory for it")?,
+    }
+    match told.prefetch.as_ref().filter(|ahead| ahead.played.is_some()) {
+        Some(ahead) => {
+            writeln!(out, "Asked for ahead, and not counted as read or opened: {}", ahead_of_use(ahead))
+        }
+        None => Ok(()),
     }
 }
 

@@ -13,6 +13,7 @@ use crate::closure::source::Source;
 use crate::log::{LogSettings, Sink};
 use crate::monitor;
 use crate::protocol::handshake::Io;
+use crate::protocol::task::Prefetch;
 use crate::protocol::wire::Outlasts;
 use crate::run::{self, Access, Hiding, Hint, Network, ProcessTable, Wish};
 use crate::sandbox::{self, Sandbox};
@@ -109,6 +110,9 @@ pub(super) fn settings(
         watch: false,
         prune: false,
         report: false,
+        // A command is over before anything is learnt.
+        prefetch: Prefetch::Off,
+        profiles: None,
         gc_root: None,
         // Known when it is given.
         state: PathBuf::new(),

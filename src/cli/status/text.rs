@@ -7,7 +7,8 @@ use anstyle::{AnsiColor, Style};
 
 use super::super::output::{Harmless, many};
 use super::super::views::{NoAnswer, Unanswered};
-use crate::protocol::control::status::{Process, Seconds, Stage, State, Status, Usage};
+use crate::protocol::control::status::{Prefetch, Process, Seconds, Stage, State, Status, Usage};
+use crate::protocol::task::{Known, Stopped};
 use crate::values::{Size, StorePath};
 
 const BOLD: Style = Style::new().bold();
@@ -139,10 +140,51 @@ pub(super) fn all(view: &Status, rate: Option<f64>, out: &mut dyn Write) -> io::
     let unknown =
         if view.settings.report { "not known now" } else { "not recorded (serve the view with --report)" };
     line("missed", missed.unwrap_or_else(|| unknown.to_owned()))?;
+    if let Some(ahead) = &view.prefetch {
+        line("asked ahead", ahead_of_use(ahead))?;
+        if let Some(why) = &ahead.failed {
+            line("", Harmless::text(why).to_string())?;
+        }
+    }
     if let Some(error) = &view.last_error {
         line("last error", format!("{}: {}", utc(error.at), Harmless::text(&error.message)))?;
     }
     line("program", format!("nix-store-fs {}", Harmless::text(&view.program_version)))
+}
+
+/// What was asked for ahead of who uses a view.
+pub(in crate::cli) fn ahead_of_use(ahead: &Prefetch) -> String {
+    let Some(played) = &ahead.played else {
+        return match (ahead.playing, ahead.remembers) {
+            (true, _) => "under way".to_owned(),
+            (false, true) => "nothing yet; what is used is remembered for the next start".to_owned(),
+            (false, false) => "nothing".to_owned(),
+        };
+    };
+    let known = match &played.known {
+        Known::Nothing => "without a profile of use".to_owned(),
+        Known::Profile(runs) => format!("learnt from {}", many((*runs).into(), "start", "starts")),
+        Known::Unusable(_) => "the profile of use was not usable".to_owned(),
+    };
+    let stopped = match played.stopped {
+        Stopped::Done => "",
+        Stopped::Memory => ", stopped as memory was short",
+        Stopped::Time => ", stopped as it took too long",
+        Stopped::View => ", stopped as the view did not answer",
+    };
+    let used = ahead.learnt.filter(|learnt| learnt.marked > 0).map(|learnt| {
+        let percent = u64::from(learnt.used) * 100 / u64::from(learnt.marked);
+        format!("; about {percent} % of it was used ({} of a sample of {})", learnt.used, learnt.marked)
+    });
+    format!(
+        "{}, {} ({}) in {} ms, {} ms of a processor, {known}{stopped}{}",
+        many(played.names, "name", "names"),
+        many(played.files, "file", "files"),
+        Size(played.bytes),
+        played.milliseconds,
+        played.processor,
+        used.unwrap_or_default()
+    )
 }
 
 fn state(view: &Status) -> &'static str {

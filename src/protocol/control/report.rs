@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::status::{Asked, Seconds, Store};
+use super::status::{Asked, Prefetch, Seconds, Store};
 use crate::values::StorePath;
 
 /// The version of a [`Report`], and of the question for it.
@@ -29,6 +29,9 @@ pub struct Report {
     pub missed: Option<Missed>,
     /// What was used; absent where that is not counted.
     pub used: Option<Used>,
+    /// What was asked for ahead of its users, and is in none of these numbers; absent where nothing is.
+    #[serde(default)]
+    pub prefetch: Option<Prefetch>,
 }
 
 /// A store path that is served.

@@ -10,6 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use crate::protocol::handshake::Io;
+use crate::protocol::task;
 use crate::values::{StorePath, lossless};
 
 /// The version of a [`Status`], and of the question for it.
@@ -76,6 +77,27 @@ pub struct Status {
     pub missed: Option<Missed>,
     /// What was asked of it; absent where that is not counted.
     pub usage: Option<Usage>,
+    /// What was asked for ahead of its users; absent where nothing is.
+    #[serde(default)]
+    pub prefetch: Option<Prefetch>,
+}
+
+/// What was asked for ahead of who uses a view.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Prefetch {
+    /// As it was asked for.
+    pub mode: task::Prefetch,
+    /// Whether something is asked for at the moment.
+    pub playing: bool,
+    /// Whether what is used is remembered for the next start.
+    pub remembers: bool,
+    /// What was asked for; absent: nothing yet.
+    pub played: Option<task::Played>,
+    /// What was learnt last; absent: nothing yet.
+    pub learnt: Option<task::Learnt>,
+    /// The last thing that went wrong with it.
+    pub failed: Option<String>,
 }
 
 /// Where a view stands.

@@ -173,6 +173,7 @@ fn status() -> Status {
         last_error: Some(status::Incident { at: Seconds(8), message: "a\nb\u{1b}[0m".into() }),
         missed: Some(status::Missed { names: 1, questions: 2, not_examined: 3 }),
         usage: Some(status::Usage::default()),
+        prefetch: None,
     }
 }
 

@@ -96,7 +96,7 @@ pub(super) fn absent(seconds: u64) -> EntryOut {
 /// Puts one entry behind those in `buffer`, unless it would be longer than `room`: false. The lifetime of its name is `endless`
 /// seconds, if it may be cached.
 pub(super) fn add(buffer: &mut Vec<u8>, room: usize, entry: &Entry<'_>, endless: u64) -> bool {
-    let Entry { node, name, next, told } = entry;
+    let Entry { node, name, next, told, .. } = entry;
     let filled = (size_of::<DirentPlus>() + name.len()).next_multiple_of(8);
     let Ok(name_len) = u32::try_from(name.len()) else { return false };
     if buffer.len() + filled > room {
@@ -158,7 +158,13 @@ mod tests {
             identity: crate::view::backing::Identity::Inode(0),
             settled: true,
         };
-        let told = |name, next| Entry { node: Node { id: NodeId(9), stat }, name, next, told: Told::Lasting };
+        let told = |name, next| Entry {
+            node: Node { id: NodeId(9), stat },
+            name,
+            next,
+            told: Told::Lasting,
+            fresh: false,
+        };
         let mut buffer = Vec::new();
         assert!(add(&mut buffer, 400, &told(b"eight888", 1), ENDLESS));
         assert_eq!(buffer.len(), 160);

@@ -27,6 +27,8 @@ pub struct Entry<'a> {
     pub next: u64,
     /// What the kernel is told of its node.
     pub told: Told,
+    /// Whether the kernel knew nothing of the node before. Of one that it knows somebody may use the name, also as a mount point.
+    pub fresh: bool,
 }
 
 /// What a listing tells the kernel of the node that an entry names.
@@ -104,15 +106,28 @@ impl ServedView {
             // Only kind and inode number are looked at.
             At::Dot => {
                 let id = if name == b"." { id } else { parent };
-                return each(Entry { node: Node { id, stat: DOT }, name, next, told: Told::Lasting });
+                return each(Entry {
+                    node: Node { id, stat: DOT },
+                    name,
+                    next,
+                    told: Told::Lasting,
+                    fresh: false,
+                });
             }
             At::Mount => {
-                return each(Entry { node: Node { id, stat: DOT }, name, next, told: Told::Unknown });
+                return each(Entry {
+                    node: Node { id, stat: DOT },
+                    name,
+                    next,
+                    told: Told::Unknown,
+                    fresh: false,
+                });
             }
         };
         let Some(entered) = self.enter(id, name, stat) else { return false };
         let node = Node { id: entered.id, stat };
-        if !each(Entry { node, name, next, told: Told::of(stat.settled) }) {
+        let told = Told::of(stat.settled);
+        if !each(Entry { node, name, next, told, fresh: entered.fresh }) {
             self.forget(entered.id, 1);
             return false;
         }
@@ -131,7 +146,13 @@ impl ServedView {
         let (mut given, mut complete) = (0, true);
         for (at, name) in (0..).zip([&b"."[..], b".."]).skip(from as usize) {
             let next = after(at)?;
-            if !each(Entry { node: Node { id: ROOT, stat: DOT }, name, next, told: Told::Lasting }) {
+            if !each(Entry {
+                node: Node { id: ROOT, stat: DOT },
+                name,
+                next,
+                told: Told::Lasting,
+                fresh: false,
+            }) {
                 return Ok(true);
             }
             given += 1;
@@ -150,7 +171,7 @@ impl ServedView {
             let shown = Arc::ptr_eq(&members, &present) || present.find(name).is_some();
             let told = if shown { Told::of(stat.settled) } else { Told::Nothing };
             let next = after(ordinal.saturating_add(DOTS))?;
-            if !each(Entry { node: Node { id, stat }, name, next, told }) {
+            if !each(Entry { node: Node { id, stat }, name, next, told, fresh: false }) {
                 break;
             }
             given += 1;

@@ -8,8 +8,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use super::{BYTES, END_AT, HEAD, MARK, MARK_AT, WORD};
-use crate::sys::memory;
+use super::{BYTES, END_AT, FIRST_AT, HEAD, MARK, MARK_AT, WORD};
 
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
@@ -17,6 +16,10 @@ pub const PAGE: u64 = 4096;
 const LENGTH: u32 = 12;
 /// Longest path, in bytes.
 const PATH_MAX: usize = (1 << LENGTH) - 1;
+/// Bytes of the longest record, about.
+const LONGEST: u64 = PATH_MAX as u64 + 32;
+/// Bytes of all paths that are read: a hostile server can make each share the most with the one before.
+const ALL_PATHS: usize = 64 << 20;
 const COUNT: u32 = 24;
 
 /// What was asked for.
@@ -108,12 +111,9 @@ pub(super) fn head(kind: Kind, after: u32, shared: usize, rest: usize) -> Option
 /// # Errors
 /// Those of pread(2); `InvalidData`: it is no trace of this version.
 pub fn read(trace: impl AsFd) -> io::Result<Vec<Record>> {
-    let mut bytes = Vec::new();
     // Not mapped, as that would make pages of what was never written.
-    if memory::cannot_shrink(&trace) {
-        bytes.resize(HEAD, 0);
-        read_exact(&trace, &mut bytes, 0)?;
-    }
+    let mut bytes = vec![0; HEAD];
+    read_exact(&trace, &mut bytes, 0)?;
     let word = |bytes: &[u8], at: usize| {
         bytes.get(at..).and_then(|rest| rest.first_chunk()).copied().map(u64::from_ne_bytes)
     };
@@ -125,6 +125,21 @@ pub fn read(trace: impl AsFd) -> io::Result<Vec<Record>> {
     bytes.resize(end.min(BYTES - HEAD), 0);
     read_exact(&trace, &mut bytes, HEAD as u64)?;
     Ok(parse(&bytes))
+}
+
+/// For how long after its first record `trace` was written, of which `records` were read: until now, or until it was full.
+///
+/// # Errors
+/// Those of pread(2).
+pub fn lasted(trace: impl AsFd, records: &[Record]) -> io::Result<Duration> {
+    let mut words = [0; 2 * WORD];
+    read_exact(&trace, &mut words, FIRST_AT as u64)?;
+    let [first, end] = [0, WORD]
+        .map(|at| words.get(at..).and_then(|rest| rest.first_chunk()).copied().map_or(0, u64::from_ne_bytes));
+    let is_full = end.saturating_add(LONGEST) > (BYTES - HEAD) as u64;
+    let last = records.last().map(|record| record.after).unwrap_or_default();
+    let now = Duration::from_millis(super::milliseconds().saturating_sub(first));
+    Ok(if is_full || first == 0 { last } else { now })
 }
 
 fn read_exact(trace: impl AsFd, bytes: &mut [u8], from: u64) -> io::Result<()> {
@@ -142,8 +157,12 @@ fn read_exact(trace: impl AsFd, bytes: &mut [u8], from: u64) -> io::Result<()> {
 #[must_use]
 pub fn parse(bytes: &[u8]) -> Vec<Record> {
     let mut records = Vec::new();
-    let (mut words, mut last) = (bytes, Vec::new());
+    let (mut words, mut last, mut length) = (bytes, Vec::new(), 0);
     while let Some((record, rest)) = next(words, &last) {
+        length += record.path.len();
+        if length > ALL_PATHS {
+            break;
+        }
         last.clone_from(&record.path);
         records.push(record);
         words = rest;

@@ -48,8 +48,8 @@ impl Slot {
 
     pub(super) fn count(&self, id: NodeId) -> Entered {
         // A count that reaches PINNED stays there: the node is kept, which is always safe.
-        let _ = self.lookups.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_add(1));
-        Entered { id, unrecorded: !self.recorded.load(Ordering::Acquire) }
+        let before = self.lookups.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_add(1));
+        Entered { id, unrecorded: !self.recorded.load(Ordering::Acquire), fresh: before == Ok(0) }
     }
 }
 

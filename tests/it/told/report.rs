@@ -179,7 +179,7 @@ fn a_report_reads_well() {
     let bridge = store.add("bash-5.2", &[&used], fill(500_000));
     let system = store.add("nixos-system-web-24.11", &[&unused, &bridge], fill(10));
     let stray = store.add("mesa-25.0.7", &[], fill(10));
-    let mut view = Service::new(&store).with(["--report", "--system", &system.path]);
+    let mut view = Service::new(&store).with(["--report", "--prefetch", "off", "--system", &system.path]);
     view.start_ready();
     fs::read(view.path().join(&used.base)).unwrap();
     fs::metadata(view.path().join(&stray.base)).unwrap_err();

@@ -238,11 +238,7 @@ impl Mounted {
 
     /// The server's process, if there is one at this moment.
     pub(crate) fn server_now(&self) -> Option<Pid> {
-        let pid = self.pid().as_raw_nonzero();
-        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-        // Not what asks whether the view answers: a server has a session of its own.
-        let children = children.split_whitespace().filter_map(|child| Pid::from_raw(child.parse().ok()?));
-        children.rev().find(|child| threads::leads_a_session(*child))
+        threads::children(self.pid()).into_iter().rev().find(|child| threads::is_server(*child))
     }
 
     /// The exit status of a program that was told to end, or whose mount is gone.

@@ -323,7 +323,7 @@ impl Service {
         let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
         // Not what asks whether the view answers: a server has a session of its own.
         let children = children.split_whitespace().filter_map(|child| Pid::from_raw(child.parse().ok()?));
-        self.server = children.rev().find(|child| threads::leads_a_session(*child));
+        self.server = children.rev().find(|child| threads::is_server(*child));
         self.server
     }
 

@@ -307,6 +307,8 @@ pub(crate) fn nix_environment(command: &mut Command) -> &mut Command {
         .env("HOME", "/var/empty")
         .env("NIX_CONFIG", "build-users-group =\nsandbox = false\nsubstitute = false\n")
         .env("NIX_REMOTE", NO_STORE)
+        // Nothing of these tests is remembered by the machine.
+        .env("CACHE_DIRECTORY", "/dev/null/none")
         .env_remove("NIX_STORE_DIR")
 }
 

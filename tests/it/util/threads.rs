@@ -4,8 +4,11 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Instant;
 
 use rustix::process::Pid;
+
+use super::DEADLINE;
 
 /// The directory of a process in `/proc`.
 pub(crate) fn process(pid: Pid) -> String {
@@ -25,6 +28,45 @@ pub(crate) fn leads_a_session(pid: Pid) -> bool {
     // After the name: state, parent, group, session.
     let session = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(3));
     session == Some(pid.as_raw_nonzero().to_string().as_str())
+}
+
+/// What a process is called.
+pub(crate) fn name(pid: Pid) -> String {
+    let stat = fs::read_to_string(format!("{}/stat", process(pid))).unwrap_or_default();
+    let name = stat.split_once('(').and_then(|(_, rest)| rest.rsplit_once(')'));
+    name.map(|(name, _)| name.to_owned()).unwrap_or_default()
+}
+
+/// Whether a child of a monitor is its server: not what asks whether the view answers, nor what asks ahead of its users.
+pub(crate) fn is_server(pid: Pid) -> bool {
+    leads_a_session(pid) && name(pid) == "nix-store-fs"
+}
+
+/// The processes that the first thread of this one has made.
+pub(crate) fn children(pid: Pid) -> Vec<Pid> {
+    let process = process(pid);
+    let all =
+        fs::read_to_string(format!("{process}/task/{}/children", pid.as_raw_nonzero())).unwrap_or_default();
+    all.split_whitespace().filter_map(|child| Pid::from_raw(child.parse().ok()?)).collect()
+}
+
+/// Waits until a process waits for the answer to a request.
+pub(crate) fn until_asking(pid: Pid) {
+    let until = Instant::now() + DEADLINE;
+    let at = || fs::read_to_string(format!("{}/wchan", process(pid))).unwrap_or_default();
+    while !at().contains("request_wait_answer") {
+        assert!(Instant::now() < until, "it waits at '{}'", at());
+        std::thread::yield_now();
+    }
+}
+
+/// Waits until a process has ended, whoever reaps it.
+pub(crate) fn until_gone(pid: Pid) {
+    let until = Instant::now() + DEADLINE;
+    while state(process(pid)).is_some_and(|state| state != 'Z') {
+        assert!(Instant::now() < until, "process {pid:?} is still there: {}", describe(pid));
+        std::thread::yield_now();
+    }
 }
 
 /// Whether the thread of this name waits in the kernel for something that no signal ends.

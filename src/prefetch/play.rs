@@ -1,0 +1,229 @@
+//! Steps become calls: the view is asked for what will be asked of it.
+//!
+//! Invariant: one thread asks the view, and one thing at a time, so a request of who uses the view waits behind one of these at most.
+//!
+//! Hard point: a file is read in pieces of one request each, without reading ahead: more would be asked for in the background, where the kernel
+//! has a limit for the whole mount, also for who uses it.
+
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{Advice, RawDir};
+use rustix::io::Errno;
+
+use super::below::Below;
+use super::blocks::{Blocks, THREADS};
+use super::limits::Limits;
+use super::plan::{Plan, Rest, Step};
+use crate::protocol::task::{Done, Stopped};
+use crate::view::trace::records::PAGE;
+
+/// Bytes of one read: one request, also where the kernel has less than the most.
+const PIECE: usize = 128 << 10;
+/// Bytes of entries that a listing takes at once.
+const LISTING: usize = 32 << 10;
+/// How long all names of a closure of which nothing is known may take.
+const SHORT: Duration = Duration::from_millis(500);
+/// Levels of directories in a member that are walked.
+const DEPTH: usize = 64;
+
+/// What came of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Outcome {
+    pub(super) done: Done,
+    pub(super) names: u64,
+    pub(super) files: u64,
+    pub(super) bytes: u64,
+    pub(super) stopped: Stopped,
+}
+
+/// Asks `view` by `plan`, and `store` for its blocks. `reads`: bytes are read through the view; otherwise the kernel reads the store's.
+pub(super) fn play(
+    plan: &Plan,
+    view: BorrowedFd<'_>,
+    store: BorrowedFd<'_>,
+    reads: bool,
+    limits: &mut Limits,
+) -> Outcome {
+    let served = AtomicUsize::new(0);
+    let blocks = Blocks::new(plan, store, reads.then_some(&served));
+    std::thread::scope(|scope| {
+        for number in 0..THREADS {
+            let work = std::thread::Builder::new().name(format!("blocks-{number}"));
+            if let Err(error) = work.spawn_scoped(scope, || blocks.work()) {
+                tracing::debug!(%error, "the disk is asked by fewer threads");
+            }
+        }
+        let mut player = Player {
+            below: Below::new(view),
+            store: Below::new(store),
+            limits,
+            outcome: Outcome { done: Done::default(), names: 0, files: 0, bytes: 0, stopped: Stopped::Done },
+            buffer: vec![0; PIECE],
+        };
+        if let Err(stopped) = player.all(plan, &blocks, reads.then_some(&served)) {
+            player.outcome.stopped = stopped;
+            blocks.stop();
+        }
+        player.outcome
+    })
+}
+
+struct Player<'a> {
+    below: Below<'a>,
+    store: Below<'a>,
+    limits: &'a mut Limits,
+    outcome: Outcome,
+    buffer: Vec<u8>,
+}
+
+impl Player<'_> {
+    fn all(&mut self, plan: &Plan, blocks: &Blocks<'_>, served: Option<&AtomicUsize>) -> Result<(), Stopped> {
+        for step in &plan.names {
+            self.check()?;
+            self.step(step)?;
+            self.outcome.done.names += 1;
+        }
+        for (at, step) in plan.bytes.iter().enumerate() {
+            self.check()?;
+            if let Some(served) = served {
+                self.step(step)?;
+                blocks.drop_file(&mut self.store, at);
+                served.store(at, Ordering::Relaxed);
+            }
+            self.outcome.done.bytes += 1;
+        }
+        let (until, bytes) = match plan.rest {
+            Rest::Nothing => return Ok(()),
+            Rest::NamesInShort => (Some(self.limits.begun() + SHORT), false),
+            Rest::Names => (None, false),
+            Rest::Bytes => (None, served.is_some()),
+        };
+        for member in &plan.members {
+            self.walk(member.as_str().as_bytes(), DEPTH, until, bytes)?;
+        }
+        Ok(())
+    }
+
+    fn check(&mut self) -> Result<(), Stopped> {
+        self.limits.exceeded().map_or(Ok(()), Err)
+    }
+
+    /// An error of one name is for who uses it to see. One of the whole view ends this.
+    fn step(&mut self, step: &Step) -> Result<(), Stopped> {
+        let asked = match step {
+            Step::Look { path } => {
+                self.outcome.names += 1;
+                self.below.stat(path).map(drop)
+            }
+            Step::Follow { path } => self.below.follow(path),
+            Step::List { dir, at_most } => self.list(dir, *at_most, |_, _| ()),
+            Step::Read { path, ranges } => {
+                self.outcome.files += 1;
+                self.below.file(path).and_then(|file| {
+                    rustix::fs::fadvise(&file, 0, None, Advice::Random)?;
+                    ranges.iter().try_for_each(|pages| {
+                        self.read(file.as_fd(), pages.first * PAGE, u64::from(pages.count) * PAGE)
+                    })
+                })
+            }
+        };
+        match asked {
+            Err(Errno::NOTCONN | Errno::CONNABORTED | Errno::STALE) => Err(Stopped::View),
+            _ => Ok(()),
+        }
+    }
+
+    fn read(&mut self, file: BorrowedFd<'_>, from: u64, length: u64) -> Result<(), Errno> {
+        let (mut at, end) = (from, from.saturating_add(length));
+        while at < end && self.limits.exceeded().is_none() {
+            let most = usize::try_from(end - at).unwrap_or(PIECE).min(PIECE);
+            let room = self.buffer.get_mut(..most).unwrap_or_default();
+            match rustix::io::pread(file, room, at) {
+                Ok(0) => return Ok(()),
+                Ok(read) => {
+                    at += read as u64;
+                    self.outcome.bytes += read as u64;
+                    self.limits.count(read as u64);
+                }
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Lists `dir`, and calls `each` with what its entries are called and whether they are directories, if that is known.
+    fn list(
+        &mut self,
+        dir: &[u8],
+        at_most: usize,
+        mut each: impl FnMut(&[u8], rustix::fs::FileType),
+    ) -> Result<(), Errno> {
+        let open = self.below.list(dir)?;
+        let mut buffer = vec![MaybeUninit::uninit(); LISTING];
+        let mut entries = RawDir::new(&open, &mut buffer);
+        let mut listed = 0;
+        while let Some(entry) = entries.next() {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if name != b"." && name != b".." {
+                listed += 1;
+                each(name, entry.file_type());
+            }
+            if listed >= at_most || self.limits.exceeded().is_some() {
+                break;
+            }
+        }
+        self.outcome.names += listed as u64;
+        Ok(())
+    }
+
+    /// Lists the directory at `path`, if it is one, and all below it.
+    fn walk(
+        &mut self,
+        path: &[u8],
+        depth: usize,
+        until: Option<Instant>,
+        bytes: bool,
+    ) -> Result<(), Stopped> {
+        use rustix::fs::FileType;
+        self.check()?;
+        if until.is_some_and(|until| until < Instant::now()) {
+            return Err(Stopped::Time);
+        }
+        let mut below = Vec::new();
+        let listed = self.list(path, usize::MAX, |name, kind| {
+            if matches!(kind, FileType::Directory) || bytes && matches!(kind, FileType::RegularFile) {
+                below.push((kind, [path, b"/", name].concat()));
+            }
+        });
+        match listed {
+            Ok(()) => {}
+            Err(Errno::NOTCONN | Errno::CONNABORTED | Errno::STALE) => return Err(Stopped::View),
+            // A member that is a file or a link.
+            Err(_) if bytes => return self.read_all(path),
+            Err(_) => return Ok(()),
+        }
+        for (kind, path) in below {
+            match kind {
+                FileType::Directory if depth > 0 => self.walk(&path, depth - 1, until, bytes)?,
+                FileType::RegularFile => self.read_all(&path)?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn read_all(&mut self, path: &[u8]) -> Result<(), Stopped> {
+        self.check()?;
+        if let Ok(file) = self.below.file(path) {
+            self.outcome.files += 1;
+            let _ = rustix::fs::fadvise(&file, 0, None, Advice::Random);
+            let _ = self.read(file.as_fd(), 0, u64::MAX);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,378 @@
+//! What is asked of a view ahead of its users: what was used is there, nobody sees it but by its being there, and nothing fails with it.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use rustix::fs::FlockOperation;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::util::fixture::Fixture;
+use crate::util::program::{Mounted, Program, unique_name};
+use crate::util::store::{Member, NixStore};
+use crate::util::{DEADLINE, mounts, scratch, threads, tree};
+
+/// Views of one name, one after the other, with a directory for their profile.
+struct Views {
+    name: String,
+    cache: TempDir,
+}
+
+impl Views {
+    fn new() -> Self {
+        let cache = scratch();
+        fs::set_permissions(cache.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        Self { name: unique_name(), cache }
+    }
+
+    fn start(&self, program: Program, mode: &str) -> (Mounted, TempDir) {
+        let dir = scratch();
+        let program = program.args(["-v", "--name", &self.name, "--prefetch", mode, "--cache-dir"]);
+        (program.arg(self.cache.path()).arg(dir.path()).mount_at(dir.path()), dir)
+    }
+
+    /// Does `work` over a view with the profile that there is, once what was learnt has been asked for.
+    fn run<T>(&self, program: Program, work: impl FnOnce(&Mounted) -> T) -> T {
+        let (mut view, _dir) = self.start(program, "auto");
+        if self.profile().exists() {
+            self.until_played();
+        }
+        let answer = work(&view);
+        view.signal(Signal::TERM);
+        assert!(view.end().success(), "{}", view.stderr());
+        answer
+    }
+
+    fn profile(&self) -> PathBuf {
+        self.cache.path().join(&self.name)
+    }
+
+    fn ask(&self, what: &str) -> Value {
+        let finished = Program::new().args([what, &self.name, "--json"]).run();
+        assert!(finished.status.success(), "{finished:?}");
+        let answer: Value = serde_json::from_str(&finished.stdout).unwrap();
+        if what == "status" { answer["views"][0].clone() } else { answer }
+    }
+
+    fn requests(&self) -> u64 {
+        let status = self.ask("status");
+        let kinds = ["lookup", "readlink", "read", "readdirplus", "open"];
+        kinds.into_iter().map(|kind| status["usage"]["requests"][kind].as_u64().unwrap()).sum()
+    }
+
+    /// What was played, once it is over.
+    fn until_played(&self) -> Value {
+        let until = Instant::now() + DEADLINE;
+        loop {
+            let ahead = self.ask("status")["prefetch"].clone();
+            if !ahead["played"].is_null() && ahead["playing"] == false {
+                return ahead["played"].clone();
+            }
+            assert!(Instant::now() < until, "{ahead}");
+            std::thread::yield_now();
+        }
+    }
+
+    /// Nobody plays as long as this exists.
+    fn hold(&self) -> File {
+        let dir = File::open(self.cache.path()).unwrap();
+        rustix::fs::flock(&dir, FlockOperation::LockExclusive).unwrap();
+        dir
+    }
+
+    /// Who plays, once there is such a process.
+    fn player(&self, view: &Mounted) -> Pid {
+        let until = Instant::now() + DEADLINE;
+        loop {
+            let monitor = view.pid();
+            let found = threads::children(monitor)
+                .into_iter()
+                .find(|child| threads::name(*child) == "nix-store-ahead");
+            if let Some(player) = found {
+                return player;
+            }
+            assert!(Instant::now() < until, "nobody plays; {}", view.stderr());
+            std::thread::yield_now();
+        }
+    }
+}
+
+/// A bind mount, for a moment.
+struct Bound(PathBuf);
+
+impl Bound {
+    fn new(source: &Path, at: PathBuf) -> Self {
+        rustix::mount::mount_bind(source, &at).unwrap();
+        Self(at)
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        // It may be gone with the name.
+        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+/// A use of everything in `member`: listings, names that are there and that are not, links, bytes.
+fn use_all(view: &Path, member: &Member) {
+    for path in tree::walk(view, &member.base).into_keys() {
+        let path = view.join(path);
+        let kind = path.symlink_metadata().unwrap().file_type();
+        if kind.is_dir() {
+            assert!(!path.join("absent").exists());
+            fs::read_dir(&path).unwrap().for_each(|entry| drop(entry.unwrap()));
+        } else if kind.is_symlink() {
+            fs::read_link(&path).unwrap();
+        } else {
+            fs::read(&path).unwrap();
+        }
+    }
+}
+
+#[test]
+fn what_was_used_is_there_at_the_next_start() {
+    need!(Root, Fuse, Nix);
+    let (fixture, views) = (Fixture::new(), Views::new());
+    let work = |view: &Mounted| {
+        use_all(view.path(), &fixture.data);
+        views.requests()
+    };
+    let first = views.run(fixture.program(), work);
+    let profile = fs::metadata(views.profile()).unwrap();
+    assert_eq!(profile.mode() & 0o777, 0o600);
+    let second = views.run(fixture.program(), work);
+    // The member's own name, what is marked, and absences directly in the member.
+    assert!(second * 3 < first, "{first} requests, then {second}");
+    let third = views.run(fixture.program(), work);
+    assert!(third * 3 < first, "{first} requests, then {second}, then {third}");
+    let left: BTreeSet<_> = tree::list(views.cache.path()).unwrap().into_iter().collect();
+    assert_eq!(left, BTreeSet::from([PathBuf::from(&views.name)]), "nothing else is left");
+}
+
+#[test]
+fn uses_of_members_are_told_as_without() {
+    need!(Root, Fuse, Nix);
+    let (fixture, views) = (Fixture::new(), Views::new());
+    views.run(fixture.program(), |view| {
+        [&fixture.data, &fixture.system].into_iter().for_each(|member| use_all(view.path(), member));
+        fs::read(view.path().join(&fixture.file.base)).unwrap();
+    });
+    views.run(fixture.program(), |view| {
+        let used = || -> Vec<String> {
+            let report = views.ask("report");
+            let used = report["usage"]["used"].as_array().unwrap();
+            used.iter().map(|member| member["path"].as_str().unwrap().to_owned()).collect()
+        };
+        assert!(used().is_empty(), "what was asked ahead is no use: {:?}", used());
+        fs::read(view.path().join(&fixture.file.base)).unwrap();
+        assert_eq!(used(), std::slice::from_ref(&fixture.file.base));
+        fs::metadata(view.path().join(&fixture.data.base).join("deep/er/still")).unwrap();
+        assert_eq!(used().len(), 2);
+    });
+}
+
+#[test]
+fn nobody_sees_that_a_view_was_asked_ahead() {
+    need!(Root, Fuse, Nix);
+    let (fixture, views) = (Fixture::new(), Views::new());
+    let (view, _dir) = views.start(fixture.program(), "all");
+    let played = views.until_played();
+    assert_eq!(played["stopped"], "done", "{played}");
+    assert!(
+        played["files"].as_u64().unwrap() > 10 && played["bytes"].as_u64().unwrap() > 1 << 20,
+        "{played}"
+    );
+    for member in [&fixture.data, &fixture.system, &fixture.file, &fixture.link] {
+        let real = tree::walk(&fixture.store.physical(), &member.base);
+        tree::assert_same(&real, &tree::walk(view.path(), &member.base));
+    }
+    let shown: BTreeSet<_> = tree::list(view.path()).unwrap().into_iter().collect();
+    let members: BTreeSet<_> = fixture.members().into_iter().map(PathBuf::from).collect();
+    assert_eq!(shown, members);
+}
+
+#[test]
+fn what_is_mounted_on_a_name_stays_when_its_directory_is_listed_ahead() {
+    need!(Root, Fuse, Nix);
+    const NAMES: usize = 200;
+    let (store, views) = (NixStore::new(), Views::new());
+    let many = store.add("many", &[], |path| {
+        fs::create_dir_all(path.join("in")).unwrap();
+        (0..NAMES).for_each(|number| fs::write(path.join(format!("in/{number}")), "x").unwrap());
+    });
+    let program = || Program::on(&store).arg("--system").arg(&many.path);
+    views.run(program(), |view| use_all(view.path(), &many));
+    let held = views.hold();
+    let (view, _dir) = views.start(program(), "auto");
+    views.player(&view);
+    let (dir, source) = (view.path().join(&many.base).join("in"), scratch());
+    let file = source.path().join("mounted");
+    fs::write(&file, "mounted").unwrap();
+    let on: Vec<Bound> = (0..NAMES).map(|number| Bound::new(&file, dir.join(number.to_string()))).collect();
+    drop(held);
+    views.until_played();
+    // Whoever asks for a name again that was told without a lifetime is told that it is gone.
+    let real = store.physical().join(&many.base);
+    fs::rename(real.join("in"), real.join("gone")).unwrap();
+    let lost = (0..NAMES)
+        .filter(|number| fs::read(dir.join(number.to_string())).ok().as_deref() != Some(b"mounted"));
+    assert_eq!(lost.collect::<Vec<_>>(), Vec::<usize>::new(), "mounts are gone");
+    fs::rename(real.join("gone"), real.join("in")).unwrap();
+    drop(on);
+}
+
+#[test]
+fn a_profile_that_cannot_be_used_is_said_and_replaced() {
+    need!(Root, Fuse, Nix);
+    let (fixture, views) = (Fixture::new(), Views::new());
+    views.run(fixture.program(), |view| use_all(view.path(), &fixture.data));
+    let good = fs::read_to_string(views.profile()).unwrap();
+    let other = good.replacen("\"version\":1", "\"version\":99", 1);
+    let cut = good[..good.len() / 2].to_owned();
+    for (bad, said) in
+        [(String::new(), "replaced"), (other, "99"), (cut, "replaced"), ("[".repeat(100_000), "replaced")]
+    {
+        fs::write(views.profile(), &bad).unwrap();
+        views.run(fixture.program(), |view| {
+            let line = "the profile of use is not used, and is replaced";
+            view.said_soon(line);
+            let stderr = view.stderr();
+            assert!(stderr.lines().any(|told| told.contains(line) && told.contains(said)), "{stderr}");
+            use_all(view.path(), &fixture.data);
+        });
+        let new: Value = serde_json::from_slice(&fs::read(views.profile()).unwrap()).unwrap();
+        assert_eq!(new["version"], 1);
+        assert!(!new["members"].as_array().unwrap().is_empty());
+    }
+    // That of another closure is nothing to say anything about.
+    let store = NixStore::new();
+    let lone = store.add("lone", &[], |path| fs::write(path, "lone").unwrap());
+    views.run(Program::on(&store).arg("--system").arg(&lone.path), |view| {
+        assert_eq!(fs::read(view.path().join(&lone.base)).unwrap(), b"lone");
+        assert!(!view.stderr().contains("WARN"), "{}", view.stderr());
+    });
+}
+
+#[test]
+fn most_of_a_profile_survives_an_update() {
+    need!(Root, Fuse, Nix);
+    let (store, views) = (NixStore::new(), Views::new());
+    let fill = |version: &'static str| {
+        move |path: &Path| {
+            fs::create_dir_all(path.join("lib")).unwrap();
+            (0..40).for_each(|number| fs::write(path.join(format!("lib/{number}.so")), version).unwrap());
+        }
+    };
+    let [old, new] = ["1.0", "1.1"].map(|version| {
+        let package = store.add(&format!("package-{version}"), &[], fill(version));
+        let system =
+            store.add(&format!("system-{version}"), &[&package], |path| fs::write(path, version).unwrap());
+        (package, system)
+    });
+    let program = |system: &Member| Program::on(&store).arg("--system").arg(&system.path);
+    let work = |package: &Member, view: &Mounted| {
+        use_all(view.path(), package);
+        views.requests()
+    };
+    let first = views.run(program(&old.1), |view| work(&old.0, view));
+    let second = views.run(program(&new.1), |view| work(&new.0, view));
+    assert!(second * 3 < first, "{first} requests, then {second} after the update");
+}
+
+#[test]
+fn it_stops_when_memory_is_short() {
+    need!(Root, Fuse, Nix);
+    let (store, views, scratch) = (NixStore::new(), Views::new(), scratch());
+    let many = store.add("many", &[], |path| {
+        for dir in 0..400 {
+            fs::create_dir_all(path.join(format!("{dir}/of"))).unwrap();
+            (0..8).for_each(|file| fs::write(path.join(format!("{dir}/of/{file}")), "x").unwrap());
+        }
+    });
+    let pressure = scratch.path().join("pressure");
+    let file = File::create(&pressure).unwrap();
+    let write = |total: u64| {
+        let line = format!("some avg10=0.00 avg60=0.00 avg300=0.00 total={total:020}\n");
+        // In place, as it is read at any time.
+        file.write_all_at(line.as_bytes(), 0).unwrap();
+    };
+    write(0);
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Each time that it looks, somebody has waited for another second.
+        scope.spawn(|| {
+            (1..)
+                .take_while(|_| !over.load(Ordering::Relaxed))
+                .for_each(|seconds| write(seconds * 1_000_000));
+        });
+        let program = Program::on(&store).env("NSF_PRESSURE", &pressure).arg("--system").arg(&many.path);
+        let (view, _dir) = views.start(program, "all");
+        let played = views.until_played();
+        over.store(true, Ordering::Relaxed);
+        assert_eq!(played["stopped"], "memory", "{played}");
+        assert!(view.stderr().contains("asking ahead has stopped, as memory is short"), "{}", view.stderr());
+    });
+}
+
+#[test]
+fn a_view_ends_in_the_middle_of_it_and_nothing_is_left() {
+    need!(Root, Fuse, Nix);
+    let (fixture, views) = (Fixture::new(), Views::new());
+    views.run(fixture.program(), |view| use_all(view.path(), &fixture.data));
+    // Before it asks the view, and while it waits for an answer of a server that was stopped.
+    for stopped in [false, true] {
+        let held = views.hold();
+        let (mut view, dir) = views.start(fixture.program(), "auto");
+        let player = views.player(&view);
+        let server = view.server_now().unwrap();
+        if stopped {
+            kill_process(server, Signal::STOP).unwrap();
+            drop(held);
+            threads::until_asking(player);
+        }
+        view.signal(Signal::TERM);
+        assert!(view.end().success(), "{}", view.stderr());
+        for process in [player, server] {
+            threads::until_gone(process);
+        }
+        assert!(mounts::at(dir.path()).is_none());
+    }
+    // A server that is killed takes it along, and the next one serves.
+    let held = views.hold();
+    let (view, _dir) = views.start(fixture.program(), "auto");
+    let player = views.player(&view);
+    kill_process(view.server_now().unwrap(), Signal::KILL).unwrap();
+    threads::until_gone(player);
+    drop(held);
+    use_all(view.path(), &fixture.data);
+    assert_eq!(views.ask("status")["prefetch"]["playing"], false);
+}
+
+#[test]
+fn nothing_is_asked_or_remembered_where_nobody_wants_it() {
+    need!(Root, Fuse, Nix);
+    let (fixture, views) = (Fixture::new(), Views::new());
+    let (mut view, _dir) = views.start(fixture.program(), "off");
+    use_all(view.path(), &fixture.data);
+    assert!(views.ask("status")["prefetch"].is_null());
+    view.signal(Signal::TERM);
+    assert!(view.end().success());
+    assert_eq!(tree::list(views.cache.path()).unwrap().len(), 0);
+}
+
+#[test]
+fn a_directory_that_others_can_read_is_refused_and_the_view_is_served() {
+    need!(Root, Fuse, Nix);
+    let (fixture, views) = (Fixture::new(), Views::new());
+    fs::set_permissions(views.cache.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let (view, _dir) = views.start(fixture.program(), "auto");
+    use_all(view.path(), &fixture.data);
+    assert!(view.stderr().contains("is not this user's alone"), "{}", view.stderr());
+    assert_eq!(views.ask("status")["prefetch"]["remembers"], false);
+}
