@@ -26,7 +26,7 @@ let
   cfg = config.services.nix-store-fs;
   unit = import ./unit.nix {
     inherit lib pkgs;
-    inherit (cfg) package idlePolling sandbox untrusted;
+    inherit (cfg) package idlePolling prefetch sandbox untrusted;
   };
   systemctl = "${config.systemd.package}/bin/systemctl";
 

@@ -32,6 +32,21 @@ in
       '';
     };
 
+    prefetch = mkOption {
+      type = types.enum [
+        "auto"
+        "names"
+        "all"
+        "off"
+      ];
+      default = "auto";
+      description = ''
+        What is asked of a view ahead of who uses it, so that its first use is as fast as the second: `auto` what was
+        used at its last starts, which is remembered in {file}`/var/cache/nix-store-fs`, readable by root alone; `names`
+        also all names of the closure; `all` also all bytes of it; `off` nothing, and nothing is remembered.
+      '';
+    };
+
     sandbox = mkOption {
       type = types.enum [
         "require"

@@ -19,6 +19,7 @@ let
     inherit (config.services.nix-store-fs)
       package
       idlePolling
+      prefetch
       sandbox
       untrusted
       ;

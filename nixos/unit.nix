@@ -21,6 +21,7 @@
   pkgs,
   package,
   idlePolling ? "auto",
+  prefetch ? "auto",
   sandbox ? "best",
   untrusted ? [ ],
 }:
@@ -77,6 +78,10 @@ let
     ++ lib.optionals (idlePolling != "auto") [
       "--idle-polling"
       idlePolling
+    ]
+    ++ lib.optionals (prefetch != "auto") [
+      "--prefetch"
+      prefetch
     ]
     ++ lib.optionals (sandbox != "best") [
       "--sandbox"
@@ -156,6 +161,10 @@ in
     RuntimeDirectory = "nix-store-fs";
     RuntimeDirectoryPreserve = "yes";
 
+    # What was used at the last starts, of all views: what a container does is root's to know.
+    CacheDirectory = "nix-store-fs";
+    CacheDirectoryMode = "0700";
+
     # Whoever reads from the view waits for the server: no limit set on containers or on system services should
     # reach it, and nearly everything else is a better victim when memory runs out.
     Slice = "nixstorefs.slice";
@@ -210,6 +219,8 @@ in
       "~@privileged @resources"
       # what the store library does when it opens a local store, and SQLite when it makes a file
       "@chown"
+      # who asks ahead is there for others
+      "ioprio_set setpriority"
       # what a server gives its rights up by
       "landlock_create_ruleset landlock_add_rule landlock_restrict_self seccomp capset"
     ];

@@ -9,7 +9,7 @@ let
   cfg = config.services.nix-store-fs;
   unit = import ./unit.nix {
     inherit lib pkgs;
-    inherit (cfg) package idlePolling sandbox untrusted;
+    inherit (cfg) package idlePolling prefetch sandbox untrusted;
   };
   rootsFile = name: "nix-store-fs/${name}.roots";
 in

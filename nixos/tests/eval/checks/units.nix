@@ -164,6 +164,33 @@ map (
     ))
     [ ]
   )
+  (check "each view is told what is asked of it ahead, and has a cache of root's own to remember it in"
+    (map (
+      prefetch:
+      let
+        evaluated = evaluate [
+          base
+          { services.nix-store-fs.prefetch = prefetch; }
+        ];
+        units = {
+          inherit (evaluated.systemd.services) "nix-store-fs@" "nix-store-fs@small" "nix-store-fs@web";
+        };
+        service = evaluated.systemd.units."nix-store-fs@service-job.service".text;
+      in
+      {
+        told = map (name: has "--prefetch ${prefetch}" units.${name}.serviceConfig.ExecStart) (attrNames units)
+          ++ [ (has "--prefetch ${prefetch}" service) ];
+        kept = map (name: units.${name}.serviceConfig.CacheDirectoryMode) (attrNames units)
+          ++ [ (if has "CacheDirectoryMode=0700" service then "0700" else "none") ];
+      }
+    ) [ "off" "names" "all" "auto" ])
+    (
+      let
+        all = told: { told = map (_: told) [ 1 2 3 4 ]; kept = map (_: "0700") [ 1 2 3 4 ]; };
+      in
+      [ (all true) (all true) (all true) (all false) ]
+    )
+  )
   (check "each view is told where idle processors are kept awake, and given the device for it"
     (map (polling:
       let
