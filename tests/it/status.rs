@@ -149,7 +149,8 @@ fn a_status_follows_the_start_and_reloads() {
     let from = service.heard();
     service.start();
     service.wait_for(&there);
-    let starting = status(&service);
+    // The store is asked while the monitor makes its socket.
+    let starting = until("asked", || ask_status(&control(&service)).ok(), Option::is_some).unwrap();
     assert_eq!((starting.state, starting.reload, starting.served_since), (State::Starting, None, None));
     assert_eq!((starting.server, starting.paths, starting.content_changed), (None, 0, None));
     assert_eq!(starting.mount_point, service.path());
