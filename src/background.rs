@@ -9,18 +9,26 @@
 //!   pipe does not wait for it.
 //! - If either ends, the other one notices. One that is ready knows whether its caller has heard so ([`Caller::answer`]).
 //!
-//! Hard point: a process is forked while it has one thread, and the copy never returns to what the caller was doing.
+//! Hard points:
+//! 1. A process is forked while it has one thread, and the copy never returns to what the caller was doing.
+//! 2. A caller may be killed after it has said that it has heard, which is its last call: then whoever started it has not. How it has
+//!    ended is known once its parent has waited for it, from a pidfd that was open before that ([`sys::end_of`], Linux 6.15).
+//!    Older kernels tell nobody but the parent: what it has said counts there.
 
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::sync::OnceLock;
 
+use rustix::event::epoll;
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
+use rustix::process::{PidfdFlags, pidfd_open};
 
 use crate::{log, sys};
 
@@ -44,7 +52,14 @@ pub struct Background(OwnedFd);
 
 /// The process that was typed, as the one that stays sees it.
 #[derive(Debug)]
-pub struct Caller(OwnedFd, Session);
+pub struct Caller {
+    socket: OwnedFd,
+    session: Session,
+    /// Its pidfd. None: the kernel has none (Linux 5.3).
+    process: Option<OwnedFd>,
+    /// Once it has said that it has heard: readable when its parent has waited for it (epoll(7)).
+    end: OnceLock<OwnedFd>,
+}
 
 /// When the process that stays leaves the session of the one that was typed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,13 +95,16 @@ pub fn split(session: Session) -> io::Result<Side> {
     let (ours, theirs) = pair()?;
     // Before the fork: the copy cannot tell anybody.
     let null = File::options().read(true).write(true).open("/dev/null")?;
+    // Of this process: later its number may be that of another one.
+    let process = pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).ok();
     if sys::fork_twice(session == Session::Own)? {
         drop(ours);
         sys::replace(io::stdin().as_fd(), &null)?;
         sys::replace(io::stdout().as_fd(), &null)?;
         drop(null);
-        sys::close_others(theirs.as_fd());
-        return Ok(Side::Background(Caller(theirs, session)));
+        let kept: Vec<_> = [&theirs].into_iter().chain(&process).map(AsFd::as_fd).collect();
+        sys::close_others(&kept);
+        return Ok(Side::Background(Caller { socket: theirs, session, process, end: OnceLock::new() }));
     }
     Ok(Side::Caller(Background(ours)))
 }
@@ -175,16 +193,16 @@ impl Background {
 pub enum Answer {
     /// Not known yet.
     Nothing,
-    /// It has heard so, and ends now.
+    /// It has heard so, and has ended or ends now.
     Keep,
-    /// It has ended without a word: whoever wanted this process has not heard of it.
+    /// It has ended without a word, or was killed: whoever wanted this process has not heard of it.
     Gone,
 }
 
 impl AsFd for Caller {
-    /// Readable once there is an answer.
+    /// Readable once there may be an answer. What it is may change with each call of [`Self::answer`].
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.end.get().unwrap_or(&self.socket).as_fd()
     }
 }
 
@@ -192,24 +210,40 @@ impl Caller {
     /// What the caller does; does not wait.
     #[must_use]
     pub fn answer(&self) -> Answer {
-        match rustix::net::recv(&self.0, &mut [0], RecvFlags::DONTWAIT) {
-            Ok((1.., _)) => Answer::Keep,
+        if let (Some(process), Some(_)) = (&self.process, self.end.get()) {
+            return how_ended(process);
+        }
+        match rustix::net::recv(&self.socket, &mut [0], RecvFlags::DONTWAIT) {
+            Ok((1.., _)) => self.process.as_ref().map_or(Answer::Keep, |process| self.wait_for(process)),
             Err(Errno::AGAIN | Errno::INTR) => Answer::Nothing,
             // Its end, or what it was told lay there unread when it ended.
             Ok((0, _)) | Err(_) => Answer::Gone,
         }
     }
 
+    /// It has heard: the rest is how it ends.
+    fn wait_for(&self, process: &OwnedFd) -> Answer {
+        let watch = || {
+            let end = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+            // Nothing but EPOLLHUP: a pidfd is readable already when the process has ended and nobody has waited for it.
+            epoll::add(&end, process, epoll::EventData::new_u64(0), epoll::EventFlags::empty())?;
+            Ok::<_, Errno>(end)
+        };
+        let Ok(end) = watch() else { return Answer::Keep };
+        let _ = self.end.set(end);
+        how_ended(process)
+    }
+
     /// Waits for what the caller gives. None: it has ended.
     #[must_use]
     pub fn take(&self) -> Option<(u32, Vec<OwnedFd>)> {
-        take(&self.0)
+        take(&self.socket)
     }
 
     /// What this process is for is there. From here on it has nothing of the caller's, and logs to syslog. Said once; later calls say
     /// nothing.
     pub fn ready(&self) {
-        if self.1 == Session::OwnWhenReady {
+        if self.session == Session::OwnWhenReady {
             // Refused once it is done.
             let _ = rustix::process::setsid();
         }
@@ -227,20 +261,95 @@ impl Caller {
 
     /// Nobody may be there any more.
     fn say(&self, message: &[u8]) -> bool {
-        let sent = rustix::net::send(&self.0, message, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+        let sent = rustix::net::send(&self.socket, message, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
         // The caller reads one message.
-        let _ = rustix::net::shutdown(&self.0, rustix::net::Shutdown::Write);
+        let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Write);
         sent.is_ok()
+    }
+}
+
+/// What is to be done about a process that has heard.
+fn how_ended(process: &OwnedFd) -> Answer {
+    match sys::end_of(process) {
+        Ok(None) => Answer::Nothing,
+        Ok(Some(status)) if status.signal().is_some() => Answer::Gone,
+        // The kernel does not know.
+        Ok(Some(_)) | Err(_) => Answer::Keep,
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::process::{Command, Stdio};
+
+    use rustix::event::{PollFd, PollFlags, Timespec};
+    use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+
     use super::*;
 
     fn both() -> (Background, Caller) {
         let (ours, theirs) = pair().unwrap();
-        (Background(ours), Caller(theirs, Session::Own))
+        (
+            Background(ours),
+            Caller { socket: theirs, session: Session::Own, process: None, end: OnceLock::new() },
+        )
+    }
+
+    fn is_readable(caller: &Caller) -> bool {
+        let mut polled = [PollFd::new(caller, PollFlags::IN)];
+        rustix::event::poll(&mut polled, Some(&Timespec::default())).unwrap();
+        !polled[0].revents().is_empty()
+    }
+
+    /// It has heard in each case. Before its parent has waited for it there is nothing to be known, and to be woken up for.
+    #[test]
+    fn a_caller_that_is_killed_when_it_has_heard_is_gone() {
+        for (script, answer) in [
+            ("read x", Answer::Keep),
+            ("read x; exit 3", Answer::Keep),
+            ("read x; kill -KILL $$", Answer::Gone),
+        ] {
+            let (background, mut caller) = both();
+            let mut process = Command::new("sh").args(["-c", script]).stdin(Stdio::piped()).spawn().unwrap();
+            let opened = pidfd_open(Pid::from_child(&process), PidfdFlags::empty()).unwrap();
+            if sys::end_of(&opened).is_err() {
+                eprintln!("not tried: this kernel does not tell how a process has ended (Linux 6.15)");
+                caller.process = Some(opened);
+                background.keep();
+                assert_eq!(caller.answer(), Answer::Keep);
+                drop(process.stdin.take());
+                process.wait().unwrap();
+                continue;
+            }
+            caller.process = Some(opened);
+            background.keep();
+            assert!(is_readable(&caller));
+            assert_eq!(caller.answer(), Answer::Nothing, "{script}");
+            assert!(!is_readable(&caller), "{script}");
+            drop(process.stdin.take());
+            let ended = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+            waitid(WaitId::Pid(Pid::from_child(&process)), ended).unwrap();
+            assert!(!is_readable(&caller), "{script}");
+            assert_eq!(caller.answer(), Answer::Nothing, "{script}");
+            process.wait().unwrap();
+            assert!(is_readable(&caller), "{script}");
+            assert_eq!(caller.answer(), answer, "{script}");
+        }
+    }
+
+    /// Its parent was faster than this process.
+    #[test]
+    fn a_caller_may_have_ended_before_its_word_is_read() {
+        for (script, answer) in [("exit 0", Answer::Keep), ("kill -KILL $$", Answer::Gone)] {
+            let (background, mut caller) = both();
+            let mut process = Command::new("sh").args(["-c", script]).spawn().unwrap();
+            let opened = pidfd_open(Pid::from_child(&process), PidfdFlags::empty()).unwrap();
+            let is_known = sys::end_of(&opened).is_ok();
+            caller.process = Some(opened);
+            background.keep();
+            process.wait().unwrap();
+            assert_eq!(caller.answer(), if is_known { answer } else { Answer::Keep }, "{script}");
+        }
     }
 
     #[test]

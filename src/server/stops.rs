@@ -29,6 +29,10 @@ pub enum Stop {
     Switched,
     /// The monitor is about to resolve the roots.
     Resolving,
+    /// A mount helper is about to tell the monitor that it has heard of the view.
+    Keeping,
+    /// It has, and ends.
+    Kept,
 }
 
 #[cfg(debug_assertions)]
@@ -59,6 +63,8 @@ mod active {
             Stop::Owed,
             Stop::Switched,
             Stop::Resolving,
+            Stop::Keeping,
+            Stop::Kept,
         ];
         let point = all.into_iter().find(|stop| format!("{stop:?}").eq_ignore_ascii_case(point))?;
         Some((point, file.to_owned()))

@@ -273,16 +273,36 @@ pub fn fork() -> io::Result<Option<rustix::process::Pid>> {
     }
 }
 
+/// How a process has ended, as its pidfd tells (PIDFD_GET_INFO of ioctl_pidfd(2)). None: it has not, or nobody has waited for it yet.
+///
+/// # Errors
+/// `ENOTTY` before Linux 6.13; before 6.15 `ESRCH` in the place of how it has ended. Others of ioctl(2).
+pub fn end_of(process: impl AsFd) -> io::Result<Option<std::process::ExitStatus>> {
+    // SAFETY: a pidfd_info of zeros is a valid value.
+    let mut info: libc::pidfd_info = unsafe { std::mem::zeroed() };
+    info.mask = libc::PIDFD_INFO_EXIT.into();
+    // SAFETY: the kernel reads and writes a pidfd_info, which this is: its size is in the number of the call.
+    if unsafe { libc::ioctl(process.as_fd().as_raw_fd(), libc::PIDFD_GET_INFO, &raw mut info) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let is_known = info.mask & u64::from(libc::PIDFD_INFO_EXIT) != 0;
+    Ok(is_known.then(|| std::os::unix::process::ExitStatusExt::from_raw(info.exit_code)))
+}
+
 /// Closes every descriptor above standard error but `kept`. Called by a process that was just forked, which uses nothing that its
 /// parent had open.
-pub fn close_others(kept: BorrowedFd<'_>) {
-    let number = kept.as_raw_fd().unsigned_abs();
+pub fn close_others(kept: &[BorrowedFd<'_>]) {
+    let mut numbers: Vec<_> = kept.iter().map(|kept| kept.as_raw_fd()).filter(|kept| *kept > 2).collect();
+    numbers.sort_unstable();
+    let ends = numbers.iter().map(|kept| kept.unsigned_abs());
+    let begins = [3].into_iter().chain(ends.clone().map(|kept| kept + 1));
+    let mut between = begins.zip(ends.map(|kept| kept - 1).chain([u32::MAX]));
+    let all: Vec<_> = [0, 1, 2].into_iter().chain(numbers.iter().copied()).collect();
     // SAFETY: whoever owns what is closed here is a copy that this process never runs.
     let closed = unsafe {
-        let below = if number > 3 { close_between(3, number - 1, 0) } else { Ok(()) };
-        below
-            .and_then(|()| close_between(number + 1, u32::MAX, 0))
-            .or_else(|_| close_listed(&[0, 1, 2, kept.as_raw_fd()]))
+        between
+            .try_for_each(|(first, last)| if first <= last { close_between(first, last, 0) } else { Ok(()) })
+            .or_else(|_| close_listed(&all))
     };
     // Where neither can be, they stay open.
     drop(closed);

@@ -34,6 +34,7 @@ use crate::monitor::{self, Origin, Settings};
 use crate::protocol::control::status::Status;
 use crate::protocol::control::{self, ReloadError};
 use crate::protocol::wire::Outlasts;
+use crate::server::stops::{self, Stop};
 use crate::startup::{self, Stored};
 use crate::{error, log, mounts, sys};
 use options::{OptionError, Options};
@@ -365,7 +366,9 @@ fn mount(settings: Settings, at: &Path, flags: Option<Flags>) -> Result<(), Help
         let _ = rustix::mount::unmount(at, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
         return Err(HelperError::Flags { at: at.to_owned(), source });
     }
+    stops::at(Stop::Keeping);
     background.keep();
+    stops::at(Stop::Kept);
     Ok(())
 }
 

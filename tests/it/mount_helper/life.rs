@@ -3,16 +3,19 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::Path;
-use std::process::Stdio;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
 use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
 
 use super::host::Host;
 use super::{mount, names, options, stderr};
 use crate::util::DEADLINE;
 use crate::util::fixture::Fixture;
+use crate::util::gate::Need;
+use crate::util::hold;
 use crate::util::program::unique_name;
 use crate::util::random::{Random, seed};
 use crate::util::store::{Daemon, nix_environment};
@@ -190,44 +193,112 @@ fn signals_are_those_of_every_view() {
     host.assert_nothing_left(&[&name]);
 }
 
+/// Helpers on a fixture's view that a test kills.
+struct Killed {
+    fixture: Fixture,
+    host: Host,
+    name: String,
+    at: PathBuf,
+    /// Where it is held back ([`hold`]), and leaves word of how far it has come.
+    points: TempDir,
+}
+
+impl Killed {
+    fn new() -> Self {
+        let (fixture, host, name) = (Fixture::new(), Host::new(), unique_name());
+        let at = host.place("view");
+        Self { fixture, host, name, at, points: crate::util::scratch() }
+    }
+
+    fn start(&self, store: &str) -> Child {
+        let mut command = self.host.namespace.command("/sbin/mount.fuse.nix-store-fs");
+        nix_environment(&mut command).env("NSF_HOLD", self.points.path());
+        let options = format!("store={store},name={}", self.name);
+        command.args([&self.fixture.system.path, &self.at.display().to_string(), "-o", &options]);
+        command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    }
+
+    fn until(&self, what: impl Fn() -> bool) {
+        let until = Instant::now() + DEADLINE;
+        while !what() {
+            assert!(Instant::now() < until, "{:?}", self.host.processes());
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+    }
+
+    #[track_caller]
+    fn assert_nothing_left(&self) {
+        self.host.assert_nothing_left(&[&self.name]);
+    }
+
+    #[track_caller]
+    fn unmount(&self) {
+        assert_eq!(self.host.mounts().len(), 1);
+        self.host.run(&format!("umount {}", self.at.display()));
+        self.assert_nothing_left();
+    }
+}
+
 /// A helper that is killed takes what it has begun along: while the store does not answer, and at any moment.
 #[test]
 fn a_killed_helper_leaves_nothing() {
     need!(Root, Fuse, Nix);
-    let (fixture, host, name) = (Fixture::new(), Host::new(), unique_name());
-    let at = host.place("view");
-    let helper = |store: &str| {
-        let mut command = host.namespace.command("/sbin/mount.fuse.nix-store-fs");
-        nix_environment(&mut command);
-        let options = format!("store={store},name={name}");
-        command.args([&fixture.system.path, &at.display().to_string(), "-o", &options]);
-        command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
-    };
-    let daemon = Daemon::start(&fixture.store);
+    let killed = Killed::new();
+    let daemon = Daemon::start(&killed.fixture.store);
     daemon.freeze();
     for signal in [Signal::KILL, Signal::INT, Signal::TERM] {
-        let mut waiting = helper(daemon.uri());
-        let until = Instant::now() + DEADLINE;
+        let mut waiting = killed.start(daemon.uri());
         // The helper, the monitor, and a server that is ready for the view.
-        while host.processes().len() < 3 {
-            assert!(Instant::now() < until, "{:?}", host.processes());
-            std::thread::sleep(std::time::Duration::from_millis(2));
-        }
+        killed.until(|| killed.host.processes().len() >= 3);
         kill_process(Pid::from_child(&waiting), signal).unwrap();
         waiting.wait().unwrap();
-        host.assert_nothing_left(&[&name]);
+        killed.assert_nothing_left();
     }
 
+    let is_known = Need::ProcessEnd.missing().is_none();
+    // Renamed by a helper that comes there.
+    let (last, come) = (killed.points.path().join("keeping"), killed.points.path().join("keeping.held"));
     let mut random = Random::new(seed("moments at which a helper is killed"));
     for _ in 0..crate::util::number("NSF_KILLS", 20) {
-        let mut started = helper(&fixture.store.uri());
+        let _former = fs::remove_file(&come);
+        fs::write(&last, "").unwrap();
+        let mut started = killed.start(&killed.fixture.store.uri());
         // Not a wait for anything: the moment is what is tried.
         std::thread::sleep(std::time::Duration::from_micros(random.below(120_000) as u64));
         let _ended = kill_process(Pid::from_child(&started), Signal::KILL);
-        if started.wait().unwrap().success() {
-            assert_eq!(host.mounts().len(), 1);
-            host.run(&format!("umount {}", at.display()));
+        let has_succeeded = started.wait().unwrap().success();
+        if has_succeeded {
+            killed.unmount();
+        } else if come.exists() && !is_known {
+            // Between its last call and its end: no monitor can know of this kernel whether it was killed.
+            killed.host.try_run(&format!("umount {}", killed.at.display()));
         }
-        host.assert_nothing_left(&[&name]);
+        killed.assert_nothing_left();
     }
+}
+
+/// Also one that has told the monitor that it has heard of the view, which was its last call; one that ends by itself then leaves it.
+#[test]
+fn a_helper_that_is_killed_after_its_last_call_leaves_nothing() {
+    need!(Root, Fuse, Nix, ProcessEnd);
+    let killed = Killed::new();
+    for signal in [Signal::KILL, Signal::TERM] {
+        let (held, is_held) = hold::arm(killed.points.path(), "kept");
+        let mut started = killed.start(&killed.fixture.store.uri());
+        killed.until(|| is_held.exists());
+        assert_eq!(killed.host.mounts().len(), 1);
+        kill_process(Pid::from_child(&started), signal).unwrap();
+        assert!(!started.wait().unwrap().success());
+        killed.assert_nothing_left();
+        drop(held);
+        fs::remove_file(is_held).unwrap();
+    }
+    let (held, is_held) = hold::arm(killed.points.path(), "kept");
+    let mut started = killed.start(&killed.fixture.store.uri());
+    killed.until(|| is_held.exists());
+    drop(held);
+    assert!(started.wait().unwrap().success());
+    // Its monitor has heard so by now: it answers one after the other.
+    killed.host.run(&format!("mount -o remount {}", killed.at.display()));
+    killed.unmount();
 }

@@ -34,6 +34,8 @@ pub(crate) enum Need {
     Landlock,
     /// Linux 6.16, which can be told to ask for every name again.
     Epoch,
+    /// Linux 6.15, which tells whoever has a pidfd of a process how it has ended.
+    ProcessEnd,
     /// Linux 6.9, which gives back what a killed server had taken.
     Resend,
     /// Scratch files that the page cache can let go of, and read again.
@@ -115,6 +117,9 @@ impl Need {
                 "the system to boot that scripts/setup --test makes",
             ),
             Self::Epoch => (kernel_release() >= (6, 16), "Linux 6.16 for FUSE_NOTIFY_INC_EPOCH"),
+            Self::ProcessEnd => {
+                (kernel_release() >= (6, 15), "Linux 6.15 to be told how a process has ended")
+            }
             Self::Landlock => (nix_store_fs::sandbox::confines_files(), "Linux 5.13 with Landlock"),
             Self::Passthrough => (kernel_release() >= (6, 9), "Linux 6.9 for passthrough"),
             Self::Resend => (kernel_release() >= (6, 9), "Linux 6.9 to be given back what was taken"),
@@ -152,6 +157,7 @@ impl Need {
             | Self::Landlock
             | Self::Epoch
             | Self::Passthrough
+            | Self::ProcessEnd
             | Self::Resend
             | Self::DontCache
             | Self::Idmap
