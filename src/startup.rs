@@ -74,6 +74,7 @@ impl Inherited {
 /// Resets what this process was started with, and takes what was stored for it.
 #[must_use]
 pub fn begin() -> Inherited {
+    sys::share_memory();
     let inherited = stored();
     sys::remove_variables(&VARIABLES);
     // From the first moment: those that come before the monitor takes them are not lost.
@@ -131,6 +132,7 @@ const OF_USERS: [Signal; 7] = [
 
 /// The same as [`begin`] for a process that stays behind another one ([`crate::background`]): it takes nothing that was stored.
 pub fn begin_background() {
+    sys::share_memory();
     sys::remove_variables(&VARIABLES);
     sys::remove_variables(&OF_SERVICE);
     let _ = rustix::process::chdir("/");

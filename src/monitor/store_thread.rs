@@ -33,6 +33,7 @@ use crate::closure::source::{Located, SavedFile, Source};
 use crate::sandbox::{self, Sandbox};
 use crate::server::stops::{self, Stop};
 use crate::store::{Place, Store};
+use crate::sys;
 use crate::values::{StorePath, View};
 
 use super::watch::Arming;
@@ -252,6 +253,8 @@ impl Worker {
                 Question::Settle { number, only } => {
                     self.task.links.iter_mut().for_each(|links| links.settle(number, only));
                     self.task.former.drain(..).for_each(|mut links| links.release());
+                    // The loop has handed the closure on by now, as well: it is not needed again until the next question.
+                    sys::give_memory_back();
                 }
                 Question::End(left, done) => {
                     let Task { links, former, .. } = &mut self.task;

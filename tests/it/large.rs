@@ -124,3 +124,42 @@ fn many_paths_and_entries() {
     assert!(kept <= may_keep, "{kept} of {grown} bytes are kept");
     service.stop();
 }
+
+/// Memory of the allocator for threads of a process, beside that of the whole process: each begins at a multiple of its greatest length, which
+/// is reserved (glibc, `arena.c`; see `proc_pid_maps(5)`).
+#[cfg(target_env = "gnu")]
+fn arenas(process: u32) -> Vec<String> {
+    const LONGEST: u64 = 64 << 20;
+    let maps = fs::read_to_string(format!("/proc/{process}/maps")).unwrap();
+    let lines: Vec<(u64, u64, &str, &str)> = maps
+        .lines()
+        .map(|line| {
+            let mut words = line.split_whitespace();
+            let (begin, end) = words.next().unwrap().split_once('-').unwrap();
+            let number = |text| u64::from_str_radix(text, 16).unwrap();
+            (number(begin), number(end), words.next().unwrap(), line)
+        })
+        .collect();
+    let is_arena = |pair: &&[(u64, u64, &str, &str)]| {
+        let [(begin, used, rights, _), (unused, end, none, _)] = **pair else { return false };
+        begin % LONGEST == 0 && used == unused && end % LONGEST == 0 && (rights, none) == ("rw-p", "---p")
+    };
+    lines.windows(2).filter(is_arena).map(|pair| pair[0].3.to_owned()).collect()
+}
+
+/// What one thread of a monitor has freed another one can use.
+#[cfg(target_env = "gnu")]
+#[test]
+fn the_threads_of_a_monitor_share_their_memory() {
+    need!(Root, Fuse, Nix);
+    let store = NixStore::new();
+    let top = make(&store, 10, 10);
+    let mut service = Service::new(&store).with(["--system", &top.path]);
+    service.start_ready();
+    let [monitor, server] =
+        [service.monitor(), service.server()].map(|pid| pid.as_raw_nonzero().get().cast_unsigned());
+    // Of threads that answer requests all the time, as they do not share it: this finds what it looks for.
+    assert_ne!(arenas(server), Vec::<String>::new());
+    assert_eq!(arenas(monitor), Vec::<String>::new());
+    service.stop();
+}
