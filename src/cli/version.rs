@@ -5,7 +5,7 @@
 use std::io::{self, Write};
 
 use crate::kernel::{Finding, Findings, TrialError, trial};
-use crate::server::idle::halts_for_a_hypervisor;
+use crate::server::idle;
 use crate::store;
 use crate::{error, sandbox};
 
@@ -30,9 +30,8 @@ pub(super) fn write(out: &mut dyn Write) -> io::Result<()> {
     for (promise, answer) in promises(findings, release) {
         writeln!(out, "  {promise}: {answer}")?;
     }
-    let guest =
-        if halts_for_a_hypervisor() { "yes" } else { "no, its idle processors are not a hypervisor's" };
-    writeln!(out, "  processors kept awake while requests flow (--idle-polling auto): {guest}")?;
+    let polls = if root { polls() } else { "not tried, as only root can".to_owned() };
+    writeln!(out, "  processors kept awake while requests flow (--idle-polling auto): {polls}")?;
     Ok(())
 }
 
@@ -70,6 +69,14 @@ fn promises(findings: Findings, release: Option<(u32, u32)>) -> Vec<(&'static st
         ("all names forgotten at once (nice to have)", known(findings.forgets_all_names, (6, 16))),
         ("requests of a killed server given again (nice to have)", known(findings.resends, (6, 9))),
     ]
+}
+
+/// A server tries it after its first request, and now and then.
+fn polls() -> String {
+    match idle::try_here() {
+        Ok(trial) => trial.to_string(),
+        Err(error) => format!("no, the kernel cannot be asked: {}", error::chain(&error)),
+    }
 }
 
 /// Any user can ask.

@@ -249,7 +249,7 @@ impl Runtime {
             (Carried::Lock, lock.as_ref()),
             (Carried::Ledger, self.ledger.as_ref()),
             (Carried::Usage, self.usage.as_ref()),
-            (Carried::Idle, idle.as_ref()),
+            (self.settings.idle_polling.carried(), idle.as_ref()),
             (Carried::Missed, missed.as_ref()),
             (Carried::Registrar, registrar.as_ref()),
             (Carried::Trace, self.prefetching.trace()),

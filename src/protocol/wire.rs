@@ -59,6 +59,8 @@ pub enum Carried {
     Usage,
     /// Where to ask for processors that stay awake.
     Idle,
+    /// The same, where a trial has to show first that it saves time.
+    IdleTrial,
     /// Where names are told that the view has not ([`super::missed`]).
     Missed,
     /// Where files are registered with the kernel ([`super::registration`]).

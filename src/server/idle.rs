@@ -3,7 +3,7 @@
 //! A round trip is two wake-ups, and between two requests of one client each of two processors is idle in turn. In a
 //! virtual machine an idle processor is taken away by the hypervisor at once, and to get it back takes longer than all
 //! else. So while requests flow, the kernel is asked to let idle processors poll instead
-//! (Documentation/power/pm_qos_interface.rst: `/dev/cpu_dma_latency`).
+//! (Documentation/power/pm_qos_interface.rst: `/dev/cpu_dma_latency`), if that saves time on this machine ([`trial`]).
 //!
 //! Invariants:
 //! - The request to the kernel lives in a descriptor that the server alone has: it ends with the server, however that
@@ -11,10 +11,20 @@
 //! - Nothing is asked for a lone request, nor for longer than [`QUIET`] after the last of many.
 //! - The time of polling is bounded by the number of requests ([`Budget`]): a container that sends a few at the right
 //!   moments does not keep the machine awake.
+//! - Nothing that answers, and no start, waits for the trial: the keeper's own thread makes it, after the first request.
 //!
-//! Hard point: what is asked holds for all processors of the machine. On hardware, where the kernel's own governor
-//! sees short idle times and stays in light sleep, there is little to gain and power to lose; so the default asks for
-//! nothing there.
+//! Hard points:
+//! 1. What is asked holds for all processors of the machine. On hardware, where the kernel's own governor sees short
+//!    idle times and stays in light sleep, there is little to gain and power to lose; so the default asks for nothing
+//!    where the trial finds little to gain.
+//! 2. The name of the idle driver does not tell. Under one driver the scheduler may put client and server on one
+//!    processor, which never sleeps between them; another driver may halt as well. So two threads do what client and
+//!    server do, with and without polling, wherever the scheduler puts them. A timer instead of the second thread is no
+//!    substitute: a hypervisor may wake a processor for its timer at no extra cost, but not for an interrupt from another.
+//! 3. While all processors are busy, none sleeps, and the trial finds nothing to gain, which is true for that moment. So
+//!    it is made again after a flow, at most once in [`AGAIN`].
+//! 4. A governor that has been asked to poll may continue to do so by itself for as long as wake-ups come in short
+//!    succession (haltpoll). So a pause precedes what is measured without.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -25,10 +35,13 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::protocol::wire::Carried;
+
+pub mod trial;
+
+pub use trial::Trial;
+
 const DEVICE: &str = "/dev/cpu_dma_latency";
-/// The driver of the idle loop in virtual machines (Documentation/virt/guest-halt-polling.rst).
-const DRIVER: &str = "/sys/devices/system/cpu/cpuidle/current_driver";
-const GUEST: &str = "haltpoll";
 
 /// Microseconds in which processors have to be awake: only polling is that fast.
 const AT_ONCE: i32 = 0;
@@ -46,6 +59,8 @@ const EACH: Duration = Duration::from_micros(200);
 const ALLOWANCE: Duration = Duration::from_millis(100);
 /// Polling time that can be saved up.
 const SAVED_MAX: Duration = Duration::from_secs(1);
+/// For how long a trial holds.
+const AGAIN: Duration = Duration::from_secs(60);
 
 /// Polling time: what requests have paid for and what was used.
 #[derive(Debug)]
@@ -79,7 +94,7 @@ impl Budget {
 /// Whether idle processors poll while requests flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum IdlePolling {
-    /// In virtual machines, where to halt is to leave for the hypervisor (idle driver haltpoll).
+    /// Where a short trial shows that it saves time, as in many virtual machines.
     #[default]
     Auto,
     /// On any machine.
@@ -96,16 +111,44 @@ impl IdlePolling {
     pub fn open(self) -> io::Result<Option<OwnedFd>> {
         match self {
             Self::Never => Ok(None),
-            Self::Auto if !halts_for_a_hypervisor() => Ok(None),
-            Self::Auto | Self::Always => Ok(Some(File::options().write(true).open(DEVICE)?.into())),
+            Self::Auto | Self::Always => Ok(Some(open_device()?.into())),
+        }
+    }
+
+    /// What the device is called on the way to a server.
+    #[must_use]
+    pub fn carried(self) -> Carried {
+        match self {
+            Self::Always => Carried::Idle,
+            Self::Auto | Self::Never => Carried::IdleTrial,
         }
     }
 }
 
-/// Whether [`IdlePolling::Auto`] asks for anything on this machine.
-#[must_use]
-pub fn halts_for_a_hypervisor() -> bool {
-    std::fs::read_to_string(DRIVER).is_ok_and(|driver| driver.trim_end() == GUEST)
+/// Makes a trial now, as a server does for [`IdlePolling::Auto`].
+///
+/// # Errors
+/// Those of [`IdlePolling::open`] and [`Trial::make`].
+pub fn try_here() -> io::Result<Trial> {
+    let mut device = open_device()?;
+    Trial::make(&mut |wish| ask(&mut device, wish))
+}
+
+fn open_device() -> io::Result<File> {
+    File::options().write(true).open(DEVICE)
+}
+
+fn ask(device: &mut File, microseconds: i32) -> io::Result<()> {
+    device.write_all(&microseconds.to_ne_bytes())
+}
+
+/// When a [`Keeper`] keeps processors awake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// In each flow.
+    Always,
+    /// In each flow, if the last trial showed that it saves time.
+    Tried,
 }
 
 /// Sees requests come.
@@ -147,18 +190,37 @@ impl Flow {
 }
 
 impl Keeper {
-    /// Does so as long as the process lives.
+    /// Does so as long as the process lives. Begins after `begin`, or the end of its sender.
     ///
     /// # Errors
-    /// Those of write(2).
-    pub fn run(mut self) -> io::Result<()> {
+    /// Those of write(2), and of making the thread of a trial.
+    pub fn run(self, when: When, begin: &Receiver<()>) -> io::Result<()> {
+        let _ = begin.recv();
+        match when {
+            When::Always => self.keep(AGAIN, |_| Ok(true)),
+            When::Tried => self.keep(AGAIN, |ask| {
+                let trial = Trial::make(ask)?;
+                tracing::debug!(%trial, "whether to keep processors awake while requests flow");
+                Ok(trial.pays())
+            }),
+        }
+    }
+
+    /// What `pays` answers holds for `again`.
+    fn keep(
+        mut self,
+        again: Duration,
+        mut pays: impl FnMut(&mut dyn FnMut(i32) -> io::Result<()>) -> io::Result<bool>,
+    ) -> io::Result<()> {
+        let mut saves = pays(&mut |wish| self.ask_for(wish))?;
+        let mut tried = Instant::now();
         let mut budget = Budget::new();
         let mut before = 0;
         while self.begins.recv().is_ok() {
             budget.pay(self.count(&mut before));
             let mut polls = false;
             loop {
-                if budget.is_enough() != polls {
+                if (saves && budget.is_enough()) != polls {
                     polls = !polls;
                     self.ask_for(if polls { AT_ONCE } else { NO_WISH })?;
                 }
@@ -176,6 +238,10 @@ impl Keeper {
             if polls {
                 self.ask_for(NO_WISH)?;
             }
+            if tried.elapsed() >= again {
+                saves = pays(&mut |wish| self.ask_for(wish))?;
+                tried = Instant::now();
+            }
             self.flow.flows.store(false, Ordering::Relaxed);
         }
         Ok(())
@@ -188,7 +254,7 @@ impl Keeper {
     }
 
     fn ask_for(&mut self, microseconds: i32) -> io::Result<()> {
-        self.device.write_all(&microseconds.to_ne_bytes())
+        ask(&mut self.device, microseconds)
     }
 }
 
@@ -205,7 +271,8 @@ mod tests {
         let (device, asked) = UnixStream::pair().unwrap();
         asked.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let (flow, keeper) = Flow::new(device.into());
-        thread::spawn(move || keeper.run());
+        let (_, begin) = channel();
+        thread::spawn(move || keeper.run(When::Always, &begin));
         (flow, asked)
     }
 
@@ -227,6 +294,40 @@ mod tests {
                 thread::yield_now();
             }
         }
+    }
+
+    /// What a trial has found holds for the flows after it, until the next trial.
+    #[test]
+    fn nothing_is_asked_for_in_a_flow_after_a_trial_that_found_no_gain() {
+        let (device, mut asked) = UnixStream::pair().unwrap();
+        asked.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let (flow, keeper) = Flow::new(device.into());
+        let (tell, tried) = channel();
+        let mut findings = [false, true, false, true].into_iter();
+        let keeper = thread::spawn(move || {
+            keeper.keep(Duration::ZERO, |ask| {
+                // What a trial asks for comes from the same device.
+                ask(1)?;
+                tell.send(()).unwrap();
+                findings.next().ok_or_else(|| io::ErrorKind::Other.into())
+            })
+        });
+        for polls in [false, true, false, true] {
+            tried.recv().unwrap();
+            assert_eq!(next(&mut asked), 1, "a trial");
+            // A flow that ends before the next trial, which is told: none is left out.
+            while flow.flows.load(Ordering::Relaxed) {
+                thread::yield_now();
+            }
+            (0..100 * MANY).for_each(|_| flow.note());
+            if polls {
+                assert_eq!([next(&mut asked), next(&mut asked)], [AT_ONCE, NO_WISH]);
+            }
+        }
+        tried.recv().unwrap();
+        assert_eq!(next(&mut asked), 1, "a trial");
+        assert!(keeper.join().unwrap().is_err());
+        assert_eq!(asked.read(&mut [0]).unwrap(), 0, "nothing else was asked for");
     }
 
     #[test]
@@ -302,5 +403,14 @@ mod tests {
     #[test]
     fn nothing_is_opened_that_is_not_wanted() {
         assert!(IdlePolling::Never.open().unwrap().is_none());
+    }
+
+    /// A server that is told to poll makes no trial.
+    #[test]
+    fn what_is_to_be_tried_first_is_told_apart() {
+        assert_eq!(
+            [IdlePolling::Always, IdlePolling::Auto].map(IdlePolling::carried),
+            [Carried::Idle, Carried::IdleTrial]
+        );
     }
 }

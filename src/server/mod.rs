@@ -54,7 +54,7 @@ use crate::{log, sandbox, sys};
 use counts::Counts;
 use forgetting::{Invalidator, Owed};
 use fuse::StoreFs;
-use idle::Flow;
+use idle::{Flow, When};
 use missed::Missed;
 use registrar::AskingMonitor;
 use root_names::RootNames;
@@ -143,7 +143,7 @@ pub struct Descriptors {
     /// None: what is asked is counted by this process for itself.
     usage: Option<OwnedFd>,
     /// None: that is not to be asked for.
-    idle: Option<OwnedFd>,
+    idle: Option<(OwnedFd, When)>,
     /// None: nobody wants to know.
     missed: Option<OwnedFd>,
     /// None: nobody has the kernel read files by itself.
@@ -167,7 +167,9 @@ impl Descriptors {
             lock: take(Carried::Lock),
             ledger: take(Carried::Ledger),
             usage: take(Carried::Usage),
-            idle: take(Carried::Idle),
+            idle: take(Carried::Idle)
+                .map(|device| (device, When::Always))
+                .or_else(|| Some((take(Carried::IdleTrial)?, When::Tried))),
             missed: take(Carried::Missed),
             registrar: take(Carried::Registrar),
             trace: take(Carried::Trace),
@@ -268,11 +270,12 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: &Arc<OwnedFd>) -> 
 
     let (first, answered) = mpsc::channel();
     let mut counts = Counts::new(usage, first);
-    if let Some(idle) = idle {
+    let (begun, begins) = mpsc::channel();
+    if let Some((idle, when)) = idle {
         let (flow, keeper) = Flow::new(idle);
         counts = counts.showing(flow);
         spawn("idle", move || {
-            if let Err(error) = keeper.run() {
+            if let Err(error) = keeper.run(when, &begins) {
                 tracing::debug!(%error, "processors are not kept awake while requests flow");
             }
         })?;
@@ -317,6 +320,7 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: &Arc<OwnedFd>) -> 
             if answered.recv().is_ok() {
                 reporter.report(&Report::Answered);
             }
+            drop(begun);
         }
     })?;
     spawn("orders", {

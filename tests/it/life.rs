@@ -131,8 +131,8 @@ fn sigterm_with_a_server_that_hangs() {
     assert!(!reads.wait().unwrap().success(), "nobody was there to answer");
 }
 
-/// The server alone asks the kernel to keep processors awake, and only where it was told to. Where that may not be asked
-/// it is said, and the view served.
+/// The server alone asks the kernel to keep processors awake, and only where it was told to, or a trial of its own shows that it
+/// saves time. Where that may not be asked it is said, and the view served.
 #[test]
 fn processors_are_kept_awake_where_it_is_asked_for() {
     need!(Root, Fuse, Nix);
@@ -144,16 +144,22 @@ fn processors_are_kept_awake_where_it_is_asked_for() {
         links.filter(|target| target.as_ref().is_ok_and(|target| target == device)).count()
     };
     let may_ask = fs::File::options().write(true).open(device).is_ok();
-    for (polling, asks) in [("always", may_ask), ("never", false)] {
-        let mut view = fixture.program().args(["--idle-polling", polling]).mount();
+    for (polling, asks) in [("auto", may_ask), ("always", may_ask), ("never", false)] {
+        let mut view = fixture.program().args(["-vv", "--idle-polling", polling]).mount();
+        let tried = "whether to keep processors awake";
+        if polling == "auto" && asks {
+            // By its monitor's first look, and in its sandbox.
+            view.said_soon(tried);
+        }
         // More than make a flow.
         let data = view.path().join(&fixture.data.base);
         assert!((0..100).all(|n| !data.join(format!("missing-{n}")).exists()));
         assert_eq!(has(server_of(view.pid())), usize::from(asks), "{polling}");
         assert_eq!(has(view.pid()), 0, "{polling}: it would outlive the server");
+        assert_eq!(view.stderr().contains(tried), polling == "auto" && asks, "{}", view.stderr());
         view.signal(Signal::TERM);
         assert_eq!(view.end().code(), Some(0), "{}", view.stderr());
-        let warned = view.stderr().contains("cannot be asked to poll");
+        let warned = view.stderr().contains("WARN cannot keep idle CPUs polling");
         assert_eq!(warned, polling == "always" && !asks, "{}", view.stderr());
     }
 }
