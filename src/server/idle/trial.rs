@@ -26,6 +26,8 @@ const PATIENCE: Duration = Duration::from_millis(200);
 /// What has to be saved of a round trip. Two halted processors of a virtual machine cost 25 to 170 µs (docs/performance.md); two in
 /// the lightest sleep of hardware a few.
 const GAIN: Duration = Duration::from_micros(10);
+/// What part of a round trip that has to be, at least: on a busy machine both kinds take long, and differ by as much.
+const PART: u32 = 3;
 
 /// The median time of a round trip.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +39,10 @@ struct Pair {
 impl Pair {
     fn gain(self) -> Duration {
         self.without.saturating_sub(self.with)
+    }
+
+    fn pays(self) -> bool {
+        self.gain() >= GAIN.max(self.without / PART)
     }
 }
 
@@ -72,7 +78,7 @@ impl Trial {
     /// Whether polling saves enough to be worth its price. Not if that could not be found out.
     #[must_use]
     pub fn pays(&self) -> bool {
-        self.pairs.iter().filter(|pair| pair.gain() >= GAIN).count() > PAIRS / 2
+        self.pairs.iter().filter(|pair| pair.pays()).count() > PAIRS / 2
     }
 
     /// The pair in the middle, by what is gained. None: there are too few to tell.
@@ -204,6 +210,11 @@ mod tests {
                 &[(4000, 4000), (88, 8), (8, 4000)],
                 false,
                 "no, two wake-ups take 8 µs, 4000 µs while processors poll",
+            ),
+            (
+                &[(252, 236), (240, 200), (300, 210)],
+                false,
+                "no, two wake-ups take 240 µs, 200 µs while processors poll",
             ),
             // Given up, and what is there may be chance.
             (&[(88, 8)], false, "no, the machine is too busy to find out"),
