@@ -7,20 +7,26 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use crate::caches;
 use crate::corpus::Corpus;
 use crate::fault::{Doing, Fault, Outcome};
-use crate::machine;
 use crate::rivals;
-use crate::server::Server;
-use crate::work::Work;
+use crate::server::{self, Order, Server};
 
 /// How a column shows the closure.
 #[derive(Debug)]
 pub(crate) enum Kind {
     /// A bind mount of the whole store.
     Bind,
-    /// The program under test with these arguments.
+    /// The program under test with these arguments; it learns nothing from run to run.
     Program(Vec<String>),
+    /// The same, and it learns from run to run: what is done to a view is played to the next one for the same scenario.
+    Learnt {
+        /// Its arguments.
+        arguments: Vec<String>,
+        /// The directory of what was learnt, this column's own.
+        profiles: PathBuf,
+    },
     /// A farm of binds.
     Farm,
     /// An overlay over this metadata tree.
@@ -54,6 +60,8 @@ pub(crate) struct Ground {
 pub(crate) struct View {
     /// The directory that shows the closure.
     pub(crate) root: PathBuf,
+    /// What the view is called.
+    pub(crate) name: String,
     /// The program behind it, if there is one.
     pub(crate) server: Option<Server>,
     /// What making it took; for the program this is start to READY.
@@ -62,31 +70,67 @@ pub(crate) struct View {
 }
 
 impl Column {
-    /// Makes the column visible at the place so named, with nothing of it in any cache but the store's own.
-    pub(crate) fn show(&self, ground: &Ground, place: &str) -> Outcome<View> {
+    /// Makes the column visible for `scenario` at the place so named, with nothing of it in any cache but the store's
+    /// own. One that has learnt begins to play what it has learnt for this scenario and place.
+    pub(crate) fn show(&self, ground: &Ground, scenario: &str, place: &str) -> Outcome<View> {
         let at = ground.work.join(place);
+        let name = name(scenario, place);
         fs::create_dir_all(&at).doing(|| format!("creating {}", at.display()))?;
         let start = Instant::now();
-        let (mut server, mut set_up) = (None, None);
-        match &self.kind {
-            Kind::Bind => rivals::bind(&ground.corpus, &at)?,
-            Kind::Farm => rivals::farm(&ground.corpus, &at, &ground.work)?,
-            Kind::Overlay(tree) => rivals::overlay(&ground.corpus, tree, &at)?,
-            Kind::Program(arguments) => {
-                let (started, taken) =
-                    Server::start(&ground.program, arguments, &ground.corpus, &at, &ground.work)?;
-                (server, set_up) = (Some(started), Some(taken));
+        let program = |arguments: &[String]| {
+            let Ground { corpus, program, work } = ground;
+            Server::start(Order { program, arguments, corpus, name: &name, mountpoint: &at, work })
+        };
+        let started = match &self.kind {
+            Kind::Bind => rivals::bind(&ground.corpus, &at).map(|()| None),
+            Kind::Farm => rivals::farm(&ground.corpus, &at, &ground.work).map(|()| None),
+            Kind::Overlay(tree) => rivals::overlay(&ground.corpus, tree, &at).map(|()| None),
+            Kind::Program(arguments) => program(arguments).map(Some),
+            Kind::Learnt { arguments, profiles } => {
+                let mut arguments = arguments.clone();
+                arguments.extend(["--cache-dir".to_owned(), profiles.to_string_lossy().into_owned()]);
+                program(&arguments).map(Some)
             }
             Kind::Peer(directory) => {
                 // Not ours to mount again: the kernel's caches are emptied, and those of the store filled.
-                machine::drop_caches()?;
-                warm(&ground.corpus)?;
-                return Ok(View { root: directory.clone(), server, set_up: Duration::ZERO, mounted: false });
+                caches::drop_all()?;
+                caches::warm(&ground.corpus)?;
+                let root = directory.clone();
+                return Ok(View { root, name, server: None, set_up: Duration::ZERO, mounted: false });
             }
-        }
-        let set_up = set_up.unwrap_or_else(|| start.elapsed());
-        Ok(View { root: at, server, set_up, mounted: true })
+        }?;
+        let mounted = start.elapsed();
+        let (server, set_up) = match started {
+            Some((server, taken)) => (Some(server), taken),
+            None => (None, mounted),
+        };
+        Ok(View { root: at, name, server, set_up, mounted: true })
     }
+
+    /// Gives the view of `scenario` at `to` what that at `from` has learnt; false if there is nothing.
+    pub(crate) fn lend(&self, scenario: &str, from: &str, to: &str) -> Outcome<bool> {
+        match &self.kind {
+            Kind::Learnt { profiles, .. } => {
+                server::copy_profile(profiles, &name(scenario, from), &name(scenario, to))
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Whether it was mounted by somebody else.
+    pub(crate) fn is_peer(&self) -> bool {
+        matches!(self.kind, Kind::Peer(_))
+    }
+
+    /// Whether it learns from run to run.
+    pub(crate) fn learns(&self) -> bool {
+        matches!(self.kind, Kind::Learnt { .. })
+    }
+}
+
+/// What the program calls the view of a scenario at a place.
+fn name(scenario: &str, place: &str) -> String {
+    format!("bench-{}-{scenario}-{place}", std::process::id())
 }
 
 impl View {
@@ -115,12 +159,4 @@ impl Drop for View {
             rivals::unmount(&self.root).ok();
         }
     }
-}
-
-/// Fills the store's own caches: names, attributes and bytes, each once.
-pub(crate) fn warm(corpus: &Corpus) -> Outcome<()> {
-    for work in [Work::List, Work::Bytes, Work::Missing] {
-        work.run(corpus, &corpus.physical, 1)?;
-    }
-    Ok(())
 }

@@ -1,7 +1,6 @@
 //! What the machine tells: kernel, processor, date, the page cache, and the figures of one process.
 
 use std::fs;
-use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::process::Pid;
@@ -80,62 +79,98 @@ fn table_value(path: &str, wanted: &str) -> Outcome<u64> {
         .ok_or_else(|| Fault::new(format!("{path} has no line {wanted}")))
 }
 
-/// Empties the page cache, and forgets the names and inodes that nobody holds.
-pub(crate) fn drop_caches() -> Outcome<()> {
-    rustix::fs::sync();
-    fs::write("/proc/sys/vm/drop_caches", "3").doing(|| "writing /proc/sys/vm/drop_caches".into())
+/// Bytes that were read from disks since the machine began, by anybody.
+pub(crate) fn read_from_disk() -> Outcome<u64> {
+    let text = fs::read_to_string("/proc/vmstat").doing(|| "reading /proc/vmstat".into())?;
+    text.lines()
+        .find_map(|line| line.strip_prefix("pgpgin "))
+        .and_then(|count| count.trim().parse::<u64>().ok())
+        .map(|kib| kib * 1024)
+        .ok_or_else(|| Fault::new("/proc/vmstat has no line pgpgin"))
 }
 
-/// Memory and processor time of one process.
+/// Memory of one process.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Usage {
     /// Resident memory, shared pages included.
     pub(crate) resident: u64,
     /// Resident memory that is this process's alone.
     pub(crate) private: u64,
-    /// User and system time of all its threads.
-    pub(crate) cpu: Duration,
+    /// Resident memory, of each shared page its share.
+    pub(crate) proportional: u64,
 }
 
 /// Asks /proc about one process.
 pub(crate) fn usage(process: Pid) -> Outcome<Usage> {
-    let number = process.as_raw_nonzero();
-    let rollup = format!("/proc/{number}/smaps_rollup");
-    let stat = format!("/proc/{number}/stat");
-    let text = fs::read_to_string(&stat).doing(|| format!("reading {stat}"))?;
-    // The fields that follow the command's name begin with the third; times are the 14th and the 15th.
-    let ticks = text
-        .rsplit_once(')')
-        .map(|(_, rest)| {
-            rest.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u32>().ok()).sum()
-        })
-        .unwrap_or(0_u32);
-    let per_second = u32::try_from(rustix::param::clock_ticks_per_second()).unwrap_or(100);
+    let rollup = format!("/proc/{}/smaps_rollup", process.as_raw_nonzero());
     Ok(Usage {
         resident: table_value(&rollup, "Rss")?,
         private: table_value(&rollup, "Private_Clean")? + table_value(&rollup, "Private_Dirty")?,
-        cpu: Duration::from_secs(1) * ticks / per_second,
+        proportional: table_value(&rollup, "Pss")?,
     })
 }
 
-/// The child of `parent` that answers requests: it runs the server's program, which lies beside the monitor's.
-pub(crate) fn server_of(parent: Pid) -> Outcome<Pid> {
-    let program = |pid: Pid| fs::read_link(format!("/proc/{}/exe", pid.as_raw_nonzero())).ok();
-    let wanted = program(parent).map(|path| path.with_file_name("nix-store-fs-server"));
+/// What a process has spent, together with those of its children that have ended and been waited for.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Spent {
+    /// User and system time, in whole ticks of the kernel (10 ms).
+    pub(crate) cpu: Duration,
+    /// Bytes that it had brought from disk.
+    pub(crate) disk: u64,
+}
+
+impl Spent {
+    /// Both together.
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self { cpu: self.cpu + other.cpu, disk: self.disk + other.disk }
+    }
+
+    /// What was spent since `earlier`.
+    pub(crate) fn since(self, earlier: Self) -> Self {
+        Self { cpu: self.cpu.saturating_sub(earlier.cpu), disk: self.disk.saturating_sub(earlier.disk) }
+    }
+}
+
+/// Asks /proc what a process and its ended children have spent.
+pub(crate) fn spent(process: Pid) -> Outcome<Spent> {
+    let io = format!("/proc/{}/io", process.as_raw_nonzero());
+    let text = fs::read_to_string(&io).doing(|| format!("reading {io}"))?;
+    let disk = text
+        .lines()
+        .find_map(|line| line.strip_prefix("read_bytes: "))
+        .and_then(|count| count.trim().parse().ok())
+        .ok_or_else(|| Fault::new(format!("{io} has no line read_bytes")))?;
+    Ok(Spent { cpu: processor_time(process)?, disk })
+}
+
+/// User and system time of a process and of its ended children: the 14th to the 17th field.
+fn processor_time(process: Pid) -> Outcome<Duration> {
+    let ticks = stat(process)?.iter().skip(11).take(4).filter_map(|field| field.parse::<u32>().ok()).sum();
+    let per_second = u32::try_from(rustix::param::clock_ticks_per_second()).unwrap_or(100);
+    Ok(Duration::from_secs(1) * ticks / per_second)
+}
+
+/// The fields of /proc/PID/stat that follow the command's name, from the third on (proc_pid_stat(5)).
+fn stat(process: Pid) -> Outcome<Vec<String>> {
+    let path = format!("/proc/{}/stat", process.as_raw_nonzero());
+    let text = fs::read_to_string(&path).doing(|| format!("reading {path}"))?;
+    let rest = text.rsplit_once(')').map_or("", |(_, rest)| rest);
+    Ok(rest.split_whitespace().map(str::to_owned).collect())
+}
+
+/// The children of `parent` that have not been waited for, the one that was started first in front.
+pub(crate) fn children_of(parent: Pid) -> Outcome<Vec<Pid>> {
+    let mut children = Vec::new();
     for entry in fs::read_dir("/proc").doing(|| "listing /proc".into())? {
         let Ok(entry) = entry else { continue };
         let number = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
-        let Some(pid) = number else { continue };
-        if parent_of(&entry.path()) == Some(parent) && program(pid) == wanted {
-            return Ok(pid);
+        // A process that has just ended has no parent to speak of.
+        let Some((pid, fields)) = number.and_then(|pid| Some((pid, stat(pid).ok()?))) else { continue };
+        let field = |index: usize| fields.get(index).and_then(|field| field.parse::<u64>().ok());
+        if field(1) == u64::try_from(parent.as_raw_nonzero().get()).ok() {
+            children.push((field(19), pid.as_raw_nonzero(), pid));
         }
     }
-    Err(Fault::new(format!("process {} has no server", parent.as_raw_nonzero())))
-}
-
-/// A process that has just ended has no parent to speak of.
-fn parent_of(process: &Path) -> Option<Pid> {
-    let text = fs::read_to_string(process.join("stat")).ok()?;
-    let (_, rest) = text.rsplit_once(')')?;
-    Pid::from_raw(rest.split_whitespace().nth(1)?.parse().ok()?)
+    children.sort_by_key(|(started, number, _)| (*started, *number));
+    Ok(children.into_iter().map(|(_, _, pid)| pid).collect())
 }

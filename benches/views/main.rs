@@ -2,14 +2,19 @@
 //!
 //! Started by `scripts/bench`; what each row and column means is told in `docs/performance.md`. The parts:
 //! `corpus` says what is measured, `columns` (with `rivals` and `server`) show it, `work` and `programs` hold the
-//! timing loops, `rounds` the order of measuring, `samples`, `limits`, `report` and `plot` what becomes of it.
+//! timing loops, `rounds` the order of measuring, with `scenarios`, `cold`, `neighbour` and `many`, on the ground that
+//! `caches` prepares; `samples`, `limits`, `report`, `plot` and `timeline` what becomes of it.
 
 mod boot;
+mod caches;
+mod cold;
 mod columns;
 mod corpus;
 mod fault;
 mod limits;
 mod machine;
+mod many;
+mod neighbour;
 mod page_cache;
 mod plot;
 mod programs;
@@ -17,13 +22,17 @@ mod report;
 mod rivals;
 mod rounds;
 mod samples;
+mod scenarios;
 mod server;
 mod service;
 mod small_store;
+mod timeline;
 mod work;
 
 use std::ffi::OsString;
+use std::fmt::Write as _;
 use std::fs;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -33,6 +42,7 @@ use nix::sched::CloneFlags;
 use rustix::mount::MountPropagationFlags;
 
 use crate::boot::Boot;
+use crate::caches::Caches;
 use crate::columns::{Column, Ground, Kind};
 use crate::corpus::Corpus;
 use crate::fault::{Doing, Fault, Outcome};
@@ -40,8 +50,9 @@ use crate::machine::Machine;
 use crate::page_cache::PageCache;
 use crate::programs::Programs;
 use crate::report::Report;
-use crate::rounds::{Extent, Starts};
+use crate::rounds::{Extent, Measured, Starts};
 use crate::samples::{Sample, Samples, Unit};
+use crate::timeline::Timeline;
 
 /// Measure views of one closure beside each other.
 #[derive(Debug, Parser)]
@@ -72,8 +83,11 @@ struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 3)]
     cold_rounds: usize,
     /// Numbers of client threads.
-    #[arg(long, value_name = "N,…", value_delimiter = ',', default_values_t = [1, 2, 8])]
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_values_t = [1, 2])]
     threads: Vec<usize>,
+    /// Leave the names that the machine has cached where they are before each "first".
+    #[arg(long)]
+    keep_names: bool,
     /// Try every step on a small store made on the spot; leaves the machine's caches alone.
     #[arg(long, conflicts_with_all = ["system", "store"])]
     quick: bool,
@@ -165,27 +179,29 @@ fn run(arguments: Arguments) -> Outcome<()> {
         ground.corpus.entries.len(),
         ground.corpus.members.len()
     );
-    columns::warm(&ground.corpus)?;
+    let extent = extent(&arguments);
+    extent.caches.begin()?;
+    caches::warm(&ground.corpus)?;
 
     let mut notes = Vec::new();
     let page_cache = PageCache::watch(&mut notes);
     let (columns, metadata) = choose(&arguments, &ground, &mut notes)?;
     let starts = {
         let all = Column { name: String::new(), kind: Kind::Bind };
-        let view = all.show(&ground, "view")?;
+        let view = all.show(&ground, "trial", "view")?;
         let programs = Programs::find(&ground.corpus, &view.root, &mut notes);
         let boot =
             Boot::find(arguments.boot.as_deref(), &ground.corpus, &view.root, &ground.work, &mut notes);
         view.close()?;
         Starts { programs, boot }
     };
-    let extent = extent(&arguments);
-    if !extent.drop_caches {
+    if extent.caches == Caches::LeftAlone {
         notes.push(
             "a quick run: too little to judge by, and `cold disk` means the closure's files alone".into(),
         );
     }
-    let (mut samples, said) = rounds::measure(&ground, &columns, &starts, &page_cache, &extent)?;
+    let measured = rounds::measure(&ground, &columns, &starts, &page_cache, &extent)?;
+    let Measured { mut samples, notes: said, timelines } = measured;
     notes.extend(said);
     add_metadata(&mut samples, &columns, metadata);
     let report = Report {
@@ -193,22 +209,31 @@ fn run(arguments: Arguments) -> Outcome<()> {
         corpus: &ground.corpus,
         columns: &columns,
         extent: &extent,
+        buckets: caches::buckets(),
         samples: &samples,
         notes: &notes,
     };
-    publish(&report, &out, arguments.quick)
+    publish(&report, &timelines, &out, arguments.quick)
 }
 
 fn extent(arguments: &Arguments) -> Extent {
     if arguments.quick {
-        return Extent { rounds: 2, cold_rounds: 1, threads: vec![1, 2], starts: 3, drop_caches: false };
+        return Extent {
+            rounds: 2,
+            cold_rounds: 1,
+            threads: vec![1, 2],
+            starts: 3,
+            views: 3,
+            caches: Caches::LeftAlone,
+        };
     }
     Extent {
         rounds: arguments.rounds.max(1),
         cold_rounds: arguments.cold_rounds,
         threads: arguments.threads.clone(),
-        starts: 50,
-        drop_caches: true,
+        starts: 20,
+        views: many::VIEWS,
+        caches: if arguments.keep_names { Caches::NamesKept } else { Caches::Emptied },
     }
 }
 
@@ -225,15 +250,39 @@ fn choose(
             .ok_or_else(|| Fault::new(format!("{text}: NAME=… is wanted")))
     };
     let tree = ground.work.join("metadata");
-    let mut wanted = vec![
-        Column { name: "cached".into(), kind: Kind::Program(words("--io cached")) },
-        Column { name: "passthrough".into(), kind: Kind::Program(words("--io passthrough")) },
+    let plays = programs::knows(&ground.program, "--prefetch")?;
+    // A view without the option has nothing to switch off.
+    let program = |name: String, mut arguments: Vec<String>| {
+        let words = arguments.iter().flat_map(|word| word.split('='));
+        let mode = words.skip_while(|word| *word != "--prefetch").nth(1);
+        let kind = match mode {
+            Some("off") => Kind::Program(arguments),
+            Some(_) => Kind::Learnt { profiles: ground.work.join("profiles").join(&name), arguments },
+            None if plays => {
+                arguments.extend(["--prefetch".to_owned(), "off".to_owned()]);
+                Kind::Program(arguments)
+            }
+            None => Kind::Program(arguments),
+        };
+        Column { name, kind }
+    };
+    let mut wanted = vec![program("cached".into(), words("--io cached"))];
+    if plays {
+        wanted.push(program("learnt".into(), words("--io cached --prefetch auto")));
+    } else {
+        notes.push("`learnt` is left out: the program has no --prefetch".into());
+    }
+    wanted.extend([
+        program("passthrough".into(), words("--io passthrough")),
         Column { name: "farm".into(), kind: Kind::Farm },
         Column { name: "overlay".into(), kind: Kind::Overlay(tree.clone()) },
-    ];
+    ]);
     for variant in &arguments.variant {
         let (name, value) = pair(variant)?;
-        wanted.push(Column { name, kind: Kind::Program(words(&value)) });
+        if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.+ ".contains(&byte)) {
+            return Err(Fault::new(format!("{variant}: a variant's name has letters, digits and -_.+ only")));
+        }
+        wanted.push(program(name, words(&value)));
     }
     for peer in &arguments.peer {
         let (name, value) = pair(peer)?;
@@ -241,6 +290,14 @@ fn choose(
     }
     if !arguments.only.is_empty() {
         wanted.retain(|column| arguments.only.contains(&column.name));
+    }
+    for column in &wanted {
+        if let Kind::Learnt { profiles, .. } = &column.kind {
+            // As systemd makes it (CacheDirectoryMode=0700).
+            let mut builder = fs::DirBuilder::new();
+            builder.recursive(true).mode(0o700);
+            builder.create(profiles).doing(|| format!("creating {}", profiles.display()))?;
+        }
     }
     let mut metadata = None;
     if wanted.iter().any(|column| matches!(column.kind, Kind::Overlay(_))) {
@@ -255,7 +312,9 @@ fn choose(
     for column in wanted {
         match try_out(&column, ground) {
             Ok(()) => columns.push(column),
-            Err(fault) if matches!(column.kind, Kind::Program(_) | Kind::Peer(_)) => return Err(fault),
+            Err(fault) if matches!(column.kind, Kind::Program(_) | Kind::Learnt { .. } | Kind::Peer(_)) => {
+                return Err(fault);
+            }
             Err(fault) => notes.push(format!("`{}` is left out: {fault}", column.name)),
         }
     }
@@ -265,7 +324,7 @@ fn choose(
 /// Shows a column once, and lets it prove that it shows the whole closure.
 fn try_out(column: &Column, ground: &Ground) -> Outcome<()> {
     let look = || {
-        let view = column.show(ground, "view")?;
+        let view = column.show(ground, "trial", "view")?;
         work::Work::List.run(&ground.corpus, &view.root, 1)?;
         work::Work::Bytes.run(&ground.corpus, &view.root, 2)?;
         view.close().map(drop)
@@ -277,7 +336,7 @@ fn add_metadata(samples: &mut Samples, columns: &[Column], taken: Option<Duratio
     let overlay = columns.iter().position(|column| matches!(column.kind, Kind::Overlay(_)));
     if let (Some(column), Some(taken)) = (overlay, taken) {
         let value = taken.as_secs_f64();
-        let row = "metadata tree";
+        let row = "metadata tree".into();
         samples.all.push(Sample {
             round: 1,
             threads: 1,
@@ -291,7 +350,7 @@ fn add_metadata(samples: &mut Samples, columns: &[Column], taken: Option<Duratio
 }
 
 /// Prints the tables, and keeps them with the raw figures and the plot under one name.
-fn publish(report: &Report<'_>, out: &Path, quick: bool) -> Outcome<()> {
+fn publish(report: &Report<'_>, timelines: &[Timeline], out: &Path, quick: bool) -> Outcome<()> {
     let Machine { date, kernel, cpu, .. } = report.machine;
     let plain = |text: &str| -> String {
         let letters = text.chars().map(|letter| if letter.is_ascii_alphanumeric() { letter } else { ' ' });
@@ -300,7 +359,12 @@ fn publish(report: &Report<'_>, out: &Path, quick: bool) -> Outcome<()> {
     let quick = if quick { "quick-" } else { "" };
     let name = format!("{quick}{date}-linux-{}-{}", kernel.split('-').next().unwrap_or(kernel), plain(cpu));
     fs::create_dir_all(out).doing(|| format!("creating {}", out.display()))?;
-    let markdown = format!("{}\n![The table as bars]({name}.svg)\n", report.markdown());
+    let mut markdown = format!("{}\n![The table as bars]({name}.svg)\n", report.markdown());
+    if let Some(picture) = timeline::svg(report, timelines) {
+        let path = out.join(format!("{name}-boot.svg"));
+        fs::write(&path, picture).doing(|| format!("writing {}", path.display()))?;
+        writeln!(markdown, "\n![How a container from cold disk fills the page cache]({name}-boot.svg)").ok();
+    }
     for (ending, text) in [("csv", report.csv()), ("md", markdown), ("svg", plot::svg(report))] {
         let path = out.join(format!("{name}.{ending}"));
         fs::write(&path, text).doing(|| format!("writing {}", path.display()))?;

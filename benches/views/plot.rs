@@ -13,7 +13,8 @@ const GAP: f64 = 9.0;
 /// Bars begin at this ratio, the smallest that is worth telling apart.
 const LEAST: f64 = 0.5;
 /// Told apart also by those who see few colours.
-const COLOURS: [&str; 7] = ["#0072b2", "#56b4e9", "#e69f00", "#cc79a7", "#009e73", "#d55e00", "#999999"];
+pub(crate) const COLOURS: [&str; 7] =
+    ["#0072b2", "#56b4e9", "#e69f00", "#cc79a7", "#009e73", "#d55e00", "#999999"];
 
 /// The picture as SVG.
 pub(crate) fn svg(report: &Report<'_>) -> String {
@@ -87,6 +88,7 @@ pub(crate) fn svg(report: &Report<'_>) -> String {
     out
 }
 
-fn escaped(text: &str) -> String {
+/// Text of an element.
+pub(crate) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }

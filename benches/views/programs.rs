@@ -348,3 +348,11 @@ pub(crate) fn dump_closure(ground: &Ground) -> Outcome<Duration> {
     let status = command.stdin(Stdio::null()).stdout(Stdio::null()).status().doing(doing)?;
     if status.success() { Ok(start.elapsed()) } else { Err(Fault::new(format!("{}: {status}", doing()))) }
 }
+
+/// Whether the program under test has an option.
+pub(crate) fn knows(program: &Path, option: &str) -> Outcome<bool> {
+    let output =
+        Command::new(program).arg("--help").output().doing(|| format!("running {}", program.display()))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(text.split(|letter: char| letter.is_whitespace() || letter == '=').any(|word| word == option))
+}

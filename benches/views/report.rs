@@ -2,12 +2,16 @@
 
 use std::fmt::Write;
 
+use crate::caches::{Buckets, Caches};
 use crate::columns::{Column, Kind};
 use crate::corpus::Corpus;
-use crate::limits::{self, Io};
+use crate::limits::{self, Places, Way};
 use crate::machine::Machine;
-use crate::rounds::Extent;
+use crate::many;
+use crate::neighbour;
+use crate::rounds::{self, Extent};
 use crate::samples::{Samples, Unit, float};
+use crate::scenarios::Scenario;
 
 const GIB: f64 = 1024.0 * 1024.0 * 1024.0;
 
@@ -21,7 +25,7 @@ pub(crate) struct Row {
 }
 
 /// The rows that have a ratio to the bind mount, in the order of the table.
-pub(crate) const ROWS: [Row; 20] = [
+pub(crate) const ROWS: [Row; 29] = [
     Row { name: "lstat, first", operation: "entry" },
     Row { name: "lstat, again", operation: "entry" },
     Row { name: "open small, first", operation: "file under 32 KiB" },
@@ -38,13 +42,22 @@ pub(crate) const ROWS: [Row; 20] = [
     Row { name: "mmap, again", operation: "library" },
     Row { name: "python, first", operation: "start" },
     Row { name: "python, again", operation: "start" },
+    Row { name: "python, cold disk", operation: "start" },
+    Row { name: "python, cold disk, and the view's start", operation: "start" },
+    Row { name: "python, second view", operation: "start" },
     Row { name: "script, first", operation: "script of 100 commands" },
     Row { name: "script, again", operation: "script of 100 commands" },
+    Row { name: "script, cold disk", operation: "script of 100 commands" },
+    Row { name: "script, cold disk, and the view's start", operation: "script of 100 commands" },
+    Row { name: "script, second view", operation: "script of 100 commands" },
     Row { name: "boot, first", operation: "boot to READY" },
     Row { name: "boot, again", operation: "boot to READY" },
+    Row { name: "boot, cold disk", operation: "boot to READY" },
+    Row { name: "boot, cold disk, and the view's start", operation: "boot to READY" },
+    Row { name: "boot, second view", operation: "boot to READY" },
 ];
 
-const EXTRA: [&str; 14] = [
+const EXTRA: [&str; 35] = [
     "set-up",
     "--dump-closure",
     "FUSE floor",
@@ -54,10 +67,31 @@ const EXTRA: [&str; 14] = [
     "private after every lstat",
     "private after reading all",
     "private after the kernel forgot",
-    "server's CPU time, names",
-    "server's CPU time, contents",
+    many::PROPORTIONAL,
+    many::PRIVATE,
+    many::SERVERS,
+    "program's CPU time, names",
+    "program's CPU time, contents",
+    "program's CPU time, programs",
+    "program's CPU time, libraries",
+    "program's CPU time, boots",
+    "program's CPU time, python from cold disk",
+    "program's CPU time, script from cold disk",
+    "program's CPU time, boot from cold disk",
+    "memory added, names",
+    "memory added, contents",
+    "memory added, programs",
+    "memory added, libraries",
+    "memory added, boots",
+    "read from disk, python",
+    "read from disk, script",
+    "read from disk, boot",
     "page cache added",
     "page cache added by a second view",
+    neighbour::READ_ALONE,
+    neighbour::READ_BESIDE,
+    neighbour::NAME_ALONE,
+    neighbour::NAME_BESIDE,
     "metadata tree",
 ];
 
@@ -72,6 +106,8 @@ pub(crate) struct Report<'a> {
     pub(crate) columns: &'a [Column],
     /// How much.
     pub(crate) extent: &'a Extent,
+    /// The kernel's hash tables, if it tells.
+    pub(crate) buckets: Option<Buckets>,
     /// The figures.
     pub(crate) samples: &'a Samples,
     /// What a reader has to know about them.
@@ -124,12 +160,14 @@ impl Report<'_> {
             self.samples.rounds("lstat, first"),
             self.samples.rounds("bytes, cold disk"),
         );
+        self.names_of_the_kernel(&mut out);
         for threads in &extent.threads {
             self.ratios(&mut out, *threads);
         }
         self.extra(&mut out);
+        self.plays(&mut out);
         // A quick run proves that the command works; its times are not judged.
-        if extent.drop_caches {
+        if extent.caches != Caches::LeftAlone {
             self.limits(&mut out);
         }
         if !self.notes.is_empty() {
@@ -139,6 +177,34 @@ impl Report<'_> {
             }
         }
         out
+    }
+
+    /// What a first look-up depends on besides the view.
+    fn names_of_the_kernel(&self, out: &mut String) {
+        let buckets = self.buckets.map_or_else(
+            || {
+                "The kernel's log does not tell (any more) how big its hash tables of names and inodes are"
+                    .to_owned()
+            },
+            |Buckets { names, inodes }| {
+                format!("The kernel's hash tables have {names} buckets for names and {inodes} for inodes")
+            },
+        );
+        write!(out, "\n{buckets}. ").ok();
+        let range = |row: &str| -> Option<String> {
+            let of_row =
+                || self.samples.all.iter().filter(|sample| sample.row == row).map(|sample| sample.value);
+            let (least, most) = (of_row().reduce(f64::min)?, of_row().reduce(f64::max)?);
+            Some(format!("{least:.0} to {most:.0}"))
+        };
+        if let (Some(names), Some(inodes)) = (range("names cached before"), range("inodes cached before")) {
+            let dropped = match self.extent.caches {
+                Caches::Emptied => "after those of others were dropped",
+                Caches::NamesKept | Caches::LeftAlone => "none were dropped",
+            };
+            writeln!(out, "Before each view it had {names} names and {inodes} inodes cached; {dropped}.")
+                .ok();
+        }
     }
 
     /// The heading of a table with some columns of words, then one for each column of the run.
@@ -172,32 +238,74 @@ impl Report<'_> {
         out.push_str("\n## Other figures\n");
         self.heading(out, &["figure"], "bind");
         for row in EXTRA {
-            let unit = self.samples.all.iter().find(|sample| sample.row == row).map(|sample| sample.unit);
-            let Some(unit) = unit else { continue };
-            write!(out, "| {row}, {} |", if unit == Unit::Seconds { "ms" } else { "MiB" }).ok();
-            let scale = if unit == Unit::Seconds { 1e3 } else { 1.0 / (1024.0 * 1024.0) };
+            let Some((unit, scale)) = self.unit_of(row) else { continue };
+            write!(out, "| {row}, {unit} |").ok();
             for column in 0..self.columns.len() {
-                match self.samples.median(row, 1, column) {
-                    Some(value) => write!(out, " {} |", figure(value * scale)).ok(),
-                    None => write!(out, " - |").ok(),
-                };
+                self.cell(out, row, column, scale);
             }
             out.push('\n');
         }
     }
 
+    /// How a row is written, and what its figures are multiplied with for that; None if it was not measured.
+    fn unit_of(&self, row: &str) -> Option<(&'static str, f64)> {
+        let sample = self.samples.all.iter().find(|sample| sample.row == row)?;
+        Some(match (sample.unit, sample.operations) {
+            // One of many: a call.
+            (Unit::Seconds, 2..) => ("µs", 1e6),
+            (Unit::Seconds, _) => ("ms", 1e3),
+            (Unit::Bytes, _) => ("MiB", 1.0 / (1024.0 * 1024.0)),
+            (Unit::Count, _) => ("number", 1.0),
+        })
+    }
+
+    fn cell(&self, out: &mut String, row: &str, column: usize, scale: f64) {
+        match self.samples.median(row, 1, column) {
+            Some(value) => write!(out, " {} |", figure(value * scale)).ok(),
+            None => write!(out, " - |").ok(),
+        };
+    }
+
+    /// What stands behind each row of a column that has learnt.
+    fn plays(&self, out: &mut String) {
+        let figures =
+            [rounds::TIME, rounds::PROCESSORS, rounds::DISK, rounds::PAGES, rounds::KERNEL].map(|figure| {
+                let row = |scenario: Scenario| rounds::play_row(scenario.name(), figure);
+                let unit = Scenario::ALL.into_iter().find_map(|scenario| self.unit_of(&row(scenario)));
+                (figure, unit)
+            });
+        for (column, shown) in self.columns.iter().enumerate().filter(|(_, shown)| shown.learns()) {
+            write!(out, "\n## What was played before a view was used: {}\n\n| scenario |", shown.name).ok();
+            for (figure, unit) in figures {
+                write!(out, " {figure}, {} |", unit.map_or("-", |(name, _)| name)).ok();
+            }
+            writeln!(out, "\n|---|{}", "---:|".repeat(figures.len())).ok();
+            for scenario in Scenario::ALL {
+                write!(out, "| {} |", scenario.name()).ok();
+                for (figure, unit) in figures {
+                    let scale = unit.map_or(1.0, |(_, scale)| scale);
+                    self.cell(out, &rounds::play_row(scenario.name(), figure), column, scale);
+                }
+                out.push('\n');
+            }
+        }
+    }
+
     fn limits(&self, out: &mut String) {
         for (column, shown) in self.columns.iter().enumerate() {
-            let io = match &shown.kind {
+            let way = match &shown.kind {
+                Kind::Learnt { .. } => Way::Learnt,
                 Kind::Program(arguments) if arguments.iter().any(|word| word == "passthrough") => {
-                    Io::Passthrough
+                    Way::Passthrough
                 }
-                Kind::Program(_) => Io::Cached,
-                _ => continue,
+                Kind::Program(_) => Way::Cached,
+                Kind::Bind | Kind::Farm | Kind::Overlay(_) | Kind::Peer(_) => continue,
             };
+            let cached = self.columns.iter().position(|column| column.name == "cached");
+            let places = Places { column, bind: 0, cached };
             write!(out, "\n## Limits: {}\n\n| row | limit | measured | |\n|---|---|---:|---|\n", shown.name)
                 .ok();
-            for verdict in limits::judge(self.samples, self.corpus, io, column, 0) {
+            for verdict in limits::judge(self.samples, self.corpus, way, places) {
                 let word = if verdict.reached { "reached" } else { "missed" };
                 let measured = figure(verdict.measured);
                 writeln!(out, "| {} | {} | {measured} | {word} |", verdict.row, verdict.limit).ok();

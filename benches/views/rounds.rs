@@ -2,19 +2,27 @@
 //!
 //! Interleaving is what makes ratios trustworthy: a machine that is slow for a minute is slow for every column.
 //! The column that begins moves on by one each round, so that none is always the one after the slowest.
+//!
+//! A column that learns is shown once for each scenario before all rounds, has the scenario done to it, and is ended
+//! like a service. That view's figures are dropped. Each later view of the scenario is given what it has learnt, and
+//! learns again, as the views of a container do that is started day after day. The clock of a "first" starts when
+//! the play is over, and what the play took stands beside it; where a container starts when its view is ready, as in
+//! life, so does the clock.
 
-use std::path::Path;
+use std::borrow::Cow;
 use std::time::Duration;
 
 use crate::boot::Boot;
+use crate::caches::{self, Caches};
 use crate::columns::{Column, Ground, Kind, View};
-use crate::corpus::Corpus;
 use crate::fault::{Doing, Outcome};
-use crate::machine;
-use crate::page_cache::PageCache;
+use crate::page_cache::{Filled, PageCache};
 use crate::programs::Programs;
 use crate::samples::{Sample, Samples, Unit, float};
-use crate::work::{self, Work};
+use crate::scenarios::Scenario;
+use crate::timeline::Timeline;
+use crate::work::Work;
+use crate::{cold, many, neighbour};
 
 /// How much is measured.
 #[derive(Debug)]
@@ -27,8 +35,10 @@ pub(crate) struct Extent {
     pub(crate) threads: Vec<usize>,
     /// How often each program is started after the first time.
     pub(crate) starts: usize,
-    /// Whether the machine's caches may be emptied; else only the closure's own files are let go.
-    pub(crate) drop_caches: bool,
+    /// How many views of the closure there are at once in the row of many views.
+    pub(crate) views: usize,
+    /// What may be done to the machine's caches.
+    pub(crate) caches: Caches,
 }
 
 /// What is started from each view.
@@ -43,56 +53,84 @@ pub(crate) struct Starts {
 /// A run in progress.
 #[derive(Debug)]
 pub(crate) struct Run<'a> {
-    ground: &'a Ground,
-    columns: &'a [Column],
-    starts: &'a Starts,
-    page_cache: &'a PageCache,
-    extent: &'a Extent,
-    samples: Samples,
-    notes: Vec<String>,
+    /// What is measured.
+    pub(crate) ground: &'a Ground,
+    /// Ways to show it; the first is the bind mount.
+    pub(crate) columns: &'a [Column],
+    /// What is started from it.
+    pub(crate) starts: &'a Starts,
+    /// What counts the memory that fills.
+    pub(crate) page_cache: &'a PageCache,
+    /// How much is measured.
+    pub(crate) extent: &'a Extent,
+    outcome: Measured,
+}
+
+/// What comes of a run.
+#[derive(Debug, Default)]
+pub(crate) struct Measured {
+    /// The figures.
+    pub(crate) samples: Samples,
+    /// What a reader has to know about them.
+    pub(crate) notes: Vec<String>,
+    /// How containers from cold disk filled the page cache, by column.
+    pub(crate) timelines: Vec<Timeline>,
 }
 
 /// Where a figure belongs.
-#[derive(Clone, Copy)]
-struct Cell {
-    round: usize,
-    threads: usize,
-    column: usize,
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cell {
+    /// Which round, from 1.
+    pub(crate) round: usize,
+    /// Client threads.
+    pub(crate) threads: usize,
+    /// The column, by its place.
+    pub(crate) column: usize,
 }
 
-/// Measures everything; returns the figures, and what a reader has to know about them.
+/// Measures everything.
 pub(crate) fn measure(
     ground: &Ground,
     columns: &[Column],
     starts: &Starts,
     page_cache: &PageCache,
     extent: &Extent,
-) -> Outcome<(Samples, Vec<String>)> {
-    let mut run =
-        Run { ground, columns, starts, page_cache, extent, samples: Samples::default(), notes: Vec::new() };
+) -> Outcome<Measured> {
+    let outcome = Measured::default();
+    let mut run = Run { ground, columns, starts, page_cache, extent, outcome };
+    run.teach()?;
     for round in 1..=extent.rounds {
         eprintln!("bench: round {round} of {}", extent.rounds);
         run.in_turn(round, Run::closure_alone)?;
         for threads in &extent.threads {
-            run.each(round, *threads, Run::names)?;
-            run.each(round, *threads, Run::contents)?;
-            run.each(round, *threads, Run::programs)?;
+            for scenario in Scenario::ALL.into_iter().filter(|scenario| scenario.is_shared()) {
+                run.each(round, *threads, scenario)?;
+            }
         }
-        run.each(round, 1, Run::libraries)?;
+        run.each(round, 1, Scenario::Libraries)?;
         if starts.boot.is_some() {
-            run.each(round, 1, Run::boots)?;
+            run.each(round, 1, Scenario::Boots)?;
+            run.in_turn(round, Run::play_alone)?;
         }
     }
     for round in 1..=extent.cold_rounds {
         eprintln!("bench: from cold disk, round {round} of {}", extent.cold_rounds);
-        run.in_turn(round, Run::cold)?;
+        run.in_turn(round, cold::every_byte)?;
+        cold::starts(&mut run, round)?;
+        neighbour::beside_plays(&mut run, round)?;
     }
+    run.in_turn(1, many::views)?;
     run.in_turn(1, Run::census)?;
-    Ok((run.samples, run.notes))
+    Ok(run.outcome)
 }
 
 impl Run<'_> {
-    fn in_turn(&mut self, round: usize, act: fn(&mut Self, Cell, &Column) -> Outcome<()>) -> Outcome<()> {
+    /// Does `act` for every column.
+    pub(crate) fn in_turn(
+        &mut self,
+        round: usize,
+        act: fn(&mut Self, Cell, &Column) -> Outcome<()>,
+    ) -> Outcome<()> {
         let columns = self.columns;
         for place in 0..columns.len() {
             let column = (place + round) % columns.len();
@@ -104,13 +142,30 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Lets every column that learns do each scenario once.
+    fn teach(&mut self) -> Outcome<()> {
+        let columns = self.columns;
+        for (column, shown) in columns.iter().enumerate().filter(|(_, shown)| shown.learns()) {
+            let cell = Cell { round: 0, threads: 1, column };
+            let kept = self.outcome.samples.all.len();
+            let mut all = || -> Outcome<()> {
+                for scenario in Scenario::ALL {
+                    let view = shown.show(self.ground, scenario.name(), "view")?;
+                    scenario.run(self, cell, &view)?;
+                    let said = view.close()?;
+                    self.remark(shown, &said);
+                }
+                cold::teach(self, cell, shown)?;
+                neighbour::teach(self, shown)
+            };
+            all().doing(|| format!("teaching column {}", shown.name))?;
+            self.outcome.samples.all.truncate(kept);
+        }
+        Ok(())
+    }
+
     /// One scenario on a fresh view of every column.
-    fn each(
-        &mut self,
-        round: usize,
-        threads: usize,
-        scenario: fn(&mut Self, Cell, &View) -> Outcome<()>,
-    ) -> Outcome<()> {
+    fn each(&mut self, round: usize, threads: usize, scenario: Scenario) -> Outcome<()> {
         let columns = self.columns;
         for place in 0..columns.len() {
             let column = (place + round) % columns.len();
@@ -118,59 +173,202 @@ impl Run<'_> {
                 continue;
             };
             let cell = Cell { round, threads, column };
-            let mut on_fresh_view = || -> Outcome<()> {
-                let view = shown.show(self.ground, "view")?;
-                scenario(self, cell, &view)?;
-                let said = view.close()?;
-                self.remark(shown, &said);
-                Ok(())
-            };
-            on_fresh_view().doing(|| format!("column {}", shown.name))?;
+            self.on_fresh_view(cell, shown, scenario).doing(|| format!("column {}", shown.name))?;
         }
         Ok(())
     }
 
+    fn on_fresh_view(&mut self, cell: Cell, shown: &Column, scenario: Scenario) -> Outcome<()> {
+        self.refresh(shown, scenario)?;
+        let held = caches::held()?;
+        let alone = cell.threads == 1;
+        let before = self.page_cache.now()?;
+        let view = shown.show(self.ground, scenario.name(), "view")?;
+        self.keep(cell, "names cached before", 1, float(held.names), Unit::Count);
+        self.keep(cell, "inodes cached before", 1, float(held.inodes), Unit::Count);
+        // Whatever is done next: a start is a start.
+        self.time(Cell { threads: 1, ..cell }, "set-up", 1, view.set_up);
+        if let (true, Scenario::Names, Some(server)) = (alone, scenario, &view.server) {
+            let usage = server.usage()?;
+            self.memory(cell, "resident at READY", usage.resident);
+            self.memory(cell, "private at READY", usage.private);
+        }
+        if !scenario.at_once() {
+            self.await_play(cell, shown, &view, scenario.name())?;
+        }
+        scenario.run(self, cell, &view)?;
+        if alone {
+            if let Some(server) = &view.server {
+                self.time(cell, format!("program's CPU time, {}", scenario.name()), 1, server.spent()?.cpu);
+            }
+            let added = self.page_cache.now()?.since(before);
+            self.memory(cell, format!("memory added, {}", scenario.name()), added.total());
+            self.play_told(shown, &view, scenario.name());
+        }
+        let said = view.close()?;
+        self.remark(shown, &said);
+        Ok(())
+    }
+
+    /// The same ground for every "first": see [`Caches::refresh`].
+    fn refresh(&mut self, shown: &Column, scenario: Scenario) -> Outcome<()> {
+        self.extent.caches.refresh(self.ground, shown)?;
+        if self.extent.caches != Caches::Emptied {
+            return Ok(());
+        }
+        let Starts { programs, boot } = self.starts;
+        let bind = Column { name: String::new(), kind: Kind::Bind };
+        let corpus = &self.ground.corpus;
+        let view = bind.show(self.ground, "warm", "warm-view")?;
+        match scenario {
+            Scenario::Programs => {
+                for program in programs.python.iter().chain(&programs.script) {
+                    program.start(corpus, &view.root, 1, 0)?;
+                }
+            }
+            Scenario::Boots => {
+                if let Some(boot) = boot {
+                    boot.time(corpus, &view.root)?;
+                }
+            }
+            Scenario::Names | Scenario::Contents | Scenario::Libraries => {}
+        }
+        view.close().map(drop)
+    }
+
+    /// Waits until a view has played what it has learnt, and keeps what that took.
+    fn await_play(&mut self, cell: Cell, shown: &Column, view: &View, scenario: &str) -> Outcome<()> {
+        let (true, Some(server)) = (shown.learns(), &view.server) else {
+            return Ok(());
+        };
+        let before = self.page_cache.now()?;
+        let Some(play) = server.await_play()? else {
+            self.note_once(format!("`{}` did not play before {scenario}", shown.name));
+            return Ok(());
+        };
+        let Filled { pages, kernel } = self.page_cache.now()?.since(before);
+        let cell = Cell { threads: 1, ..cell };
+        self.time(cell, play_row(scenario, TIME), 1, play.taken);
+        self.time(cell, play_row(scenario, PROCESSORS), 1, play.spent.cpu);
+        self.memory(cell, play_row(scenario, DISK), play.spent.disk);
+        self.memory(cell, play_row(scenario, PAGES), pages);
+        self.memory(cell, play_row(scenario, KERNEL), kernel);
+        Ok(())
+    }
+
+    /// What a play takes that a container does not wait for: another view is given the same to play, and is not used.
+    fn play_alone(&mut self, cell: Cell, column: &Column) -> Outcome<()> {
+        let scenario = Scenario::Boots;
+        if !column.learns() || !column.lend(scenario.name(), "view", "alone")? {
+            return Ok(());
+        }
+        self.extent.caches.refresh(self.ground, column)?;
+        let view = column.show(self.ground, scenario.name(), "alone")?;
+        self.await_play(cell, column, &view, scenario.name())?;
+        view.close().map(drop)
+    }
+
+    /// What the program tells of its play belongs to the notes: once for each scenario, the last time.
+    pub(crate) fn play_told(&mut self, shown: &Column, view: &View, scenario: &str) {
+        let (true, Some(server)) = (shown.learns(), &view.server) else {
+            return;
+        };
+        let beginning = format!("`{}` told of its play for {scenario}: ", shown.name);
+        if let Some(told) = server.told_of_play(&self.ground.program, &view.name) {
+            self.outcome.notes.retain(|note| !note.starts_with(&beginning));
+            self.outcome.notes.push(beginning + &told);
+        }
+    }
+
+    /// Keeps a note, but not twice.
+    pub(crate) fn note_once(&mut self, note: String) {
+        if !self.outcome.notes.contains(&note) {
+            self.outcome.notes.push(note);
+        }
+    }
+
+    /// Keeps how a container filled the page cache.
+    pub(crate) fn keep_timeline(&mut self, timeline: Timeline) {
+        self.outcome.timelines.push(timeline);
+    }
+
     /// Warnings of the program belong to the figures: passthrough that fell back is not passthrough.
     fn remark(&mut self, column: &Column, said: &str) {
-        let known = self.notes.iter().any(|known| known.starts_with(&format!("`{}` said: ", column.name)));
+        let known =
+            self.outcome.notes.iter().any(|known| known.starts_with(&format!("`{}` said: ", column.name)));
         if said.to_lowercase().contains("warn") && !known {
-            self.notes.push(format!("`{}` said: {said}", column.name));
+            self.outcome.notes.push(format!("`{}` said: {said}", column.name));
         }
     }
 
     /// What the program was asked in each scenario, by its own count, which it tells at its end if made talkative.
     fn census(&mut self, cell: Cell, column: &Column) -> Outcome<()> {
-        let Kind::Program(arguments) = &column.kind else {
-            return Ok(());
+        let talkative = |arguments: &[String]| -> Vec<String> {
+            arguments.iter().cloned().chain(["-v".to_owned()]).collect()
         };
-        let arguments = arguments.iter().cloned().chain(["-v".to_owned()]).collect();
-        let talkative = Column { name: column.name.clone(), kind: Kind::Program(arguments) };
+        let kind = match &column.kind {
+            Kind::Program(arguments) => Kind::Program(talkative(arguments)),
+            Kind::Learnt { arguments, profiles } => {
+                Kind::Learnt { arguments: talkative(arguments), profiles: profiles.clone() }
+            }
+            Kind::Bind | Kind::Farm | Kind::Overlay(_) | Kind::Peer(_) => return Ok(()),
+        };
+        let talkative = Column { name: column.name.clone(), kind };
         for (scenario, works) in [
-            ("names", [Work::Lstat, Work::OpenSmall, Work::Missing].as_slice()),
-            ("contents", &[Work::List, Work::Bytes]),
+            (Scenario::Names, [Work::Lstat, Work::OpenSmall, Work::Missing].as_slice()),
+            (Scenario::Contents, &[Work::List, Work::Bytes]),
         ] {
-            let view = talkative.show(self.ground, "view")?;
+            let view = talkative.show(self.ground, scenario.name(), "view")?;
+            if let (true, Some(server)) = (column.learns(), &view.server) {
+                server.await_play()?;
+            }
             for work in works {
                 work.run(&self.ground.corpus, &view.root, cell.threads)?;
                 work.run(&self.ground.corpus, &view.root, cell.threads)?;
             }
             if let Some(counts) = requests(&view.close()?) {
-                self.notes.push(format!("requests that `{}` saw for {scenario}: {counts}", column.name));
+                self.outcome.notes.push(format!(
+                    "requests that `{}` saw for {}: {counts}",
+                    column.name,
+                    scenario.name()
+                ));
             }
         }
         Ok(())
     }
 
-    fn keep(&mut self, cell: Cell, row: &'static str, operations: usize, value: f64, unit: Unit) {
+    /// Keeps a figure.
+    pub(crate) fn keep(
+        &mut self,
+        cell: Cell,
+        row: impl Into<Cow<'static, str>>,
+        operations: usize,
+        value: f64,
+        unit: Unit,
+    ) {
         let Cell { round, threads, column } = cell;
-        self.samples.all.push(Sample { round, threads, row, column, operations, value, unit });
+        let row = row.into();
+        self.outcome.samples.all.push(Sample { round, threads, row, column, operations, value, unit });
     }
 
-    fn time(&mut self, cell: Cell, row: &'static str, operations: usize, taken: Duration) {
+    /// Keeps a time.
+    pub(crate) fn time(
+        &mut self,
+        cell: Cell,
+        row: impl Into<Cow<'static, str>>,
+        operations: usize,
+        taken: Duration,
+    ) {
         self.keep(cell, row, operations, taken.as_secs_f64(), Unit::Seconds);
     }
 
-    fn work(&mut self, cell: Cell, row: &'static str, work: Work, view: &View) -> Outcome<()> {
+    /// Keeps a number of bytes.
+    pub(crate) fn memory(&mut self, cell: Cell, row: impl Into<Cow<'static, str>>, bytes: u64) {
+        self.keep(cell, row, 1, float(bytes), Unit::Bytes);
+    }
+
+    /// Does something to every name of a list, and keeps the time.
+    pub(crate) fn work(&mut self, cell: Cell, row: &'static str, work: Work, view: &View) -> Outcome<()> {
         let corpus = &self.ground.corpus;
         let operations = work.operations(corpus);
         if operations > 0 {
@@ -180,130 +378,30 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn memory(&mut self, cell: Cell, row: &'static str, bytes: u64) {
-        self.keep(cell, row, 1, float(bytes), Unit::Bytes);
-    }
-
-    /// Names and small files: what every start-up is made of.
-    fn names(&mut self, cell: Cell, view: &View) -> Outcome<()> {
-        let alone = cell.threads == 1;
-        if alone {
-            self.time(cell, "set-up", 1, view.set_up);
-            if let Some(server) = &view.server {
-                let usage = server.usage()?;
-                self.memory(cell, "resident at READY", usage.resident);
-                self.memory(cell, "private at READY", usage.private);
-                let floor = work::floor(&view.root)?;
-                self.time(cell, "FUSE floor", 1, floor);
-            }
-        }
-        self.work(cell, "lstat, first", Work::Lstat, view)?;
-        if let (true, Some(server)) = (alone, &view.server) {
-            let usage = server.usage()?;
-            self.memory(cell, "resident after every lstat", usage.resident);
-            self.memory(cell, "private after every lstat", usage.private);
-        }
-        self.work(cell, "lstat, again", Work::Lstat, view)?;
-        self.work(cell, "open small, first", Work::OpenSmall, view)?;
-        self.work(cell, "open small, again", Work::OpenSmall, view)?;
-        self.work(cell, "missing, first", Work::Missing, view)?;
-        self.work(cell, "missing, again", Work::Missing, view)?;
-        self.processor_time(cell, view, "server's CPU time, names")
-    }
-
-    /// Listing, then every byte.
-    fn contents(&mut self, cell: Cell, view: &View) -> Outcome<()> {
-        self.work(cell, "list, first", Work::List, view)?;
-        self.work(cell, "list, again", Work::List, view)?;
-        self.work(cell, "bytes, first", Work::Bytes, view)?;
-        self.work(cell, "bytes, again", Work::Bytes, view)?;
-        self.work(cell, "large bytes, again", Work::LargeBytes, view)?;
-        self.processor_time(cell, view, "server's CPU time, contents")
-    }
-
-    fn processor_time(&mut self, cell: Cell, view: &View, row: &'static str) -> Outcome<()> {
-        if let (1, Some(server)) = (cell.threads, &view.server) {
-            let usage = server.usage()?;
-            self.time(cell, row, 1, usage.cpu);
-        }
-        Ok(())
-    }
-
-    fn libraries(&mut self, cell: Cell, view: &View) -> Outcome<()> {
-        if let Some(mapped) = self.starts.programs.map_libraries(&self.ground.corpus, &view.root)? {
-            self.time(cell, "mmap, first", mapped.count, mapped.first);
-            self.time(cell, "mmap, again", mapped.count, mapped.again);
-        }
-        Ok(())
-    }
-
-    fn boots(&mut self, cell: Cell, view: &View) -> Outcome<()> {
-        for row in ["boot, first", "boot, again"] {
-            if let Some(boot) = &self.starts.boot {
-                let taken = boot.time(&self.ground.corpus, &view.root)?;
-                self.time(cell, row, 1, taken);
-            }
-        }
-        Ok(())
-    }
-
-    fn programs(&mut self, cell: Cell, view: &View) -> Outcome<()> {
-        let programs = &self.starts.programs;
-        for (first, again, program, starts) in [
-            ("python, first", "python, again", &programs.python, self.extent.starts),
-            ("script, first", "script, again", &programs.script, cell.threads),
-        ] {
-            let Some(program) = program else { continue };
-            let started = program.start(&self.ground.corpus, &view.root, cell.threads, starts)?;
-            self.time(cell, first, 1, started.first);
-            self.time(cell, again, starts, started.again);
-        }
-        Ok(())
-    }
-
     /// What asking the store for the closure takes without any mount: the part of the start that is not ours.
     fn closure_alone(&mut self, cell: Cell, column: &Column) -> Outcome<()> {
-        if let Kind::Program(_) = &column.kind {
+        if let Kind::Program(_) | Kind::Learnt { .. } = &column.kind {
             let taken = crate::programs::dump_closure(self.ground)?;
             self.time(cell, "--dump-closure", 1, taken);
         }
         Ok(())
     }
+}
 
-    /// Every byte from cold disk; what that leaves in the page cache, and what a second view of the same adds.
-    fn cold(&mut self, cell: Cell, column: &Column) -> Outcome<()> {
-        let view = column.show(self.ground, "view")?;
-        self.cool()?;
-        let before = self.page_cache.bytes()?;
-        self.work(cell, "bytes, cold disk", Work::Bytes, &view)?;
-        let once = self.page_cache.bytes()?;
-        self.memory(cell, "page cache added", once.saturating_sub(before));
-        if !matches!(column.kind, Kind::Peer(_)) {
-            let second = column.show(self.ground, "second-view")?;
-            Work::Bytes.run(&self.ground.corpus, &second.root, 1)?;
-            self.memory(
-                cell,
-                "page cache added by a second view",
-                self.page_cache.bytes()?.saturating_sub(once),
-            );
-            second.close()?;
-        }
-        if let Some(server) = &view.server {
-            Work::Lstat.run(&self.ground.corpus, &view.root, 1)?;
-            let walked = server.usage()?.private;
-            self.cool()?;
-            // FORGET has no answer to wait for, and requests overtake it: the server is asked when it has caught up.
-            settle(&view.root)?;
-            let usage = server.usage()?;
-            self.memory(cell, "private after reading all", walked);
-            self.memory(cell, "private after the kernel forgot", usage.private);
-        }
-        view.close().map(drop)
-    }
+/// From READY to the end of the player.
+pub(crate) const TIME: &str = "time";
+/// Processor time of the whole program.
+pub(crate) const PROCESSORS: &str = "processor time";
+/// What it read from disk.
+pub(crate) const DISK: &str = "read from disk";
+/// Page cache that it filled.
+pub(crate) const PAGES: &str = "page cache";
+/// The kernel's memory that it filled: names and inodes.
+pub(crate) const KERNEL: &str = "kernel memory";
 
-    fn cool(&self) -> Outcome<()> {
-        if self.extent.drop_caches { machine::drop_caches() } else { let_go(&self.ground.corpus) }
-    }
+/// The row of a figure of the play before a scenario.
+pub(crate) fn play_row(scenario: &str, figure: &str) -> String {
+    format!("play for {scenario}: {figure}")
 }
 
 /// The counts in a line such as `… requests=lookup=12 read=3 nodes=7`: words of the form `kind=number`.
@@ -317,25 +415,4 @@ fn requests(said: &str) -> Option<String> {
         .filter(|word| !word.ends_with("=0") && !word.starts_with("nodes="))
         .collect();
     (!counts.is_empty()).then(|| counts.join(" "))
-}
-
-/// Takes the pages of the closure's files out of the cache, and leaves all else on the machine alone.
-fn let_go(corpus: &Corpus) -> Outcome<()> {
-    use std::ffi::OsStr;
-    use std::os::unix::ffi::OsStrExt;
-    for name in &corpus.files {
-        let path = corpus.physical.join(Path::new(OsStr::from_bytes(name.to_bytes())));
-        let doing = || format!("letting go of {}", path.display());
-        let file = std::fs::File::open(&path).doing(doing)?;
-        rustix::fs::fdatasync(&file).doing(doing)?;
-        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).doing(doing)?;
-    }
-    Ok(())
-}
-
-fn settle(root: &Path) -> Outcome<()> {
-    for _ in 0..3 {
-        work::floor(root)?;
-    }
-    Ok(())
 }

@@ -1,5 +1,6 @@
 //! What was measured: single figures as they came, and what a table makes of them.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// What a figure counts.
@@ -9,6 +10,8 @@ pub(crate) enum Unit {
     Seconds,
     /// Memory.
     Bytes,
+    /// Things.
+    Count,
 }
 
 impl Unit {
@@ -17,6 +20,7 @@ impl Unit {
         match self {
             Self::Seconds => "s",
             Self::Bytes => "B",
+            Self::Count => "1",
         }
     }
 }
@@ -29,7 +33,7 @@ pub(crate) struct Sample {
     /// Client threads.
     pub(crate) threads: usize,
     /// What was measured.
-    pub(crate) row: &'static str,
+    pub(crate) row: Cow<'static, str>,
     /// The column, by its place.
     pub(crate) column: usize,
     /// How many operations the value covers.
