@@ -280,7 +280,10 @@ impl Report<'_> {
                 write!(out, " {figure}, {} |", unit.map_or("-", |(name, _)| name)).ok();
             }
             writeln!(out, "\n|---|{}", "---:|".repeat(figures.len())).ok();
-            for scenario in Scenario::ALL {
+            let played = |scenario: &Scenario| {
+                self.unit_of(&rounds::play_row(scenario.name(), rounds::TIME)).is_some()
+            };
+            for scenario in Scenario::ALL.into_iter().filter(played) {
                 write!(out, "| {} |", scenario.name()).ok();
                 for (figure, unit) in figures {
                     let scale = unit.map_or(1.0, |(_, scale)| scale);

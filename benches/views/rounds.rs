@@ -199,6 +199,8 @@ impl Run<'_> {
         scenario.run(self, cell, &view)?;
         if alone {
             if let Some(server) = &view.server {
+                // One that began beside its user may not have ended with it, and counts whole.
+                server.await_end_of_play()?;
                 self.time(cell, format!("program's CPU time, {}", scenario.name()), 1, server.spent()?.cpu);
             }
             let added = self.page_cache.now()?.since(before);

@@ -46,6 +46,7 @@ mod list32;
 mod locked;
 mod logging;
 mod manual;
+mod measuring;
 mod missed;
 mod mount_helper;
 mod nix_inside;
