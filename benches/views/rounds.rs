@@ -161,7 +161,8 @@ impl Run<'_> {
             all().doing(|| format!("teaching column {}", shown.name))?;
             self.outcome.samples.all.truncate(kept);
         }
-        Ok(())
+        // Some of it was done from cold disk.
+        if columns.iter().any(Column::learns) { caches::warm(&self.ground.corpus) } else { Ok(()) }
     }
 
     /// One scenario on a fresh view of every column.
