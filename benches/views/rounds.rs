@@ -162,7 +162,18 @@ impl Run<'_> {
             self.outcome.samples.all.truncate(kept);
         }
         // Some of it was done from cold disk.
-        if columns.iter().any(Column::learns) { caches::warm(&self.ground.corpus) } else { Ok(()) }
+        if columns.iter().any(Column::learns) { self.warm_again() } else { Ok(()) }
+    }
+
+    /// Brings back what lies below the columns: the store, and for an overlay its tree, of which it reads more than names.
+    fn warm_again(&self) -> Outcome<()> {
+        caches::warm(&self.ground.corpus)?;
+        for column in self.columns.iter().filter(|column| matches!(column.kind, Kind::Overlay(_))) {
+            let view = column.show(self.ground, "warm", "warm-view")?;
+            Work::Bytes.run(&self.ground.corpus, &view.root, 1)?;
+            view.close()?;
+        }
+        Ok(())
     }
 
     /// One scenario on a fresh view of every column.
