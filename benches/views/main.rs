@@ -180,6 +180,8 @@ fn run(arguments: Arguments) -> Outcome<()> {
         ground.corpus.members.len()
     );
     let extent = extent(&arguments);
+    // Before anything is dropped: the kernel logs that, and may lose the beginning of its log for it.
+    let buckets = caches::buckets();
     extent.caches.begin()?;
     caches::warm(&ground.corpus)?;
 
@@ -209,7 +211,7 @@ fn run(arguments: Arguments) -> Outcome<()> {
         corpus: &ground.corpus,
         columns: &columns,
         extent: &extent,
-        buckets: caches::buckets(),
+        buckets,
         samples: &samples,
         notes: &notes,
     };

@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use crate::report::{ROWS, Report, figure};
 
-const LEFT: f64 = 170.0;
+const LEFT: f64 = 230.0;
 const WIDTH: f64 = 720.0;
 const TOP: f64 = 70.0;
 const BAR: f64 = 11.0;
