@@ -219,8 +219,6 @@ in
       "~@privileged @resources"
       # what the store library does when it opens a local store, and SQLite when it makes a file
       "@chown"
-      # who asks ahead is there for others
-      "ioprio_set setpriority"
       # what a server gives its rights up by
       "landlock_create_ruleset landlock_add_rule landlock_restrict_self seccomp capset"
     ];

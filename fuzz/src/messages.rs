@@ -84,15 +84,15 @@ fn report(bytes: Bytes<'_>) {
     let (monitor, server) = wire::pair().unwrap();
     // The kernel gives an empty packet as an end.
     rustix::net::send(&server, bytes.0, SendFlags::NOSIGNAL).unwrap();
-    match wire::receive_report::<Report>(&monitor) {
+    match wire::receive_report::<wire::Report>(&monitor) {
         Ok(Received::Message(report)) => {
             wire::send_report(&server, &report).unwrap();
-            assert_eq!(wire::receive_report::<Report>(&monitor).unwrap(), Received::Message(report));
+            assert_eq!(wire::receive_report::<wire::Report>(&monitor).unwrap(), Received::Message(report));
         }
         Ok(received) => assert!(bytes.is_empty(), "{received:?}"),
         Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::InvalidData),
     }
-    assert_eq!(wire::receive_report::<Report>(&monitor).unwrap(), Received::Nothing);
+    assert_eq!(wire::receive_report::<wire::Report>(&monitor).unwrap(), Received::Nothing);
 }
 
 fn question(mut bytes: Bytes<'_>) {

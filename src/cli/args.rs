@@ -99,7 +99,7 @@ pub(super) struct Args {
     pub(super) prefetch: Prefetch,
 
     /// Where the view's profile of use is kept, DIR/NAME: what was used at the last starts; made if absent
-    /// [default: CACHE_DIRECTORY, else /var/cache/nix-store-fs, for ordinary users ~/.cache/nix-store-fs]
+    /// [default: CACHE_DIRECTORY, else /var/cache/nix-store-fs, for ordinary users ~/.cache/nix-store-fs/profiles]
     #[arg(long, value_name = "DIR")]
     pub(super) cache_dir: Option<PathBuf>,
 

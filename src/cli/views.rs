@@ -36,7 +36,7 @@ pub(super) fn profiles() -> Option<PathBuf> {
         return Some(variable("CACHE_DIRECTORY").unwrap_or_else(|| "/var/cache/nix-store-fs".into()));
     }
     let own = || variable("HOME").map(|home| home.join(".cache"));
-    variable("XDG_CACHE_HOME").or_else(own).map(|dir| dir.join("nix-store-fs"))
+    variable("XDG_CACHE_HOME").or_else(own).map(|dir| dir.join("nix-store-fs/profiles"))
 }
 
 /// Whether `name` can be the name of a view: a directory, and a word of the mount table.

@@ -17,7 +17,9 @@ impl Runtime {
     /// Something has happened.
     pub(super) fn ask_ahead_after(&mut self, fact: &Fact, supervisor: &Supervisor) {
         match fact {
-            Fact::Reloaded => self.ask_ahead(supervisor, Prefetching::switched),
+            Fact::Reloaded => {
+                self.ask_ahead(supervisor, Prefetching::switched);
+            }
             Fact::ServerEnded { .. } => self.prefetching.server_ended(),
             Fact::Served | Fact::Changed | Fact::NotReloaded(_) | Fact::Error(_) => {}
         }
@@ -27,7 +29,9 @@ impl Runtime {
     pub(super) fn ask_ahead_later(&mut self, supervisor: &Supervisor) {
         if self.asked_ahead {
             self.asked_ahead = false;
-            self.ask_ahead(supervisor, Prefetching::ended);
+            if !self.ask_ahead(supervisor, Prefetching::ended) {
+                self.prefetching.over();
+            }
         }
         let now = Instant::now();
         if self.prefetching.due().is_some_and(|due| due <= now) {
@@ -50,9 +54,10 @@ impl Runtime {
         prefetching.begin_end(with);
     }
 
-    fn ask_ahead(&mut self, supervisor: &Supervisor, tell: impl FnOnce(&mut Prefetching, With<'_>)) {
+    /// False: nothing is shown, or nothing can be read.
+    fn ask_ahead(&mut self, supervisor: &Supervisor, tell: impl FnOnce(&mut Prefetching, With<'_>)) -> bool {
         let Self { prefetching, program, settings, store, mounted, agreement, place, .. } = self;
-        let (Some(content), Some(store)) = (supervisor.content(), store.as_deref()) else { return };
+        let (Some(content), Some(store)) = (supervisor.content(), store.as_deref()) else { return false };
         let seen = mounted.as_ref().filter(|_| matches!(place, Place::Path));
         let at = seen.and_then(|mounted| Some((mounted.at(), mounted.connection()?.0.into())));
         let with = With {
@@ -65,5 +70,6 @@ impl Runtime {
             bytes: agreement.as_ref().is_none_or(|agreement| agreement.io != Io::Passthrough),
         };
         tell(prefetching, with);
+        true
     }
 }

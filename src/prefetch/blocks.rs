@@ -5,8 +5,9 @@
 //! was there before stays.
 
 use std::io::IoSliceMut;
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustix::fs::Advice;
@@ -18,8 +19,10 @@ use crate::view::trace::records::PAGE;
 
 /// Threads that ask the disk.
 pub(super) const THREADS: usize = 4;
-/// Files that they are ahead of the view at most.
-const AHEAD: usize = 64;
+/// Bytes that they are ahead of the view at most.
+const AHEAD: u64 = 32 << 20;
+/// Bytes of one question: of a longer one the kernel leaves out what is more than the disk reads ahead (`force_page_cache_ra`).
+const PIECE: u64 = 128 << 10;
 /// How long they rest when they are.
 const REST: Duration = Duration::from_millis(1);
 
@@ -30,18 +33,35 @@ pub(super) struct Blocks<'a> {
     store: BorrowedFd<'a>,
     /// The next one of which the attributes are asked for, and the next file.
     next: [AtomicUsize; 2],
-    /// How many files the view has; none: it is not asked for them.
-    served: Option<&'a AtomicUsize>,
+    /// Bytes that the view has; none: it is not asked for them.
+    served: Option<&'a AtomicU64>,
+    /// Bytes that the disk was asked for, and how many it may be.
+    asked: AtomicU64,
+    budget: u64,
     /// Files whose bytes were brought.
     brought: Vec<AtomicBool>,
     over: AtomicBool,
 }
 
 impl<'a> Blocks<'a> {
-    /// Of what `plan` asks for, in `store`. `served` tells how many files the view was asked for.
-    pub(super) fn new(plan: &'a Plan, store: BorrowedFd<'a>, served: Option<&'a AtomicUsize>) -> Self {
+    /// Of what `plan` asks for, in `store`. `served` tells how many bytes the view was asked for.
+    pub(super) fn new(
+        plan: &'a Plan,
+        store: BorrowedFd<'a>,
+        served: Option<&'a AtomicU64>,
+        budget: u64,
+    ) -> Self {
         let brought = plan.bytes.iter().map(|_| AtomicBool::new(false)).collect();
-        Self { plan, store, next: Default::default(), served, brought, over: AtomicBool::new(false) }
+        Self {
+            plan,
+            store,
+            next: Default::default(),
+            served,
+            asked: AtomicU64::new(0),
+            budget,
+            brought,
+            over: AtomicBool::new(false),
+        }
     }
 
     /// Ends all threads soon.
@@ -59,7 +79,11 @@ impl<'a> Blocks<'a> {
         while let Some(at) = self.take(1)
             && let Some(step) = self.plan.bytes.get(at)
         {
-            while self.served.is_some_and(|served| at > served.load(Ordering::Relaxed) + AHEAD) {
+            let asked = self.asked.fetch_add(step.bytes(), Ordering::Relaxed);
+            if asked > self.budget {
+                return;
+            }
+            while self.served.is_some_and(|served| asked > served.load(Ordering::Relaxed) + AHEAD) {
                 std::thread::sleep(REST);
                 if self.over.load(Ordering::Relaxed) {
                     return;
@@ -71,6 +95,17 @@ impl<'a> Blocks<'a> {
                 brought.store(true, Ordering::Relaxed);
             }
         }
+    }
+
+    /// Whether nothing is left to ask for.
+    pub(super) fn is_done(&self) -> bool {
+        let next = self.next.get(1).map_or(0, |next| next.load(Ordering::Relaxed));
+        next >= self.plan.bytes.len() + THREADS || self.asked.load(Ordering::Relaxed) > self.budget
+    }
+
+    /// The view does not get what was brought for the steps from `at` on.
+    pub(super) fn drop_rest(&self, below: &mut Below<'_>, at: usize) {
+        (at..self.plan.bytes.len()).for_each(|at| self.drop_file(below, at));
     }
 
     /// The view has the file of this step.
@@ -99,7 +134,10 @@ fn bring(below: &mut Below<'_>, step: &Step) -> Result<bool, Errno> {
     for pages in ranges.iter() {
         let (from, length) = (pages.first * PAGE, u64::from(pages.count) * PAGE);
         was_there |= is_cached(file.as_fd(), from);
-        rustix::fs::fadvise(&file, from, std::num::NonZeroU64::new(length), Advice::WillNeed)?;
+        for at in (0..length).step_by(PIECE as usize) {
+            let piece = NonZeroU64::new(PIECE.min(length - at));
+            rustix::fs::fadvise(&file, from + at, piece, Advice::WillNeed)?;
+        }
     }
     Ok(!was_there)
 }

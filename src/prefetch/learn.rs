@@ -25,6 +25,9 @@ use crate::values::StorePath;
 use crate::view::trace::Marks;
 use crate::view::trace::records::{Kind, Record};
 
+/// So many marked uses tell how much was used. Where it is less than three of four, nothing is played at the next start.
+const SAMPLE: u32 = 24;
+
 /// What is known of a run.
 #[derive(Debug, Clone, Copy)]
 pub struct Run<'a> {
@@ -66,7 +69,7 @@ pub fn learn<'a>(
     let ready = Ready::of(&plan, *done);
 
     let mut judged = Judged::default();
-    let mut next = Profile { runs: last.runs.saturating_add(1), members: BTreeMap::new() };
+    let mut next = Profile { runs: last.runs.saturating_add(1), ..Profile::default() };
     for (path, member) in last.members {
         if !members.contains(&path) {
             next.members.insert(path, member);
@@ -98,6 +101,8 @@ pub fn learn<'a>(
         }
         next.members.insert(path, Member { idle, uses });
     }
+    // One start without it, and what is left is what is used.
+    next.relearn = judged.marked >= SAMPLE && judged.used.saturating_mul(4) < judged.marked.saturating_mul(3);
     seen.add_to(&mut next);
     next.bound();
     (next, judged)
@@ -212,8 +217,12 @@ impl Seen {
             seen.uses.insert(record.path.clone(), Use { after, seen: 1, asked });
             let mut path = record.path.as_slice();
             while let Some(dir) = plan::parent(path).filter(|dir| !seen.ways.contains(*dir)) {
+                bytes = bytes.saturating_add(dir.len());
                 seen.ways.insert(dir.to_vec());
                 path = dir;
+                if bytes > 2 * BYTES {
+                    break;
+                }
             }
         }
         seen

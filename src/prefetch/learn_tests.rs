@@ -210,6 +210,26 @@ fn what_was_used_later_than_a_run_has_lasted_stays() {
 }
 
 #[test]
+fn a_profile_of_which_too_little_was_used_is_not_played_at_the_next_start() {
+    // Some sixty of them are marked.
+    let all: Vec<Vec<u8>> = (0..4000).map(|n| full(1, &format!("d/{n}"))).collect();
+    let records: Vec<Record> = all.iter().map(|path| record(Kind::Name, path, 0)).collect();
+    let run = |records, done| Run { records, done, marks: Marks::new(7), lasted: LONG };
+    let (last, _) = learn(None, &[member(1)], &[], &run(&records, Done::default()));
+    for (used, is_doubtful) in [(4000, false), (3800, false), (2000, true), (0, true)] {
+        let (next, judged) = learn(Some(&last), &[member(1)], &[], &run(&records[..used], ALL));
+        assert!(judged.marked >= SAMPLE);
+        assert_eq!(next.is_doubtful(), is_doubtful, "{used}: {judged:?}");
+        // Nothing was played then, and what was not used is gone.
+        let (after, _) = learn(Some(&next), &[member(1)], &[], &run(&records[..used], Done::default()));
+        assert!(!after.is_doubtful() && after.len() == used, "{}", after.len());
+    }
+    let few = &records[..40];
+    let (last, _) = learn(None, &[member(1)], &[], &run(few, Done::default()));
+    assert!(!learn(Some(&last), &[member(1)], &[], &run(&[], ALL)).0.is_doubtful(), "too few to tell");
+}
+
+#[test]
 fn what_was_used_of_a_member_that_came_later_is_learnt() {
     let records = [record(Kind::Name, &full(2, "x"), 1), record(Kind::Name, &full(3, "x"), 2)];
     let (next, _) = learn(

@@ -11,6 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::outside::Outside;
 use crate::protocol::task::Stopped;
 
 /// How often it is looked.
@@ -25,6 +26,8 @@ const SHARE: u64 = 4;
 pub(super) struct Limits {
     begun: Instant,
     time: Duration,
+    /// None: in a test.
+    outside: Option<Outside>,
     looked: Option<Instant>,
     available: Option<File>,
     /// What was available at first.
@@ -52,8 +55,8 @@ struct Group {
 }
 
 impl Limits {
-    /// For at most so much `time`.
-    pub(super) fn new(time: Duration) -> Self {
+    /// For at most so much `time`, as long as the view is mounted `outside`.
+    pub(super) fn new(time: Duration, outside: Outside) -> Self {
         let group = own_group();
         let levels =
             || group.iter().flat_map(|group| group.ancestors().take_while(|dir| *dir != Path::new(CGROUPS)));
@@ -64,6 +67,7 @@ impl Limits {
         let mut new = Self {
             begun: Instant::now(),
             time,
+            outside: Some(outside),
             looked: None,
             available: File::open("/proc/meminfo").ok(),
             before: None,
@@ -83,6 +87,11 @@ impl Limits {
         self.read = self.read.saturating_add(bytes);
     }
 
+    /// Bytes of files that may be read.
+    pub(super) fn budget(&self) -> u64 {
+        self.budget
+    }
+
     /// Since when it asks.
     pub(super) fn begun(&self) -> Instant {
         self.begun
@@ -100,6 +109,9 @@ impl Limits {
         self.looked = Some(now);
         if now.duration_since(self.begun) > self.time {
             return Some(Stopped::Time);
+        }
+        if self.outside.as_ref().is_some_and(Outside::has_lost_it) {
+            return Some(Stopped::View);
         }
         let is_short = self.pressures.iter().any(|pressure| pressure.since_then() > STALLED)
             || self.groups.iter().filter_map(Group::room).any(|room| room == 0)
@@ -194,7 +206,7 @@ mod tests {
         for other in ["", "some total=x", "full total=1", "some avg10=1"] {
             assert_eq!(stalled(other), None, "{other:?}");
         }
-        let limits = Limits::new(Duration::MAX);
+        let limits = Limits::new(Duration::MAX, Outside::open(0).unwrap());
         assert!(limits.available().unwrap() > 1 << 20);
         assert!(limits.budget > 0 && limits.budget <= limits.before.unwrap() / SHARE);
     }
@@ -204,6 +216,7 @@ mod tests {
         let none = Limits {
             begun: Instant::now(),
             time: Duration::MAX,
+            outside: None,
             looked: None,
             available: None,
             before: None,

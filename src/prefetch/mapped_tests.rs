@@ -13,7 +13,7 @@ fn profile<'a>(members: impl IntoIterator<Item = (StorePath, &'a [&'a str])>) ->
     let of = || Use { after: 1, seen: 1, asked: Asked::Name };
     let uses = |paths: &[&str]| paths.iter().map(|path| (path.as_bytes().to_vec(), of())).collect();
     let members = members.into_iter().map(|(path, paths)| (path, Member { idle: 0, uses: uses(paths) }));
-    Profile { runs: 1, members: members.collect() }
+    Profile { runs: 1, relearn: false, members: members.collect() }
 }
 
 /// Members and paths of `profile`, as text, those in `members` alone.

@@ -14,6 +14,7 @@ mod below;
 mod blocks;
 pub mod learn;
 mod limits;
+mod outside;
 pub mod plan;
 mod play;
 mod process;

@@ -7,7 +7,7 @@
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Advice, RawDir};
@@ -26,6 +26,8 @@ const PIECE: usize = 128 << 10;
 const LISTING: usize = 32 << 10;
 /// How long all names of a closure of which nothing is known may take.
 const SHORT: Duration = Duration::from_millis(500);
+/// How long it rests where others ask.
+const REST: Duration = Duration::from_millis(1);
 /// Levels of directories in a member that are walked.
 const DEPTH: usize = 64;
 
@@ -40,15 +42,17 @@ pub(super) struct Outcome {
 }
 
 /// Asks `view` by `plan`, and `store` for its blocks. `reads`: bytes are read through the view; otherwise the kernel reads the store's.
+/// `learnt` is called when what was learnt is there, and what follows takes long.
 pub(super) fn play(
     plan: &Plan,
     view: BorrowedFd<'_>,
     store: BorrowedFd<'_>,
     reads: bool,
     limits: &mut Limits,
+    learnt: impl FnOnce(),
 ) -> Outcome {
-    let served = AtomicUsize::new(0);
-    let blocks = Blocks::new(plan, store, reads.then_some(&served));
+    let served = AtomicU64::new(0);
+    let blocks = Blocks::new(plan, store, reads.then_some(&served), limits.budget());
     std::thread::scope(|scope| {
         for number in 0..THREADS {
             let work = std::thread::Builder::new().name(format!("blocks-{number}"));
@@ -63,9 +67,12 @@ pub(super) fn play(
             outcome: Outcome { done: Done::default(), names: 0, files: 0, bytes: 0, stopped: Stopped::Done },
             buffer: vec![0; PIECE],
         };
-        if let Err(stopped) = player.all(plan, &blocks, reads.then_some(&served)) {
+        if let Err(stopped) = player.all(plan, &blocks, reads.then_some(&served), learnt) {
             player.outcome.stopped = stopped;
             blocks.stop();
+            if reads {
+                blocks.drop_rest(&mut player.store, player.outcome.done.bytes);
+            }
         }
         player.outcome
     })
@@ -80,7 +87,13 @@ struct Player<'a> {
 }
 
 impl Player<'_> {
-    fn all(&mut self, plan: &Plan, blocks: &Blocks<'_>, served: Option<&AtomicUsize>) -> Result<(), Stopped> {
+    fn all(
+        &mut self,
+        plan: &Plan,
+        blocks: &Blocks<'_>,
+        served: Option<&AtomicU64>,
+        learnt: impl FnOnce(),
+    ) -> Result<(), Stopped> {
         for step in &plan.names {
             self.check()?;
             self.step(step)?;
@@ -91,10 +104,16 @@ impl Player<'_> {
             if let Some(served) = served {
                 self.step(step)?;
                 blocks.drop_file(&mut self.store, at);
-                served.store(at, Ordering::Relaxed);
+                served.fetch_add(step.bytes(), Ordering::Relaxed);
             }
             self.outcome.done.bytes += 1;
         }
+        // The kernel reads the store's files by itself.
+        while served.is_none() && !blocks.is_done() {
+            self.check()?;
+            std::thread::sleep(REST);
+        }
+        learnt();
         let (until, bytes) = match plan.rest {
             Rest::Nothing => return Ok(()),
             Rest::NamesInShort => (Some(self.limits.begun() + SHORT), false),

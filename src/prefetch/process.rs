@@ -5,16 +5,19 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
 use rustix::time::ClockId;
 
 use super::learn::{Run, learn};
 use super::limits::Limits;
-use super::plan::{self, Plan};
+use super::outside::Outside;
+use super::plan::{self, Plan, Rest};
 use super::play;
 use super::profile::{self, Profile};
 use crate::protocol::task::{Common, Given, Known, Learn, Learnt, Play, Played, Prefetch, Task, Told};
 use crate::protocol::wire;
+use crate::sys::apart;
 use crate::values::StorePath;
 use crate::view::trace::{Marks, records};
 use crate::{error, log, sandbox, sys};
@@ -24,8 +27,11 @@ const SOON: Duration = Duration::from_secs(30);
 const LONG: Duration = Duration::from_secs(600);
 /// It is there for others: nice(1), but not so much that they would wait long for a name that it is about to know.
 const NICE: i32 = 5;
-/// Bytes of memory: a hostile profile within its bounds takes a quarter of that.
-const MEMORY: u64 = 1 << 30;
+/// Bytes of memory: a hostile profile within its bounds takes half of that.
+const MEMORY: u64 = 512 << 20;
+/// How long it waits for others who play, and how often it looks.
+const WAIT: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(5);
 /// How long its last lines may take to be written.
 const LAST_WORDS: Duration = Duration::from_millis(300);
 
@@ -38,7 +44,7 @@ enum TaskError {
     Orphaned,
     #[error(transparent)]
     Sandbox(#[from] sandbox::Missing),
-    #[error("the view cannot be opened")]
+    #[error("the view cannot be opened in a mount namespace of its own")]
     View(#[source] io::Error),
     #[error("another file system is mounted over the view")]
     Covered,
@@ -118,28 +124,33 @@ impl Descriptors {
     }
 
     fn play(mut self, task: &Play) -> Result<Played, TaskError> {
-        let begun = Instant::now();
         let (store, trace) = (self.need(Given::Store)?, self.need(Given::Trace)?);
         let (profile, profiles) = (self.take(Given::Profile), self.take(Given::Profiles));
         let common = &task.common;
-        if let Some(profiles) = &profiles
-            && let Err(error) = rustix::fs::flock(profiles, rustix::fs::FlockOperation::LockExclusive)
-        {
+        let remembers = profiles.is_some();
+        let alone = profiles.map(lock).transpose().unwrap_or_else(|error| {
             tracing::debug!(%error, "views may be asked ahead at the same time");
-        }
-        let view = open_view(task)?;
+            None
+        });
+        let begun = Instant::now();
         let time = if common.prefetch == Prefetch::Auto { SOON } else { LONG };
-        let mut limits = Limits::new(time);
+        let mut limits = Limits::new(time, Outside::open(task.connection).map_err(TaskError::View)?);
+        let view = open_view(task, self.take(Given::View))?;
         let names: Vec<&str> = common.view.names().map(StorePath::as_str).collect();
         sandbox::Player { view: view.as_fd(), store: store.as_fd(), members: &names }
             .confine(common.sandbox)?;
         log::start();
         // From here on it parses what others have written.
         let (profile, known) = read_profile(profile);
-        let profile = profile.unwrap_or_default().mapped(common.view.names());
+        let profile = profile.filter(|profile| !profile.is_doubtful()).unwrap_or_default();
+        let profile = profile.mapped(common.view.names());
         let marks = Marks::of(&trace).unwrap_or(Marks::new(0));
-        let plan = Plan::new(&profile, common.view.names(), marks, mode(common.prefetch));
-        let outcome = play::play(&plan, view.as_fd(), store.as_fd(), task.bytes, &mut limits);
+        let mut plan = Plan::new(&profile, common.view.names(), marks, mode(common.prefetch));
+        if common.prefetch == Prefetch::Auto && remembers {
+            // What would be played now would hide what is used, and nothing would be learnt.
+            plan.rest = Rest::Nothing;
+        }
+        let outcome = play::play(&plan, view.as_fd(), store.as_fd(), task.bytes, &mut limits, || drop(alone));
         let processor = rustix::time::clock_gettime(ClockId::ProcessCPUTime);
         let of = |part: i64| u64::try_from(part).unwrap_or_default();
         Ok(Played {
@@ -185,11 +196,25 @@ fn mode(prefetch: Prefetch) -> plan::Mode {
     }
 }
 
+/// Waits until nobody else plays whose profiles are in `dir`; until the result is closed, nobody does.
+fn lock(dir: OwnedFd) -> io::Result<OwnedFd> {
+    // The lock belongs to what was opened (flock(2)), which the monitor has as well.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let own = rustix::fs::openat(dir, ".", flags, Mode::empty())?;
+    let until = Instant::now() + WAIT;
+    while let Err(error) = rustix::fs::flock(&own, FlockOperation::NonBlockingLockExclusive) {
+        if error != Errno::WOULDBLOCK || until < Instant::now() {
+            return Err(error.into());
+        }
+        std::thread::sleep(PAUSE);
+    }
+    Ok(own)
+}
+
 /// The place of the view, if it is the view's: another file system may have been mounted over it.
-fn open_view(task: &Play) -> Result<OwnedFd, TaskError> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let view =
-        rustix::fs::open(&task.at, flags, Mode::empty()).map_err(|error| TaskError::View(error.into()))?;
+fn open_view(task: &Play, given: Option<OwnedFd>) -> Result<OwnedFd, TaskError> {
+    let own = || apart::open(&task.at, apart::Owner::User);
+    let view = given.map_or_else(own, Ok).map_err(TaskError::View)?;
     let stat = rustix::fs::fstat(&view).map_err(|error| TaskError::View(error.into()))?;
     let is_view =
         rustix::fs::major(stat.st_dev) == 0 && u64::from(rustix::fs::minor(stat.st_dev)) == task.connection;

@@ -46,7 +46,11 @@ fn profile() -> impl Strategy<Value = Profile> {
     let uses = proptest::collection::btree_map(below(), one_use(), 1..6);
     let member = (any::<u8>(), uses).prop_map(|(idle, uses)| Member { idle, uses });
     let members = proptest::collection::btree_map((0u32..9).prop_map(store_path), member, 0..4);
-    (any::<u32>(), members).prop_map(|(runs, members)| Profile { runs, members })
+    (any::<u32>(), any::<bool>(), members).prop_map(|(runs, relearn, members)| Profile {
+        runs,
+        relearn,
+        members,
+    })
 }
 
 fn is_within_bounds(profile: &Profile) -> bool {
@@ -165,7 +169,7 @@ fn what_is_too_much_is_left_out_latest_first() {
     let of = |after| Use { after, seen: 1, asked: Asked::Name };
     let many = |count: u32, path: &dyn Fn(u32) -> Vec<u8>| {
         let uses = (0..count).map(|n| (path(n), of(count - n))).collect();
-        Profile { runs: 1, members: [(store_path(1), Member { idle: 0, uses })].into() }
+        Profile { runs: 1, relearn: false, members: [(store_path(1), Member { idle: 0, uses })].into() }
     };
     let mut profile = many(USES as u32 + 10, &|n| format!("{n}").into_bytes());
     profile.bound();

@@ -15,7 +15,7 @@ use crate::values::{View, lossless};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Prefetch {
-    /// What was used at the last starts, as the profile of use tells; where none can be kept, all names of a small closure
+    /// What was used at the last starts, as the profile of use tells; where none can be kept, all names, for half a second
     #[default]
     Auto,
     /// The same, and then all names of the closure
@@ -29,6 +29,8 @@ pub enum Prefetch {
 /// A descriptor that comes with an order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Given {
+    /// The view, open in a mount namespace of its own. Without it the process makes one, as an ordinary user can.
+    View,
     /// The store directory.
     Store,
     /// The directory of profiles: locked, so that views play one after the other.

@@ -372,9 +372,9 @@ impl StoreFs {
         let (listed, _giving) = self.root.decide(self.view.trie(), || {
             buffer.clear();
             // Where what is in a member may be there before anybody uses it, its own name has to be asked for.
-            let traced = self.trace.marks().is_some();
+            let played = self.trace.is_played();
             let add = |entry: Entry<'_>| {
-                let told = if traced { Told::Nothing } else { entry.told };
+                let told = if played { Told::Nothing } else { entry.told };
                 add(buffer, room, &Entry { told, ..entry }, self.root.of_names())
             };
             let listed = self.view.list(ROOT, offset, add);

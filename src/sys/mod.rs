@@ -3,6 +3,7 @@
 
 #![allow(unsafe_code)]
 
+pub mod apart;
 pub mod lock;
 pub mod memory;
 

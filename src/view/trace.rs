@@ -43,6 +43,8 @@ const MARK_AT: usize = 0;
 const SEED_AT: usize = 8;
 /// The thread that plays; 0: none does.
 const PLAYER_AT: usize = 16;
+/// 1: somebody plays or has played.
+const PLAYED_AT: usize = 48;
 /// 1: nothing more is recorded.
 const CLOSED_AT: usize = 24;
 /// Milliseconds of CLOCK_MONOTONIC at the first record; 0: there is none.
@@ -71,6 +73,9 @@ pub fn create() -> io::Result<OwnedFd> {
 /// # Errors
 /// Those of pwrite(2).
 pub fn set_player(trace: impl AsFd, player: u32) -> io::Result<()> {
+    if player != 0 {
+        write(&trace, PLAYED_AT, 1)?;
+    }
     write(trace, PLAYER_AT, player.into())
 }
 
@@ -168,6 +173,12 @@ impl Trace {
     pub fn is_player(&self, thread: u32) -> bool {
         thread != 0
             && self.word(PLAYER_AT).is_some_and(|word| word.load(Ordering::Relaxed) == u64::from(thread))
+    }
+
+    /// Whether somebody plays, or has played.
+    #[must_use]
+    pub fn is_played(&self) -> bool {
+        self.word(PLAYED_AT).is_some_and(|word| word.load(Ordering::Relaxed) != 0)
     }
 
     /// Which names are marked; none: nobody plays.

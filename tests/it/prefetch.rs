@@ -244,6 +244,8 @@ fn a_profile_that_cannot_be_used_is_said_and_replaced() {
             view.said_soon(line);
             let stderr = view.stderr();
             assert!(stderr.lines().any(|told| told.contains(line) && told.contains(said)), "{stderr}");
+            // What is played now would hide what is used.
+            assert_eq!(views.until_played()["names"], 0);
             use_all(view.path(), &fixture.data);
         });
         let new: Value = serde_json::from_slice(&fs::read(views.profile()).unwrap()).unwrap();
@@ -307,8 +309,9 @@ fn it_stops_when_memory_is_short() {
     std::thread::scope(|scope| {
         // Each time that it looks, somebody has waited for another second.
         scope.spawn(|| {
+            let until = Instant::now() + DEADLINE;
             (1..)
-                .take_while(|_| !over.load(Ordering::Relaxed))
+                .take_while(|_| !over.load(Ordering::Relaxed) && Instant::now() < until)
                 .for_each(|seconds| write(seconds * 1_000_000));
         });
         let program = Program::on(&store).env("NSF_PRESSURE", &pressure).arg("--system").arg(&many.path);
@@ -335,6 +338,12 @@ fn a_view_ends_in_the_middle_of_it_and_nothing_is_left() {
             kill_process(server, Signal::STOP).unwrap();
             drop(held);
             threads::until_asking(player);
+            let status = fs::read_to_string(format!("/proc/{}/status", player.as_raw_nonzero())).unwrap();
+            for line in
+                ["CapEff:\t0000000000000000", "CapPrm:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"]
+            {
+                assert!(status.contains(line), "{line} in {status}");
+            }
         }
         view.signal(Signal::TERM);
         assert!(view.end().success(), "{}", view.stderr());
@@ -352,6 +361,72 @@ fn a_view_ends_in_the_middle_of_it_and_nothing_is_left() {
     drop(held);
     use_all(view.path(), &fixture.data);
     assert_eq!(views.ask("status")["prefetch"]["playing"], false);
+}
+
+/// How far it came nobody knows: what was learnt before may be ready, and is no less true.
+#[test]
+fn what_was_learnt_stays_when_who_asks_ahead_is_killed() {
+    need!(Root, Fuse, Nix);
+    let (fixture, views) = (Fixture::new(), Views::new());
+    let uses = || {
+        let profile: Value = serde_json::from_slice(&fs::read(views.profile()).unwrap()).unwrap();
+        profile["members"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|of| of["uses"].as_array().unwrap().len())
+            .sum::<usize>()
+    };
+    views.run(fixture.program(), |view| use_all(view.path(), &fixture.data));
+    let before = uses();
+    let held = views.hold();
+    let (mut view, _dir) = views.start(fixture.program(), "auto");
+    let player = views.player(&view);
+    kill_process(player, Signal::STOP).unwrap();
+    drop(held);
+    fs::read(view.path().join(&fixture.file.base)).unwrap();
+    view.signal(Signal::TERM);
+    assert!(view.end().success());
+    threads::until_gone(player);
+    let log = view.stderr();
+    assert!(!log.contains("WARN"), "{log}");
+    let after = uses();
+    // One in 64 is marked.
+    assert!(after > before / 2, "{before} uses, then {after}: {log}");
+}
+
+/// Nor does it keep a view that somebody has unmounted.
+#[test]
+fn who_asks_ahead_keeps_nobody_from_unmounting() {
+    need!(Root, Fuse, Nix);
+    let (fixture, views) = (Fixture::new(), Views::new());
+    views.run(fixture.program(), |view| use_all(view.path(), &fixture.data));
+    let held = views.hold();
+    let (mut view, _dir) = views.start(fixture.program(), "auto");
+    let (player, server) = (views.player(&view), view.server_now().unwrap());
+    kill_process(server, Signal::STOP).unwrap();
+    drop(held);
+    threads::until_asking(player);
+    rustix::mount::unmount(view.path(), rustix::mount::UnmountFlags::empty()).unwrap();
+    kill_process(server, Signal::CONT).unwrap();
+    assert!(view.end().success(), "{}", view.stderr());
+    threads::until_gone(player);
+}
+
+/// One after the other, and each of them.
+#[test]
+fn views_that_keep_their_profiles_in_one_place_are_all_asked_ahead() {
+    need!(Root, Fuse, Nix);
+    let (fixture, first) = (Fixture::new(), Views::new());
+    let second = Views { name: unique_name(), cache: scratch() };
+    let run = |views: &Views| {
+        let dir = scratch();
+        let program = fixture.program().args(["--name", &views.name, "--prefetch", "all", "--cache-dir"]);
+        let view = program.arg(first.cache.path()).arg(dir.path()).mount_at(dir.path());
+        assert_eq!(views.until_played()["stopped"], "done");
+        (view, dir)
+    };
+    let _both = [run(&first), run(&second)];
 }
 
 #[test]

@@ -174,10 +174,13 @@ pub(in crate::cli) fn ahead_of_use(ahead: &Prefetch) -> String {
     };
     let used = ahead.learnt.filter(|learnt| learnt.marked > 0).map(|learnt| {
         let percent = u64::from(learnt.used) * 100 / u64::from(learnt.marked);
-        format!("; about {percent} % of it was used ({} of a sample of {})", learnt.used, learnt.marked)
+        format!(
+            "; about {percent} % of what was learnt was used ({} of a sample of {})",
+            learnt.used, learnt.marked
+        )
     });
     format!(
-        "{}, {} ({}) in {} ms, {} ms of a processor, {known}{stopped}{}",
+        "{}, {} ({}) in {} ms, {} ms of processor time, {known}{stopped}{}",
         many(played.names, "name", "names"),
         many(played.files, "file", "files"),
         Size(played.bytes),

@@ -10,6 +10,7 @@
 //! Hard point: who plays may ask until it has ended, which may be long after it was killed. So its thread stays known in the trace until it has been
 //! reaped, and nothing else is begun before.
 
+mod looking;
 mod profiles;
 mod schedule;
 mod worker;
@@ -28,13 +29,14 @@ use crate::protocol::task::{
 use crate::sandbox::Sandbox;
 use crate::values::View;
 use crate::view::trace;
+use looking::Looking;
 use profiles::{Profiles, ProfilesError};
 use schedule::{Abilities, Schedule, Wish, Work};
-use worker::Worker;
+use worker::{End, Worker};
 
 /// How long the end of who plays is waited for before the view is unmounted, which it has in use.
 const KILL_GRACE: Duration = Duration::from_millis(50);
-/// How long the last learning may take.
+/// How long the last learning may take, while the view ends.
 const LEARN_GRACE: Duration = Duration::from_millis(500);
 
 /// What a process is started with.
@@ -53,6 +55,15 @@ pub(super) struct With<'a> {
     pub(super) bytes: bool,
 }
 
+/// What is under way.
+#[derive(Debug)]
+enum Running {
+    /// The view is being opened for who is to play.
+    Looking(Looking),
+    /// A process.
+    Task(Work, Worker),
+}
+
 /// See above.
 #[derive(Debug)]
 pub(super) struct Prefetching {
@@ -64,9 +75,13 @@ pub(super) struct Prefetching {
     /// The profile as it was when the view was mounted: it is played, and learnt from each time.
     last: Option<OwnedFd>,
     schedule: Schedule,
-    running: Option<(Work, Worker)>,
+    running: Option<Running>,
+    /// Whether something was asked ahead of which nobody has told how far it came.
+    untold: bool,
     /// What the view showed when its first server served it.
     view: Option<View>,
+    /// When the last learning is no longer waited for.
+    until: Option<Instant>,
     played: Option<Played>,
     learnt: Option<Learnt>,
     failed: Option<String>,
@@ -91,7 +106,9 @@ impl Prefetching {
             last: None,
             schedule: Schedule::new(Abilities { plays: false, learns: false }),
             running: None,
+            untold: false,
             view: None,
+            until: None,
             played: None,
             learnt: None,
             failed: None,
@@ -132,7 +149,10 @@ impl Prefetching {
 
     /// Readable when what was begun has ended.
     pub(super) fn end(&self) -> Option<BorrowedFd<'_>> {
-        self.running.as_ref().map(|(_, worker)| worker.end())
+        Some(match self.running.as_ref()? {
+            Running::Looking(looking) => looking.ready(),
+            Running::Task(_, worker) => worker.end(),
+        })
     }
 
     /// When [`Self::time`] is to come.
@@ -157,7 +177,8 @@ impl Prefetching {
 
     /// Other members may be shown.
     pub(super) fn switched(&mut self, with: With<'_>) {
-        let wishes = self.schedule.switched();
+        let used = self.is_used();
+        let wishes = self.schedule.switched(used);
         self.fulfil(wishes, with);
     }
 
@@ -168,9 +189,14 @@ impl Prefetching {
         self.fulfil(wishes, with);
     }
 
+    /// What was begun has ended, and nothing can follow.
+    pub(super) fn over(&mut self) {
+        self.running = None;
+    }
+
     /// What was begun has ended.
     pub(super) fn ended(&mut self, with: With<'_>) {
-        if self.take_end() {
+        if self.take_end(Some(with)) {
             let wishes = self.schedule.ended();
             self.fulfil(wishes, with);
         }
@@ -180,7 +206,7 @@ impl Prefetching {
     pub(super) fn begin_end(&mut self, with: Option<With<'_>>) {
         let used = self.is_used();
         let learns = self.schedule.end(used);
-        if let Some((work, mut worker)) = self.running.take() {
+        if let Some(Running::Task(work, mut worker)) = self.running.take() {
             worker.kill();
             let ended = worker.ends_before(Instant::now() + KILL_GRACE);
             worker.reap_later();
@@ -191,20 +217,21 @@ impl Prefetching {
             }
         }
         if let Some(with) = with.filter(|_| learns) {
+            self.until = Some(Instant::now() + LEARN_GRACE);
             self.begin(Work::Learn, with);
         }
     }
 
     /// Waits for the last learning.
     pub(super) fn finish(&mut self) {
-        if let Some((_, worker)) = &mut self.running {
-            if worker.ends_before(Instant::now() + LEARN_GRACE) {
-                self.take_end();
+        if let (Some(Running::Task(_, worker)), Some(until)) = (&mut self.running, self.until) {
+            if worker.ends_before(until) {
+                self.take_end(None);
             } else {
                 tracing::warn!("what was used since the last time is not remembered, as that took too long");
             }
         }
-        if let Some((_, worker)) = self.running.take() {
+        if let Some(Running::Task(_, worker)) = self.running.take() {
             worker.reap_later();
             self.profiles.iter().for_each(Profiles::drop_next);
         }
@@ -214,7 +241,7 @@ impl Prefetching {
     pub(super) fn status(&self) -> Option<status::Prefetch> {
         (self.prefetch != Prefetch::Off).then(|| status::Prefetch {
             mode: self.prefetch,
-            playing: matches!(self.running, Some((Work::Play, _))),
+            playing: matches!(self.running, Some(Running::Looking(_) | Running::Task(Work::Play, _))),
             remembers: self.profiles.is_some() && self.trace.is_some(),
             played: self.played.clone(),
             learnt: self.learnt,
@@ -228,7 +255,7 @@ impl Prefetching {
 
     fn stop(&mut self, wishes: &[Wish]) {
         if wishes.contains(&Wish::StopPlay)
-            && let Some((Work::Play, worker)) = &mut self.running
+            && let Some(Running::Task(Work::Play, worker)) = &mut self.running
         {
             worker.kill();
         }
@@ -258,19 +285,34 @@ impl Prefetching {
     }
 
     fn begin(&mut self, work: Work, with: With<'_>) {
-        match self.start(work, with) {
-            Ok(worker) => self.running = Some((work, worker)),
+        let looks = work == Work::Play && rustix::process::geteuid().is_root();
+        match with.at.filter(|_| looks) {
+            Some((at, _)) => match Looking::start(at.to_owned()) {
+                Ok(looking) => self.running = Some(Running::Looking(looking)),
+                Err(error) => self.not_asked(error.to_string()),
+            },
+            None => self.begin_task(work, with, None),
+        }
+    }
+
+    fn begin_task(&mut self, work: Work, with: With<'_>, view: Option<&OwnedFd>) {
+        match self.start(work, with, view) {
+            Ok(worker) => {
+                self.untold |= work == Work::Play;
+                self.running = Some(Running::Task(work, worker));
+            }
             Err(error) => self.fail(format!("cannot start the process for it: {error}")),
         }
     }
 
-    fn start(&self, work: Work, with: With<'_>) -> std::io::Result<Worker> {
+    fn start(&self, work: Work, with: With<'_>, view: Option<&OwnedFd>) -> std::io::Result<Worker> {
         let trace = self.trace.as_ref();
         let next = match (work, &self.profiles) {
             (Work::Learn, Some(profiles)) => Some(profiles.begin_next()?),
             _ => None,
         };
         let all = [
+            (Given::View, view.map(AsFd::as_fd)),
             (Given::Store, (work == Work::Play).then(|| with.store.as_fd())),
             (Given::Profiles, self.profiles.as_ref().filter(|_| work == Work::Play).map(Profiles::dir)),
             (Given::Profile, self.last.as_ref().map(AsFd::as_fd)),
@@ -293,7 +335,10 @@ impl Prefetching {
             }
             (Work::Play, None) => return Err(std::io::Error::other("the view cannot be seen from here")),
             (Work::Learn, _) => {
-                let done = self.played.as_ref().map_or_else(Done::default, |played| played.done);
+                // Of one that was killed nobody knows how far it came: all of it may be ready.
+                let untold =
+                    if self.untold { Done { names: usize::MAX, bytes: usize::MAX } } else { Done::default() };
+                let done = self.played.as_ref().map_or(untold, |played| played.done);
                 Task::Learn(Box::new(Learn { common, later: with.view.clone(), done }))
             }
         };
@@ -308,20 +353,44 @@ impl Prefetching {
         })
     }
 
-    /// Takes what the process has told that has ended; returns whether it has.
-    fn take_end(&mut self) -> bool {
-        let Some((work, worker)) = &mut self.running else { return false };
-        let Some(told) = worker.told() else { return false };
-        let work = *work;
+    /// Takes what has come of what was begun; returns whether it is over. `with`: what comes next can be begun.
+    fn take_end(&mut self, with: Option<With<'_>>) -> bool {
+        let (work, end) = match &mut self.running {
+            None => return false,
+            Some(Running::Looking(looking)) => {
+                let Some(opened) = looking.result() else { return false };
+                self.running = None;
+                match (opened, with) {
+                    (Ok(view), Some(with)) if self.schedule.plays() => {
+                        self.begin_task(Work::Play, with, Some(&view))
+                    }
+                    (Ok(_), _) => {}
+                    (Err(error), _) => {
+                        self.not_asked(format!(
+                            "the view cannot be opened in a mount namespace of its own: {error}"
+                        ));
+                    }
+                }
+                return self.running.is_none();
+            }
+            Some(Running::Task(work, worker)) => match worker.ended() {
+                Some(end) => (*work, end),
+                None => return false,
+            },
+        };
         self.running = None;
         if work == Work::Play
             && let Some(trace) = &self.trace
         {
             let _ = trace::set_player(trace, 0);
         }
-        match told {
-            Told::Played(played) if work == Work::Play => self.take_played(played),
-            Told::Learnt(learnt) if work == Work::Learn => {
+        match (work, end) {
+            (Work::Play, End::Told(Told::Played(played))) => self.take_played(played),
+            (Work::Play, End::Told(Told::Failed(why))) => {
+                self.untold = false;
+                self.not_asked(why);
+            }
+            (Work::Learn, End::Told(Told::Learnt(learnt))) => {
                 match self.profiles.as_ref().map(Profiles::keep_next) {
                     Some(Ok(())) => {
                         tracing::debug!(?learnt, "the profile of use is written");
@@ -331,13 +400,19 @@ impl Prefetching {
                     None => {}
                 }
             }
-            Told::Failed(why) => self.fail(why),
-            Told::Played(_) | Told::Learnt(_) => self.fail("it has told of something else".to_owned()),
+            (Work::Learn, End::Told(Told::Failed(why))) | (_, End::Silent(why)) => self.fail(why),
+            (_, End::Told(_)) => self.fail("it has told of something else".to_owned()),
+            (_, End::Killed) => tracing::debug!("what was asked ahead or learnt was ended"),
         }
         if work == Work::Learn {
             self.profiles.iter().for_each(Profiles::drop_next);
         }
         true
+    }
+
+    fn not_asked(&mut self, why: String) {
+        tracing::info!("nothing is asked of the view ahead of its users: {why}");
+        self.failed = Some(why);
     }
 
     fn take_played(&mut self, played: Played) {
@@ -354,7 +429,7 @@ impl Prefetching {
     }
 
     fn fail(&mut self, why: String) {
-        tracing::warn!("what is used of the view is not asked for ahead or not remembered: {why}");
+        tracing::warn!("what is used of the view is not remembered for its next start: {why}");
         self.failed = Some(why);
     }
 }

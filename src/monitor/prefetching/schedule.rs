@@ -61,12 +61,21 @@ pub(super) struct Schedule {
     /// When it is looked again whether something was used, or learnt.
     due: Option<Instant>,
     running: Option<Work>,
+    /// Whether who plays is to end.
+    stopped: bool,
     next: BTreeSet<Work>,
 }
 
 impl Schedule {
     pub(super) fn new(able: Abilities) -> Self {
-        Self { able, recording: Recording::Nothing, due: None, running: None, next: BTreeSet::new() }
+        Self {
+            able,
+            recording: Recording::Nothing,
+            due: None,
+            running: None,
+            stopped: false,
+            next: BTreeSet::new(),
+        }
     }
 
     /// When [`Self::time`] is to come.
@@ -93,11 +102,16 @@ impl Schedule {
         self.stop_play()
     }
 
-    /// Other members are shown.
-    pub(super) fn switched(&mut self) -> Vec<Wish> {
+    /// Whether who is to play is still wanted: the server and what it shows are those of the beginning.
+    pub(super) fn plays(&self) -> bool {
+        self.running == Some(Work::Play) && !self.stopped
+    }
+
+    /// Other members are shown; `used`: something was recorded.
+    pub(super) fn switched(&mut self, used: bool) -> Vec<Wish> {
         let mut wishes = self.stop_play();
         self.next.remove(&Work::Play);
-        if matches!(self.recording, Recording::Waiting | Recording::Begun) {
+        if used && matches!(self.recording, Recording::Waiting | Recording::Begun) {
             self.next.insert(Work::Learn);
         }
         wishes.extend(self.go());
@@ -146,8 +160,9 @@ impl Schedule {
         learns
     }
 
-    fn stop_play(&self) -> Vec<Wish> {
-        if self.running == Some(Work::Play) { vec![Wish::StopPlay] } else { Vec::new() }
+    fn stop_play(&mut self) -> Vec<Wish> {
+        self.stopped = self.running == Some(Work::Play);
+        if self.stopped { vec![Wish::StopPlay] } else { Vec::new() }
     }
 
     fn go(&mut self) -> Vec<Wish> {

@@ -11,12 +11,24 @@ use crate::monitor::poll;
 use crate::protocol::task::{Task, Told};
 use crate::protocol::wire::{self, Order, Received};
 
+/// How it ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// It told this.
+    Told(Told),
+    /// It told nothing, as somebody here has killed it.
+    Killed,
+    /// It told nothing, for this reason.
+    Silent(String),
+}
+
 /// It ends with this.
 #[derive(Debug)]
 pub(super) struct Worker {
     process: Child,
     end: OwnedFd,
     socket: OwnedFd,
+    killed: bool,
 }
 
 impl Worker {
@@ -33,7 +45,7 @@ impl Worker {
     ) -> io::Result<Self> {
         let (process, end, socket) = child::spawn(program, sink)?;
         begins(process.id());
-        let mut new = Self { process, end, socket };
+        let mut new = Self { process, end, socket, killed: false };
         if let Err(error) = wire::send_order(&new.socket, &Order::Do(Box::new(task)), descriptors) {
             new.kill();
             return Err(error);
@@ -46,22 +58,24 @@ impl Worker {
         self.end.as_fd()
     }
 
-    /// What it told, once it has ended. None: it runs.
-    pub(super) fn told(&mut self) -> Option<Told> {
+    /// How it ended. None: it runs.
+    pub(super) fn ended(&mut self) -> Option<End> {
         let status = match self.process.try_wait() {
             Ok(None) => return None,
             Ok(Some(status)) => status,
-            Err(error) => return Some(Told::Failed(error.to_string())),
+            Err(error) => return Some(End::Silent(error.to_string())),
         };
         Some(match wire::receive_report(&self.socket) {
-            Ok(Received::Message(told)) if status.success() => told,
-            Ok(_) => Told::Failed(format!("it has told nothing ({status})")),
-            Err(error) => Told::Failed(error.to_string()),
+            Ok(Received::Message(told)) if status.success() => End::Told(told),
+            Ok(_) if self.killed => End::Killed,
+            Ok(_) => End::Silent(format!("it has told nothing ({status})")),
+            Err(error) => End::Silent(error.to_string()),
         })
     }
 
     /// Kills it. It may wait for an answer of the view, and does not end before that then.
     pub(super) fn kill(&mut self) {
+        self.killed = true;
         let _ = self.process.kill();
     }
 

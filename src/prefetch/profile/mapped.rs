@@ -19,7 +19,7 @@ impl Profile {
     #[must_use]
     pub fn mapped<'a>(&self, members: impl IntoIterator<Item = &'a StorePath>) -> Self {
         let today: BTreeSet<&StorePath> = members.into_iter().collect();
-        let mut next = Self { runs: self.runs, members: BTreeMap::new() };
+        let mut next = Self { runs: self.runs, relearn: self.relearn, members: BTreeMap::new() };
         let mut gone: BTreeMap<&StorePath, &Member> = BTreeMap::new();
         for (path, member) in &self.members {
             if today.contains(path) {

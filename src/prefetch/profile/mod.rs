@@ -32,6 +32,8 @@ pub const IDLE: u8 = 8;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Profile {
     pub(super) runs: u32,
+    /// Whether too little of it was used: nothing is played at the next start, so that all that is used is seen.
+    pub(super) relearn: bool,
     pub(super) members: BTreeMap<StorePath, Member>,
 }
 
@@ -86,6 +88,12 @@ impl Profile {
     #[must_use]
     pub fn runs(&self) -> u32 {
         self.runs
+    }
+
+    /// Whether nothing of it is to be played, as too little of it was used.
+    #[must_use]
+    pub fn is_doubtful(&self) -> bool {
+        self.relearn
     }
 
     /// How many uses there are.

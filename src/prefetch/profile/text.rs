@@ -69,6 +69,8 @@ struct ProfileText {
     #[serde(rename = "version")]
     _version: u64,
     runs: u32,
+    #[serde(default)]
+    relearn: bool,
     members: Vec<MemberText>,
 }
 
@@ -119,7 +121,7 @@ impl Profile {
         if text.members.iter().map(|member| member.uses.len()).sum::<usize>() > USES {
             return Err(ProfileError::Bounds("it has more than 100,000 uses"));
         }
-        let mut profile = Self { runs: text.runs, ..Self::default() };
+        let mut profile = Self { runs: text.runs, relearn: text.relearn, ..Self::default() };
         for member in text.members {
             let path = StorePath::new(&member.path)
                 .map_err(|_| ProfileError::Bounds("a member has a name that no store path has"))?;
@@ -161,7 +163,9 @@ impl Profile {
             }
             members.entry(member).or_default().push(line);
         }
-        let mut text = format!("{{\"version\":{VERSION},\"runs\":{},\"members\":[", self.runs).into_bytes();
+        let relearn = if self.relearn { "\"relearn\":true," } else { "" };
+        let mut text =
+            format!("{{\"version\":{VERSION},\"runs\":{},{relearn}\"members\":[", self.runs).into_bytes();
         let members: Vec<Vec<u8>> = members
             .into_iter()
             .map(|(path, lines)| {

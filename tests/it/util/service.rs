@@ -20,7 +20,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use tempfile::TempDir;
 
-use super::program::{Finished, Program, confined, unique_name};
+use super::program::{Finished, Program, asked_ahead, confined, unique_name};
 use super::store::{NixStore, nix_environment};
 use super::{DEADLINE, mounts, threads, wait_readable};
 
@@ -254,7 +254,9 @@ impl Service {
         ]);
         command.arg(self.dir.path().join("stderr"));
         command.args(&self.wrapper).arg(&self.binary).args(&self.arguments);
-        nix_environment(command.args(confined(&self.wrapper, &self.arguments)));
+        nix_environment(
+            command.args(confined(&self.wrapper, &self.arguments)).args(asked_ahead(&self.arguments)),
+        );
         command.env_remove("NOTIFY_SOCKET").env("LC_ALL", "C").envs(self.environment.clone());
         if managed {
             command.env("NOTIFY_SOCKET", self.dir.path().join("notify"));
