@@ -226,8 +226,11 @@ impl Runtime {
         else {
             return Err(failed("internal error: there is no mount to serve"));
         };
-        // Somebody has removed them, or the directory that they are in.
-        let gone = |error: StateError| Event::Refused(Refusal::Leftovers(error::chain(&error)));
+        // Somebody has removed them, or the directory that they are in; or what others have open for a moment leaves no room.
+        let gone = |error: StateError| match error.lacks_descriptors() {
+            true => Event::NotStarted(error::chain(&error)),
+            false => Event::Refused(Refusal::Leftovers(error::chain(&error))),
+        };
         let lock = self.state.as_ref().map(StateDir::open_server_lock).transpose().map_err(gone)?;
         let journalled = self.state.as_ref().filter(|_| supervisor.has_journal());
         let journal = journalled.map(StateDir::open_journal_dir).transpose().map_err(gone)?;

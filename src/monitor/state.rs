@@ -25,6 +25,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{CWD, FileType, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::protocol::handshake::Agreement;
@@ -132,6 +133,15 @@ pub enum StateError {
         /// Its version.
         found: u32,
     },
+}
+
+impl StateError {
+    /// Whether there was no descriptor left, which passes.
+    #[must_use]
+    pub fn lacks_descriptors(&self) -> bool {
+        let (Self::Directory { source, .. } | Self::File { source, .. }) = self else { return false };
+        matches!(Errno::from_io_error(source), Some(Errno::MFILE | Errno::NFILE))
+    }
 }
 
 /// How long a monitor that ends, and what it was just starting, may hold the name: see [`lock`].
