@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr,
-    RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
+    RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -29,19 +29,32 @@ pub fn confines_files() -> bool {
         .is_ok_and(|rules| rules.create().is_ok())
 }
 
+/// Rules that allow no file, no connection and no signal.
+fn nothing_allowed() -> io::Result<RulesetCreated> {
+    Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(KNOWN))
+        .and_then(|rules| rules.handle_access(AccessNet::from_all(KNOWN)))
+        .and_then(|rules| rules.scope(Scope::from_all(KNOWN)))
+        .and_then(Ruleset::create)
+        .map_err(refused)
+}
+
+/// Leaves this thread what `rules` allow.
+fn enforce(rules: RulesetCreated) -> io::Result<()> {
+    match rules.restrict_self().map_err(refused)?.ruleset {
+        RulesetStatus::FullyEnforced | RulesetStatus::PartiallyEnforced => Ok(()),
+        RulesetStatus::NotEnforced => Err(Errno::OPNOTSUPP.into()),
+    }
+}
+
 /// Lets this thread open nothing but what the server works with, connect to nothing, and signal nobody.
 pub(super) fn confine(server: Server<'_>) -> io::Result<()> {
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
     // Files, and not their directory, which would let it make others without end: without a name (O_TMPFILE of open(2)) that takes
     // no more than the right to write.
     let write = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::Truncate;
-    let mut rules = Ruleset::default()
-        .set_compatibility(CompatLevel::BestEffort)
-        .handle_access(AccessFs::from_all(KNOWN))
-        .and_then(|rules| rules.handle_access(AccessNet::from_all(KNOWN)))
-        .and_then(|rules| rules.scope(Scope::from_all(KNOWN)))
-        .and_then(Ruleset::create)
-        .map_err(refused)?;
+    let mut rules = nothing_allowed()?;
     let mut allow = |below: &dyn AsFd, access: BitFlags<AccessFs>| -> io::Result<()> {
         (&mut rules).add_rule(PathBeneath::new(below.as_fd(), access)).map(drop).map_err(refused)
     };
@@ -56,31 +69,19 @@ pub(super) fn confine(server: Server<'_>) -> io::Result<()> {
     for dir in of_tests() {
         allow(&std::fs::File::open(dir)?, AccessFs::from_all(KNOWN))?;
     }
-    match rules.restrict_self().map_err(refused)?.ruleset {
-        RulesetStatus::FullyEnforced | RulesetStatus::PartiallyEnforced => Ok(()),
-        RulesetStatus::NotEnforced => Err(Errno::OPNOTSUPP.into()),
-    }
+    enforce(rules)
 }
 
 /// Lets this thread open nothing, but files and directories below these to read.
 pub(super) fn confine_to_reading_below(
     read: impl FnOnce(&mut dyn FnMut(BorrowedFd<'_>) -> io::Result<()>) -> io::Result<()>,
 ) -> io::Result<()> {
-    let mut rules = Ruleset::default()
-        .set_compatibility(CompatLevel::BestEffort)
-        .handle_access(AccessFs::from_all(KNOWN))
-        .and_then(|rules| rules.handle_access(AccessNet::from_all(KNOWN)))
-        .and_then(|rules| rules.scope(Scope::from_all(KNOWN)))
-        .and_then(Ruleset::create)
-        .map_err(refused)?;
+    let mut rules = nothing_allowed()?;
     read(&mut |below| {
         let access = AccessFs::ReadFile | AccessFs::ReadDir;
         (&mut rules).add_rule(PathBeneath::new(below, access)).map(drop).map_err(refused)
     })?;
-    match rules.restrict_self().map_err(refused)?.ruleset {
-        RulesetStatus::FullyEnforced | RulesetStatus::PartiallyEnforced => Ok(()),
-        RulesetStatus::NotEnforced => Err(Errno::OPNOTSUPP.into()),
-    }
+    enforce(rules)
 }
 
 /// Lets this thread change nothing but what is below `written`, and links directly or below in `links`; and execute nothing. It
