@@ -108,7 +108,7 @@ impl Runtime {
                 None
             }
             Action::End(plan) => {
-                self.end_asking_ahead(supervisor.content());
+                self.end_asking_ahead(supervisor);
                 return Performed::Ended(self.end(plan));
             }
         };

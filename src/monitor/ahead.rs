@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::history::Fact;
 use super::prefetching::{Prefetching, With};
 use super::runtime::{Place, Runtime};
-use super::supervisor::{Content, Supervisor};
+use super::supervisor::Supervisor;
 use crate::protocol::handshake::Io;
 
 impl Runtime {
@@ -40,18 +40,10 @@ impl Runtime {
     }
 
     /// The view ends.
-    pub(super) fn end_asking_ahead(&mut self, content: Option<&Content>) {
-        let Self { prefetching, program, settings, store, .. } = self;
-        let with = content.zip(store.as_deref()).map(|(content, store)| With {
-            program,
-            sandbox: settings.sandbox,
-            log: settings.log,
-            view: &content.view,
-            store,
-            at: None,
-            bytes: false,
-        });
-        prefetching.begin_end(with);
+    pub(super) fn end_asking_ahead(&mut self, supervisor: &Supervisor) {
+        if !self.ask_ahead(supervisor, |ahead, with| ahead.begin_end(Some(with))) {
+            self.prefetching.begin_end(None);
+        }
     }
 
     /// False: nothing is shown, or nothing can be read.

@@ -102,6 +102,14 @@ pub(super) fn spawn(program: &Program, sink: Sink) -> io::Result<(Child, OwnedFd
     }
 }
 
+/// Leaves a process to a thread that waits for its end.
+pub(super) fn reap(mut process: Child) {
+    let reaper = std::thread::Builder::new().name("reaper".to_owned()).spawn(move || process.wait());
+    if let Err(error) = reaper {
+        tracing::debug!(%error, "a process that was killed stays a zombie until the monitor ends");
+    }
+}
+
 /// Reports of a server besides one for each order: that it serves or cannot begin, and that it has answered.
 const REPORTS: u32 = 2;
 
@@ -199,11 +207,7 @@ impl Server {
     /// Leaves it to a thread that waits for its end. It was killed and reads the device no more, but the kernel does not
     /// let it go before another server answers: see [`crate::server`].
     pub(super) fn reap_later(self) {
-        let mut process = self.process;
-        let reaper = std::thread::Builder::new().name("reaper".to_owned()).spawn(move || process.wait());
-        if let Err(error) = reaper {
-            tracing::debug!(%error, "a server that was killed stays a zombie until the monitor ends");
-        }
+        reap(self.process);
     }
 
     /// Waits for its end until `deadline`; returns whether it has come.

@@ -5,6 +5,7 @@
 
 use std::time::SystemTime;
 
+use crate::error;
 use crate::protocol::control::status::{Incident, Reloads, Seconds, Servers};
 
 /// The longest message that is kept, in bytes: it may name paths of any length.
@@ -89,9 +90,7 @@ impl History {
 fn bounded(mut text: String) -> String {
     const MARK: &str = " ...";
     if text.len() > MESSAGE_MAX {
-        let most = MESSAGE_MAX - MARK.len();
-        let end = (0..=most).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();
-        text.truncate(end);
+        text.truncate(error::beginning(&text, MESSAGE_MAX - MARK.len()).len());
         text.push_str(MARK);
     }
     text

@@ -18,9 +18,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
-use super::plan::{self, Mode, Plan, Step};
+use super::plan::{self, Plan, Step};
 use super::profile::{Asked, BYTES, IDLE, Member, Profile, USES, Use, is_below};
-use crate::protocol::task::Done;
+use crate::protocol::task::{Done, Prefetch};
 use crate::values::StorePath;
 use crate::view::trace::Marks;
 use crate::view::trace::records::{Kind, Record};
@@ -65,7 +65,7 @@ pub fn learn<'a>(
     let last = last.map(|last| last.mapped(members.iter().copied())).unwrap_or_default();
     let Run { records, done, marks, lasted } = run;
     let mut seen = Seen::of(records, &members.iter().copied().chain(later).collect());
-    let plan = Plan::new(&last, members.iter().copied(), *marks, Mode::Auto);
+    let plan = Plan::new(&last, members.iter().copied(), *marks, Prefetch::Auto);
     let ready = Ready::of(&plan, *done);
 
     let mut judged = Judged::default();

@@ -33,7 +33,7 @@ fn run(
     marks: Marks,
 ) -> Vec<Record> {
     let mapped = last.map(|last| last.mapped(members)).unwrap_or_default();
-    let plan = Plan::new(&mapped, members, marks, Mode::Auto);
+    let plan = Plan::new(&mapped, members, marks, Prefetch::Auto);
     let has = |step: &dyn Fn(&Step) -> bool| {
         plan.names.iter().take(played.names).chain(plan.bytes.iter().take(played.bytes)).any(step)
     };

@@ -13,10 +13,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::{Deserialize, Serialize};
-
 use super::profile::ranges::Ranges;
 use super::profile::{Asked, Profile, Use};
+use crate::protocol::task::Prefetch;
 use crate::values::StorePath;
 use crate::view::trace::Marks;
 use crate::view::trace::records::PAGE;
@@ -33,18 +32,6 @@ const LISTED_AT_MOST: usize = 100_000;
 const SOON: u32 = 60_000;
 /// Ranges with fewer pages between them are one question.
 const GAP: u64 = 32;
-
-/// What is asked for ahead.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Mode {
-    /// What the profile tells; without one, all names, if that does not take long.
-    Auto,
-    /// What the profile tells, then all names.
-    Names,
-    /// What the profile tells, then all names, then all bytes.
-    All,
-}
 
 /// One question to the view. Paths lie below the store directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -132,7 +119,7 @@ impl Plan {
         profile: &Profile,
         members: impl IntoIterator<Item = &'a StorePath>,
         marks: Marks,
-        mode: Mode,
+        prefetch: Prefetch,
     ) -> Self {
         let today: BTreeSet<&StorePath> = members.into_iter().collect();
         let used: Vec<Used<'_>> = profile
@@ -145,11 +132,12 @@ impl Plan {
             used.iter().enumerate().rev().map(|(at, used)| (used.member(), at)).collect();
         let mut members: Vec<StorePath> = today.into_iter().cloned().collect();
         members.sort_by_key(|member| first.get(member.as_str()).copied().unwrap_or(usize::MAX));
-        let rest = match mode {
-            Mode::Auto if used.is_empty() => Rest::NamesInShort,
-            Mode::Auto => Rest::Nothing,
-            Mode::Names => Rest::Names,
-            Mode::All => Rest::Bytes,
+        let rest = match prefetch {
+            Prefetch::Auto if used.is_empty() => Rest::NamesInShort,
+            // With the first nobody plays.
+            Prefetch::Off | Prefetch::Auto => Rest::Nothing,
+            Prefetch::Names => Rest::Names,
+            Prefetch::All => Rest::Bytes,
         };
         let (blocks, names) = (blocks(&used), names(&used));
         Self { blocks, names, bytes: bytes(&used, marks), members, rest }

@@ -45,7 +45,7 @@ fn unmarked(profile: &Profile) -> Marks {
         .unwrap()
 }
 
-fn plan(profile: &Profile, members: &[StorePath], mode: Mode) -> Plan {
+fn plan(profile: &Profile, members: &[StorePath], mode: Prefetch) -> Plan {
     Plan::new(profile, members, unmarked(profile), mode)
 }
 
@@ -53,7 +53,7 @@ fn plan(profile: &Profile, members: &[StorePath], mode: Mode) -> Plan {
 fn steps_come_in_the_order_of_first_use() {
     let few = [("bin/a", 30), ("bin/b", 10), ("lib/c", 20), ("lib", 25)];
     let few = profile(few.map(|(path, after)| (1, path, after, Asked::Name)));
-    let made = plan(&few, &[member(1)], Mode::Auto);
+    let made = plan(&few, &[member(1)], Prefetch::Auto);
     assert_eq!(shown(&made.names), ["look p1/bin/b", "look p1/lib", "look p1/lib/c", "look p1/bin/a"]);
 
     let all = profile([
@@ -70,7 +70,7 @@ fn steps_come_in_the_order_of_first_use() {
         (3, "gone", 0, Asked::Name),
     ]);
     let today = [member(1), member(2), member(4)];
-    let made = plan(&all, &today, Mode::Names);
+    let made = plan(&all, &today, Prefetch::Names);
     assert_eq!(
         shown(&made.names),
         [
@@ -100,27 +100,27 @@ fn steps_come_in_the_order_of_first_use() {
 fn a_directory_is_listed_from_eight_names_on() {
     let paths = ["d/1", "d/2", "d/3", "d/4", "d/5", "d/6", "d/7", "d/8/deep", "d/9"];
     let used = |count: usize| profile(paths.into_iter().take(count).map(|path| (1, path, 7, Asked::Name)));
-    let seven = plan(&used(7), &[member(1)], Mode::Auto);
+    let seven = plan(&used(7), &[member(1)], Prefetch::Auto);
     assert!(seven.names.iter().all(|step| matches!(step, Step::Look { .. })));
-    let eight = plan(&used(8), &[member(1)], Mode::Auto);
+    let eight = plan(&used(8), &[member(1)], Prefetch::Auto);
     assert_eq!(shown(&eight.names), ["list p1/d 64", "look p1/d/8/deep"]);
     let absent = profile(paths.map(|path| (1, path, 7, Asked::Absent)));
-    assert_eq!(plan(&absent, &[member(1)], Mode::Auto).names.len(), 9, "a listing tells no absence");
+    assert_eq!(plan(&absent, &[member(1)], Prefetch::Auto).names.len(), 9, "a listing tells no absence");
 }
 
 #[test]
 fn the_rest_is_what_the_mode_says() {
     let (one, empty) = (profile([(1, "a", 1, Asked::Name)]), Profile::default());
     for (profile, mode, rest) in [
-        (&one, Mode::Auto, Rest::Nothing),
-        (&empty, Mode::Auto, Rest::NamesInShort),
-        (&one, Mode::Names, Rest::Names),
-        (&one, Mode::All, Rest::Bytes),
-        (&empty, Mode::All, Rest::Bytes),
+        (&one, Prefetch::Auto, Rest::Nothing),
+        (&empty, Prefetch::Auto, Rest::NamesInShort),
+        (&one, Prefetch::Names, Rest::Names),
+        (&one, Prefetch::All, Rest::Bytes),
+        (&empty, Prefetch::All, Rest::Bytes),
     ] {
         assert_eq!(plan(profile, &[member(1)], mode).rest, rest);
     }
-    let of_another = plan(&one, &[member(2)], Mode::Auto);
+    let of_another = plan(&one, &[member(2)], Prefetch::Auto);
     assert_eq!((of_another.rest, of_another.names), (Rest::NamesInShort, vec![]));
 }
 
@@ -150,7 +150,7 @@ proptest! {
         }
         let today: Vec<StorePath> = today.into_iter().map(member).collect();
         let marks = Marks::new(seed);
-        let plan = Plan::new(&made, &today, marks, Mode::Auto);
+        let plan = Plan::new(&made, &today, marks, Prefetch::Auto);
         let is_inside = |path: &[u8]| {
             today.iter().any(|member| path == member.as_str().as_bytes() || path.starts_with(format!("{member}/").as_bytes()))
         };

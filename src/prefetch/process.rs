@@ -12,7 +12,7 @@ use rustix::time::ClockId;
 use super::learn::{Run, learn};
 use super::limits::Limits;
 use super::outside::Outside;
-use super::plan::{self, Plan, Rest};
+use super::plan::{Plan, Rest};
 use super::play;
 use super::profile::{self, Profile};
 use crate::protocol::task::{Common, Given, Known, Learn, Learnt, Play, Played, Prefetch, Task, Told};
@@ -77,9 +77,7 @@ pub fn perform(task: Task, descriptors: Vec<OwnedFd>, monitor: impl AsFd) {
 
 /// So that its report fits into a packet, whatever it consists of.
 fn bounded(text: &str) -> String {
-    const MOST: usize = 500;
-    let end = (0..=MOST.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
-    text.get(..end.unwrap_or_default()).unwrap_or_default().to_owned()
+    error::beginning(text, 500).to_owned()
 }
 
 /// How badly a view's unit may be missed is a server's matter (proc_pid_oom_score_adj(5)).
@@ -145,7 +143,7 @@ impl Descriptors {
         let profile = profile.filter(|profile| !profile.is_doubtful()).unwrap_or_default();
         let profile = profile.mapped(common.view.names());
         let marks = Marks::of(&trace).unwrap_or(Marks::new(0));
-        let mut plan = Plan::new(&profile, common.view.names(), marks, mode(common.prefetch));
+        let mut plan = Plan::new(&profile, common.view.names(), marks, common.prefetch);
         if common.prefetch == Prefetch::Auto && remembers {
             // What would be played now would hide what is used, and nothing would be learnt.
             plan.rest = Rest::Nothing;
@@ -184,15 +182,6 @@ impl Descriptors {
             marked: judged.marked,
             used: judged.used,
         })
-    }
-}
-
-fn mode(prefetch: Prefetch) -> plan::Mode {
-    match prefetch {
-        // Nobody plays then.
-        Prefetch::Off | Prefetch::Auto => plan::Mode::Auto,
-        Prefetch::Names => plan::Mode::Names,
-        Prefetch::All => plan::Mode::All,
     }
 }
 

@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use super::handshake::{Agreement, Promised};
 use super::task::Task;
+use crate::error;
 use crate::log::LogSettings;
 use crate::sandbox::Sandbox;
 use crate::sys::memory;
@@ -174,8 +175,7 @@ impl Report {
     /// A server that cannot begin for a reason of any length.
     #[must_use]
     pub fn failed(cause: Cause, why: &str) -> Self {
-        let end = (0..=REASON_MAX.min(why.len())).rev().find(|end| why.is_char_boundary(*end));
-        Self::Failed { cause, why: why.get(..end.unwrap_or_default()).unwrap_or_default().to_owned() }
+        Self::Failed { cause, why: error::beginning(why, REASON_MAX).to_owned() }
     }
 }
 

@@ -131,24 +131,36 @@ impl Server<'_> {
     /// # Errors
     /// [`Missing`], where `wanted` is [`Sandbox::Require`].
     pub fn confine(self, wanted: Sandbox) -> Result<(), Missing> {
-        if wanted == Sandbox::None {
-            return Ok(());
-        }
-        limit(longest_file(self.journal.first().map(AsFd::as_fd)));
-        // Read once, on older kernels from a file.
-        let _ = rustix::param::page_size();
-        give_up(
-            Role::Server,
-            wanted,
-            &[
-                (Part::Capabilities, &capabilities::never_again),
-                (Part::NewPrivileges, &no_new_privileges),
-                (Part::Files, &|| files::confine(self)),
-                (Part::Capabilities, &|| capabilities::keep(CapabilitySet::empty())),
-                (Part::Calls, &|| calls::confine(&[])),
-            ],
-        )
+        let longest = || longest_file(self.journal.first().map(AsFd::as_fd));
+        give_up_all(Role::Server, wanted, longest, &|| files::confine(self), &[])
     }
+}
+
+/// Gives up everything but `files`, the calls that a server has, and `calls`; no file may be longer than `longest` bytes.
+fn give_up_all(
+    role: Role,
+    wanted: Sandbox,
+    longest: impl FnOnce() -> u64,
+    files: &dyn Fn() -> io::Result<()>,
+    calls: &[i64],
+) -> Result<(), Missing> {
+    if wanted == Sandbox::None {
+        return Ok(());
+    }
+    limit(longest());
+    // Read once, on older kernels from a file.
+    let _ = rustix::param::page_size();
+    give_up(
+        role,
+        wanted,
+        &[
+            (Part::Capabilities, &capabilities::never_again),
+            (Part::NewPrivileges, &no_new_privileges),
+            (Part::Files, files),
+            (Part::Capabilities, &|| capabilities::keep(CapabilitySet::empty())),
+            (Part::Calls, &|| calls::confine(calls)),
+        ],
+    )
 }
 
 /// A part, and how it is given up.

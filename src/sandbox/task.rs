@@ -1,12 +1,10 @@
 //! What those keep who play and learn: who reads what a view shows, and who writes one file that is open already.
 
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
-use rustix::thread::CapabilitySet;
 
-use super::{Missing, Part, Role, Sandbox, calls, capabilities, files, give_up, limit, no_new_privileges};
+use super::{Missing, Role, Sandbox, calls, files, give_up_all};
 
 /// Members that are opened by one thread at once.
 const PART: usize = 64;
@@ -32,11 +30,6 @@ impl Player<'_> {
     /// # Errors
     /// [`Missing`], where `wanted` is [`Sandbox::Require`].
     pub fn confine(self, wanted: Sandbox) -> Result<(), Missing> {
-        if wanted == Sandbox::None {
-            return Ok(());
-        }
-        limit(LONGEST);
-        let _ = rustix::param::page_size();
         let files = || {
             files::confine_to_reading_below(|allow| {
                 allow(self.view)?;
@@ -47,17 +40,7 @@ impl Player<'_> {
                 Ok(())
             })
         };
-        give_up(
-            Role::Player,
-            wanted,
-            &[
-                (Part::Capabilities, &capabilities::never_again),
-                (Part::NewPrivileges, &no_new_privileges),
-                (Part::Files, &files),
-                (Part::Capabilities, &|| capabilities::keep(CapabilitySet::empty())),
-                (Part::Calls, &|| calls::confine(calls::OF_PLAYERS)),
-            ],
-        )
+        give_up_all(Role::Player, wanted, || LONGEST, &files, calls::OF_PLAYERS)
     }
 }
 
@@ -88,22 +71,7 @@ impl Learner {
     /// # Errors
     /// [`Missing`], where `wanted` is [`Sandbox::Require`].
     pub fn confine(self, wanted: Sandbox) -> Result<(), Missing> {
-        if wanted == Sandbox::None {
-            return Ok(());
-        }
-        limit(LONGEST);
-        let _ = rustix::param::page_size();
-        let files = || -> io::Result<()> { files::confine_to_reading_below(|_| Ok(())) };
-        give_up(
-            Role::Learner,
-            wanted,
-            &[
-                (Part::Capabilities, &capabilities::never_again),
-                (Part::NewPrivileges, &no_new_privileges),
-                (Part::Files, &files),
-                (Part::Capabilities, &|| capabilities::keep(CapabilitySet::empty())),
-                (Part::Calls, &|| calls::confine(&[])),
-            ],
-        )
+        let files = || files::confine_to_reading_below(|_| Ok(()));
+        give_up_all(Role::Learner, wanted, || LONGEST, &files, &[])
     }
 }

@@ -12,7 +12,7 @@ const ROOMS: [(&str, &[&str]); 13] = [
     ("closure", &["values", "mounts", "store"]),
     ("fuse", &["sys", "mounts", "startup"]),
     ("view", &["values", "sys", "error", "panics", "fuse"]),
-    ("protocol", &["values", "sys", "log", "sandbox", "fuse"]),
+    ("protocol", &["values", "sys", "error", "log", "sandbox", "fuse"]),
     ("prefetch", &["values", "sys", "error", "log", "sandbox", "view", "protocol"]),
     ("kernel", &["sys", "fuse", "protocol"]),
     (

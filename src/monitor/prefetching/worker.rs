@@ -88,11 +88,7 @@ impl Worker {
     pub(super) fn reap_later(mut self) {
         self.kill();
         if !matches!(self.process.try_wait(), Ok(Some(_))) {
-            let mut process = self.process;
-            let reaper = std::thread::Builder::new().name("reaper".to_owned()).spawn(move || process.wait());
-            if let Err(error) = reaper {
-                tracing::debug!(%error, "a process that was killed stays a zombie until the monitor ends");
-            }
+            child::reap(self.process);
         }
     }
 }
