@@ -10,8 +10,9 @@ use nix_store_fs::closure::resolve;
 use nix_store_fs::closure::roots::Targets;
 use nix_store_fs::closure::saved::{Content, Saved};
 use nix_store_fs::mounts;
-use nix_store_fs::prefetch::plan::{Mode, Plan};
+use nix_store_fs::prefetch::plan::Plan;
 use nix_store_fs::prefetch::profile::{self, Profile};
+use nix_store_fs::protocol::task::Prefetch;
 use nix_store_fs::startup;
 use nix_store_fs::values::{StorePath, View};
 use nix_store_fs::view::trace::Marks;
@@ -266,7 +267,7 @@ pub fn profile(data: &[u8]) {
     assert_eq!(Profile::read(&read.write()).as_ref(), Ok(&read));
     let members: BTreeSet<StorePath> = read.uses().map(|(member, _, _)| member.clone()).collect();
     assert_eq!(read.mapped(&members), read);
-    let plan = Plan::new(&read, &members, Marks::new(0), Mode::All);
+    let plan = Plan::new(&read, &members, Marks::new(0), Prefetch::All);
     for step in plan.names.iter().chain(&plan.bytes) {
         let member =
             step.path().split(|byte| *byte == b'/').next().and_then(|name| std::str::from_utf8(name).ok());
