@@ -177,10 +177,21 @@ fn reset_ignoring(mask: &SigSet, ignored: &[Signal]) {
 pub fn begin_server() {
     sys::close_inherited();
     reset(&SigSet::empty());
+    make_room();
     // Refused to the leader of a process group, which a server is not unless somebody starts it by hand.
     let _ = rustix::process::setsid();
     // Otherwise it is called by the last component of the path that it was started by, a number.
     let _ = rustix::thread::set_name(c"nix-store-fs");
+}
+
+/// Descriptors that there is room for from the beginning.
+const ROOM: RawFd = 1024;
+
+/// Makes the table of descriptors as large as a usual view needs it. One that several threads share waits each time that it grows, at 64,
+/// 128 and so on, until no processor uses the old one (`expand_fdtable` in Linux `fs/file.c`), and with it whoever opens something.
+fn make_room() {
+    // Closed at once; refused where the limit is lower.
+    let _ = rustix::io::fcntl_dupfd_cloexec(std::io::stdin(), ROOM - 1);
 }
 
 fn stored() -> Inherited {

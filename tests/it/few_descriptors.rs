@@ -86,3 +86,17 @@ fn every_file_is_read_with_hardly_any_descriptors() {
     need!(Root, Fuse, Nix);
     every_file_is_read(&[28], "cached");
 }
+
+/// The table of descriptors of a server has room for those of a usual view before there is a second thread: each time that the table of
+/// several threads grows, whoever opens something waits until no processor uses the old one.
+#[test]
+fn a_server_has_room_for_descriptors_from_the_beginning() {
+    let store = NixStore::new();
+    let system = wide(&store);
+    let view = Program::on(&store).args(["--system", &system.path]).mount();
+    let server = view.server_now().unwrap();
+    let status = fs::read_to_string(format!("/proc/{}/status", server.as_raw_nonzero())).unwrap();
+    let size: u32 =
+        status.lines().find_map(|line| line.strip_prefix("FDSize:")).unwrap().trim().parse().unwrap();
+    assert!(size >= 1024, "room for {size} descriptors");
+}
