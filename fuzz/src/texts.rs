@@ -267,7 +267,7 @@ pub fn profile(data: &[u8]) {
     assert_eq!(Profile::read(&read.write()).as_ref(), Ok(&read));
     let members: BTreeSet<StorePath> = read.uses().map(|(member, _, _)| member.clone()).collect();
     assert_eq!(read.mapped(&members), read);
-    let plan = Plan::new(&read, &members, Marks::new(0), Prefetch::All);
+    let plan = Plan::new(&read, &members, Marks::new(0, 0), Prefetch::All);
     for step in plan.names.iter().chain(&plan.bytes) {
         let member =
             step.path().split(|byte| *byte == b'/').next().and_then(|name| std::str::from_utf8(name).ok());

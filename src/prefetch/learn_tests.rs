@@ -81,9 +81,22 @@ fn asked(profile: &Profile, path: &[u8]) -> Option<Asked> {
     profile.members.get(&member)?.uses.get(below).map(|of| of.asked.clone())
 }
 
-/// A seed with which this path is marked, or is not.
-fn marks(path: &[u8], is_marked: bool) -> Marks {
-    (0..).map(Marks::new).find(|marks| marks.is_marked(path) == is_marked).unwrap()
+/// What is marked of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Marked {
+    Nothing,
+    Name,
+    NameAndBytes,
+}
+
+/// A seed with which so much of this path is marked.
+fn marks(path: &[u8], marked: Marked) -> Marks {
+    let of = |marks: &Marks| match (marks.is_marked(path), marks.are_bytes_marked(path)) {
+        (false, _) => Marked::Nothing,
+        (true, false) => Marked::Name,
+        (true, true) => Marked::NameAndBytes,
+    };
+    (0..).map(|seed| Marks::new(seed, 0)).find(|marks| of(marks) == marked).unwrap()
 }
 
 #[test]
@@ -107,7 +120,7 @@ fn a_first_run_is_what_was_recorded() {
         None,
         &[member(1), member(2)],
         &[],
-        &Run { records: &records, done: Done::default(), marks: Marks::new(0), lasted: LONG },
+        &Run { records: &records, done: Done::default(), marks: Marks::new(0, 0), lasted: LONG },
     );
     let of = |asked, after| Use { after, seen: 1, asked };
     let known: Vec<_> =
@@ -135,30 +148,55 @@ fn what_was_played_stays_unless_it_is_marked_and_nobody_used_it() {
         None,
         &today,
         &[],
-        &Run { records: &first, done: Done::default(), marks: Marks::new(0), lasted: LONG },
+        &Run { records: &first, done: Done::default(), marks: Marks::new(0, 0), lasted: LONG },
     );
     let none = Done::default();
     let names = Done { names: usize::MAX, bytes: 0 };
     let name = [record(Kind::Name, &path, 1)];
     let read = [record(Kind::Name, &path, 1), record(Kind::Read, &path, 2)];
     let file = asked(&last, &path);
-    for (case, is_marked, played, records, expected, seen, used) in [
-        ("played, and nothing says otherwise", false, ALL, &[][..], file.clone(), 1, (0, 0)),
-        ("marked, and not used", true, ALL, &[], None, 0, (1, 0)),
-        ("marked, and its name was used", true, ALL, &name, Some(Asked::Name), 2, (1, 1)),
-        ("marked, and all of it was used", true, ALL, &read, file.clone(), 2, (1, 1)),
-        ("not played, and not used", false, none, &[], None, 0, (0, 0)),
-        ("not played, and used", false, none, &read, file.clone(), 2, (0, 0)),
-        ("not played and marked, and not used", true, none, &[], None, 0, (0, 0)),
-        ("its bytes were not played, and not read", false, names, &[], Some(Asked::Name), 1, (0, 0)),
-        ("its bytes were not played, and read", false, names, &read[1..], file.clone(), 2, (0, 0)),
-        ("it is no more", false, ALL, &[record(Kind::Absent, &path, 1)], Some(Asked::Absent), 2, (0, 0)),
+    for (case, marked, played, records, expected, seen, used) in [
+        ("played, and nothing says otherwise", Marked::Nothing, ALL, &[][..], file.clone(), 1, (0, 0)),
+        ("marked, and not used", Marked::Name, ALL, &[], None, 0, (1, 0)),
+        ("marked, and its name was used", Marked::Name, ALL, &name, file.clone(), 2, (1, 1)),
+        (
+            "marked, and its bytes were not used",
+            Marked::NameAndBytes,
+            ALL,
+            &name,
+            Some(Asked::Name),
+            2,
+            (1, 1),
+        ),
+        ("marked, and all of it was used", Marked::NameAndBytes, ALL, &read, file.clone(), 2, (1, 1)),
+        ("not played, and not used", Marked::Nothing, none, &[], None, 0, (0, 0)),
+        ("not played, and used", Marked::Nothing, none, &read, file.clone(), 2, (0, 0)),
+        ("not played and marked, and not used", Marked::Name, none, &[], None, 0, (0, 0)),
+        (
+            "its bytes were not played, and not read",
+            Marked::Nothing,
+            names,
+            &[],
+            Some(Asked::Name),
+            1,
+            (0, 0),
+        ),
+        ("its bytes were not played, and read", Marked::Nothing, names, &read[1..], file.clone(), 2, (0, 0)),
+        (
+            "it is no more",
+            Marked::Nothing,
+            ALL,
+            &[record(Kind::Absent, &path, 1)],
+            Some(Asked::Absent),
+            2,
+            (0, 0),
+        ),
     ] {
         let (next, judged) = learn(
             Some(&last),
             &today,
             &[],
-            &Run { records, done: played, marks: marks(&path, is_marked), lasted: LONG },
+            &Run { records, done: played, marks: marks(&path, marked), lasted: LONG },
         );
         assert_eq!(asked(&next, &path), expected, "{case}");
         assert_eq!(next.uses().map(|(_, _, of)| of.seen).max().unwrap_or_default(), seen, "{case}");
@@ -170,7 +208,7 @@ fn what_was_played_stays_unless_it_is_marked_and_nobody_used_it() {
         Some(&last),
         &today,
         &[],
-        &Run { records: &below, done: ALL, marks: marks(&path, true), lasted: LONG },
+        &Run { records: &below, done: ALL, marks: marks(&path, Marked::NameAndBytes), lasted: LONG },
     );
     assert_eq!((asked(&next, &path), judged.used), (Some(Asked::Name), 1), "what leads to a use is used");
     // Whoever listed the directory asks for none of its names.
@@ -179,7 +217,7 @@ fn what_was_played_stays_unless_it_is_marked_and_nobody_used_it() {
         Some(&last),
         &today,
         &[],
-        &Run { records: &listed, done: ALL, marks: marks(&path, true), lasted: LONG },
+        &Run { records: &listed, done: ALL, marks: marks(&path, Marked::NameAndBytes), lasted: LONG },
     );
     assert_eq!((asked(&next, &path), judged.marked), (Some(Asked::Name), 0), "it is not judged");
 }
@@ -195,14 +233,14 @@ fn what_was_used_later_than_a_run_has_lasted_stays() {
         &Run {
             records: &[record(Kind::Name, &path, 5000)],
             done: Done::default(),
-            marks: Marks::new(0),
+            marks: Marks::new(0, 0),
             lasted: LONG,
         },
     );
     for (seconds, stays) in [(2, true), (9, false)] {
-        for is_marked in [false, true] {
+        for marked in [Marked::Nothing, Marked::Name, Marked::NameAndBytes] {
             let lasted = Duration::from_secs(seconds);
-            let run = Run { records: &[], done: Done::default(), marks: marks(&path, is_marked), lasted };
+            let run = Run { records: &[], done: Done::default(), marks: marks(&path, marked), lasted };
             let (next, judged) = learn(Some(&last), &[member(1)], &[], &run);
             assert_eq!((asked(&next, &path).is_some(), judged.marked), (stays, 0), "{seconds} s");
         }
@@ -214,7 +252,7 @@ fn a_profile_of_which_too_little_was_used_is_not_played_at_the_next_start() {
     // Some sixty of them are marked.
     let all: Vec<Vec<u8>> = (0..4000).map(|n| full(1, &format!("d/{n}"))).collect();
     let records: Vec<Record> = all.iter().map(|path| record(Kind::Name, path, 0)).collect();
-    let run = |records, done| Run { records, done, marks: Marks::new(7), lasted: LONG };
+    let run = |records, done| Run { records, done, marks: Marks::new(7, 0), lasted: LONG };
     let (last, _) = learn(None, &[member(1)], &[], &run(&records, Done::default()));
     for (used, is_doubtful) in [(4000, false), (3800, false), (2000, true), (0, true)] {
         let (next, judged) = learn(Some(&last), &[member(1)], &[], &run(&records[..used], ALL));
@@ -236,7 +274,7 @@ fn what_was_used_of_a_member_that_came_later_is_learnt() {
         None,
         &[member(1)],
         &[member(2)],
-        &Run { records: &records, done: Done::default(), marks: Marks::new(0), lasted: LONG },
+        &Run { records: &records, done: Done::default(), marks: Marks::new(0, 0), lasted: LONG },
     );
     assert_eq!(next.uses().map(|(member, _, _)| member.clone()).collect::<Vec<_>>(), [member(2)]);
 }
@@ -250,7 +288,7 @@ fn a_member_that_nobody_asks_for_is_dropped_after_some_runs() {
         None,
         &today,
         &[],
-        &Run { records: &first, done: Done::default(), marks: Marks::new(0), lasted: LONG },
+        &Run { records: &first, done: Done::default(), marks: Marks::new(0, 0), lasted: LONG },
     );
     let mut last = first.clone();
     for run in 1..=IDLE {
@@ -261,7 +299,7 @@ fn a_member_that_nobody_asks_for_is_dropped_after_some_runs() {
             &Run {
                 records: &[record(Kind::Name, &full(1, ""), 0)],
                 done: ALL,
-                marks: Marks::new(run.into()),
+                marks: Marks::new(run.into(), 0),
                 lasted: LONG,
             },
         )
@@ -278,7 +316,7 @@ fn a_member_that_nobody_asks_for_is_dropped_after_some_runs() {
             &Run {
                 records: &[record(Kind::Name, &full(1, "x"), 0)],
                 done: ALL,
-                marks: Marks::new(seed),
+                marks: Marks::new(seed, 0),
                 lasted: LONG,
             },
         )
@@ -303,19 +341,19 @@ fn what_is_used_in_each_run_stays_and_what_is_not_goes() {
     let both: Vec<_> = stays.iter().chain(&goes).cloned().collect();
     let start = u64::from(std::process::id());
     println!("the first seed is {start}");
-    let records = run(None, &today, &Done::default(), &both, Marks::new(start));
+    let records = run(None, &today, &Done::default(), &both, Marks::new(start, 0));
     let (mut last, _) = learn(
         None,
         &today,
         &[],
-        &Run { records: &records, done: Done::default(), marks: Marks::new(start), lasted: LONG },
+        &Run { records: &records, done: Done::default(), marks: Marks::new(start, 0), lasted: LONG },
     );
     let (mut gone_after, mut runs) = (Vec::new(), 0_u32);
     let (mut marked, mut used) = (0, 0);
     while gone_after.len() < goes.len() {
         runs += 1;
         // Spread over all words, as those of getrandom(2) are.
-        let marks = Marks::new((start + u64::from(runs)).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let marks = Marks::new((start + u64::from(runs)).wrapping_mul(0x9e37_79b9_7f4a_7c15), 0);
         let records = run(Some(&last), &today, &ALL, &stays, marks);
         let judged;
         (last, judged) =
@@ -348,7 +386,7 @@ proptest! {
         let mut ever: BTreeSet<Vec<u8>> = BTreeSet::new();
         for (used, names, bytes, seed) in runs {
             let used: Vec<_> = used.into_iter().map(|at| all[at].clone()).collect();
-            let (played, marks) = (Done { names, bytes }, Marks::new(seed));
+            let (played, marks) = (Done { names, bytes }, Marks::new(seed, 0));
             let records = run(last.as_ref(), &today, &played, &used, marks);
             let before = last.as_ref().map(paths).unwrap_or_default();
             let (next, judged) = learn(last.as_ref(), &today, &[], &Run { records: &records, done: played, marks, lasted: LONG });
@@ -379,7 +417,7 @@ proptest! {
         let today = [member(0), member(1), member(2)];
         let mut last: Option<Profile> = None;
         for _ in 0..3 {
-            let (next, _) = learn(last.as_ref(), &today, &[], &Run { records: &records, done: Done { names, bytes }, marks: Marks::new(seed), lasted: LONG });
+            let (next, _) = learn(last.as_ref(), &today, &[], &Run { records: &records, done: Done { names, bytes }, marks: Marks::new(seed, 0), lasted: LONG });
             prop_assert_eq!(&Profile::read(&next.write()).unwrap(), &next);
             prop_assert!(next.uses().all(|(member, _, _)| today.contains(member)));
             last = Some(next);
@@ -395,7 +433,7 @@ fn more_than_a_profile_holds_is_left_out() {
         None,
         &[member(1)],
         &[],
-        &Run { records: &records, done: Done::default(), marks: Marks::new(0), lasted: LONG },
+        &Run { records: &records, done: Done::default(), marks: Marks::new(0, 0), lasted: LONG },
     );
     assert_eq!(next.len(), USES);
     assert!(next.uses().all(|(_, _, of)| of.after < USES as u32), "the latest");
@@ -406,7 +444,7 @@ fn more_than_a_profile_holds_is_left_out() {
         None,
         &[member(1)],
         &[],
-        &Run { records: &records, done: Done::default(), marks: Marks::new(0), lasted: LONG },
+        &Run { records: &records, done: Done::default(), marks: Marks::new(0, 0), lasted: LONG },
     );
     assert!(next.len() > 4000 && next.write().len() <= BYTES, "{}", next.len());
 }
@@ -419,9 +457,9 @@ fn a_listing_makes_no_absence_ready() {
         None,
         &today,
         &[],
-        &Run { records: &records, done: Done::default(), marks: Marks::new(0), lasted: LONG },
+        &Run { records: &records, done: Done::default(), marks: Marks::new(0, 0), lasted: LONG },
     );
-    let seed = marks(&full(1, "lib/none"), false);
+    let seed = marks(&full(1, "lib/none"), Marked::Nothing);
     let one = Done { names: 1, bytes: 0 };
     let (next, _) = learn(
         Some(&last),

@@ -263,7 +263,7 @@ fn names(used: &[Used<'_>]) -> Vec<Step> {
 }
 
 fn bytes(used: &[Used<'_>], marks: Marks) -> Vec<Step> {
-    let soon = used.iter().filter(|used| used.of.after < SOON && !marks.is_marked(&used.path));
+    let soon = used.iter().filter(|used| used.of.after < SOON && !marks.are_bytes_marked(&used.path));
     soon.filter_map(|used| match &used.of.asked {
         Asked::File(ranges) => Some(Step::Read { path: used.path.clone(), ranges: ranges.joined(GAP - 1) }),
         Asked::Absent | Asked::Name | Asked::Listed | Asked::Link => None,

@@ -142,7 +142,7 @@ impl Descriptors {
         let (profile, known) = read_profile(profile);
         let profile = profile.filter(|profile| !profile.is_doubtful()).unwrap_or_default();
         let profile = profile.mapped(common.view.names());
-        let marks = Marks::of(&trace).unwrap_or(Marks::new(0));
+        let marks = Marks::of(&trace).unwrap_or(Marks::new(0, 0));
         let mut plan = Plan::new(&profile, common.view.names(), marks, common.prefetch);
         if common.prefetch == Prefetch::Auto && remembers {
             // What would be played now would hide what is used, and nothing would be learnt.
@@ -171,7 +171,7 @@ impl Descriptors {
         log::start();
         let (last, _) = read_profile(profile);
         let records = records::read(&trace).map_err(TaskError::Trace)?;
-        let marks = Marks::of(&trace).unwrap_or(Marks::new(0));
+        let marks = Marks::of(&trace).unwrap_or(Marks::new(0, 0));
         let lasted = records::lasted(&trace, &records).map_err(TaskError::Trace)?;
         let run = Run { records: &records, done: task.done, marks, lasted };
         let (profile, judged) = learn(last.as_ref(), common.view.names(), task.later.names(), &run);

@@ -45,6 +45,8 @@ const SEED_AT: usize = 8;
 const PLAYER_AT: usize = 16;
 /// 1: somebody plays or has played.
 const PLAYED_AT: usize = 48;
+/// One name of so many is marked; 0: of [`LEAST_APART`].
+const APART_AT: usize = 56;
 /// 1: nothing more is recorded.
 const CLOSED_AT: usize = 24;
 /// Milliseconds of CLOCK_MONOTONIC at the first record; 0: there is none.
@@ -52,8 +54,12 @@ const FIRST_AT: usize = 32;
 /// Bytes of records.
 const END_AT: usize = FIRST_AT + WORD;
 
-/// One name of so many is marked.
-const MARKED: u64 = 64;
+/// One name of so many is marked, or fewer.
+const LEAST_APART: u64 = 64;
+/// Of a large profile, so many uses are marked, or up to twice as many: enough to tell how much of it was of use.
+const SAMPLE: u64 = 32;
+/// Of so many marked files, one has bytes that are marked as well.
+const MARKED_BYTES: u64 = 8;
 
 /// New memory, for a new mount.
 ///
@@ -68,15 +74,27 @@ pub fn create() -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// Says which thread plays from now on, by its id where the view was mounted; 0: none.
+/// Says which thread plays from now on, by its id where the view was mounted, and of about how many uses it knows.
 ///
 /// # Errors
 /// Those of pwrite(2).
-pub fn set_player(trace: impl AsFd, player: u32) -> io::Result<()> {
-    if player != 0 {
-        write(&trace, PLAYED_AT, 1)?;
-    }
+pub fn begin_play(trace: impl AsFd, player: u32, uses: u64) -> io::Result<()> {
+    write(&trace, APART_AT, apart(uses))?;
+    write(&trace, PLAYED_AT, 1)?;
     write(trace, PLAYER_AT, player.into())
+}
+
+/// Nobody plays any longer.
+///
+/// # Errors
+/// Those of pwrite(2).
+pub fn end_play(trace: impl AsFd) -> io::Result<()> {
+    write(trace, PLAYER_AT, 0)
+}
+
+/// How many names there are for each marked one, where there are so many uses. Each costs who uses it a request.
+fn apart(uses: u64) -> u64 {
+    (uses / (2 * SAMPLE)).checked_next_power_of_two().unwrap_or(u64::MAX).max(LEAST_APART)
 }
 
 /// Nothing more is recorded, and the memory of what was is given back.
@@ -103,30 +121,51 @@ fn write(trace: impl AsFd, at: usize, word: u64) -> io::Result<()> {
 
 /// Which names are marked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Marks(u64);
+pub struct Marks {
+    seed: u64,
+    apart: u64,
+}
 
 impl Marks {
-    /// Those that depend on `seed`.
+    /// Those that depend on `seed`, where there are so many `uses`.
     #[must_use]
-    pub fn new(seed: u64) -> Self {
-        Self(seed)
+    pub fn new(seed: u64, uses: u64) -> Self {
+        Self { seed, apart: apart(uses) }
+    }
+
+    fn of_words(seed: u64, apart: u64) -> Self {
+        Self { seed, apart: if apart == 0 { LEAST_APART } else { apart } }
     }
 
     /// Those of the memory in `trace`.
     #[must_use]
     pub fn of(trace: impl AsFd) -> Option<Self> {
-        let mut seed = [0; WORD];
-        let read = rustix::io::pread(trace, &mut seed, SEED_AT as u64).ok()?;
-        (read == WORD).then(|| Self(u64::from_ne_bytes(seed)))
+        let word = |at: usize| {
+            let mut word = [0; WORD];
+            let read = rustix::io::pread(&trace, &mut word, at as u64).ok()?;
+            (read == WORD).then(|| u64::from_ne_bytes(word))
+        };
+        Some(Self::of_words(word(SEED_AT)?, word(APART_AT)?))
     }
 
     /// Whether `path`, below the store directory, is marked. No member is: each of them is told in that way.
     #[must_use]
     pub fn is_marked(self, path: &[u8]) -> bool {
+        path.contains(&b'/') && self.hash(path).is_multiple_of(self.apart)
+    }
+
+    /// Whether the bytes of the file `path` are marked as well: nobody asks for them ahead.
+    #[must_use]
+    pub fn are_bytes_marked(self, path: &[u8]) -> bool {
+        self.is_marked(path)
+            && self.hash(path).checked_div(self.apart).is_some_and(|rest| rest.is_multiple_of(MARKED_BYTES))
+    }
+
+    fn hash(self, path: &[u8]) -> u64 {
         // The same in every process of one build of the program.
         let mut hash = DefaultHasher::new();
-        (self.0, path).hash(&mut hash);
-        path.contains(&b'/') && hash.finish().is_multiple_of(MARKED)
+        (self.seed, path).hash(&mut hash);
+        hash.finish()
     }
 }
 
@@ -137,7 +176,6 @@ pub struct Trace(Option<Writer>);
 #[derive(Debug)]
 struct Writer {
     words: Words,
-    marks: Marks,
     /// The path of the last record of this server.
     last: Mutex<Vec<u8>>,
 }
@@ -152,8 +190,7 @@ impl Trace {
             if word(MARK_AT) != Some(MARK) {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "it is of another version"));
             }
-            let marks = Marks::new(word(SEED_AT).unwrap_or_default());
-            Ok(Writer { words, marks, last: Mutex::default() })
+            Ok(Writer { words, last: Mutex::default() })
         };
         let writer = file.map(map).transpose().unwrap_or_else(|error| {
             tracing::warn!(%error, "this server does not record what is asked for, and nothing is learnt from it");
@@ -181,10 +218,11 @@ impl Trace {
         self.word(PLAYED_AT).is_some_and(|word| word.load(Ordering::Relaxed) != 0)
     }
 
-    /// Which names are marked; none: nobody plays.
+    /// Which names are marked for who plays at this moment; none: nothing is recorded.
     #[must_use]
     pub fn marks(&self) -> Option<Marks> {
-        self.0.as_ref().map(|writer| writer.marks)
+        let writer = self.0.as_ref()?;
+        Some(Marks::of_words(writer.word(SEED_AT)?, writer.word(APART_AT)?))
     }
 
     /// Records that something of this `kind` was asked for; `pages` for a read. `path`, which lies below the store directory, is asked for if

@@ -95,9 +95,9 @@ fn what_is_closed_takes_no_memory_and_no_record() {
 fn who_plays_is_known_by_its_thread() {
     let (memory, trace) = traced();
     assert!(!trace.is_player(0) && !trace.is_player(7), "nobody does");
-    set_player(&memory, 7).unwrap();
+    begin_play(&memory, 7, 0).unwrap();
     assert!(!trace.is_player(0) && trace.is_player(7) && !trace.is_player(8));
-    set_player(&memory, 0).unwrap();
+    end_play(&memory).unwrap();
     assert!(!trace.is_player(7));
     assert!(!Trace::none().is_player(7) && Trace::none().marks().is_none());
 }
@@ -110,10 +110,35 @@ fn server_and_reader_mark_the_same_names_and_about_one_of_64() {
     let marked = |marks: Marks| (0..64_000).filter(move |n| marks.is_marked(format!("m/{n}").as_bytes()));
     let all = marked(marks).count();
     assert!((700..1300).contains(&all), "{all} of 64,000");
-    let other = Marks::new(marks.0.wrapping_add(1));
+    let other = Marks { seed: marks.seed.wrapping_add(1), ..marks };
     let both = marked(other).filter(|n| marks.is_marked(format!("m/{n}").as_bytes())).count();
     assert!(both < 200, "another mount marks others: {both}");
     assert!((0..1000).all(|n| !marks.is_marked(format!("{n}").as_bytes())), "no member is");
+    let bytes = (0..64_000).filter(|n| marks.are_bytes_marked(format!("m/{n}").as_bytes())).count();
+    assert!((60..220).contains(&bytes), "of {all} marked files {bytes}");
+}
+
+#[test]
+fn of_a_large_profile_no_more_is_marked_than_a_sample_takes() {
+    for (uses, about) in [(0, 64), (100, 64), (4_095, 64), (4_200, 128), (10_000, 256), (80_000, 2048)] {
+        let (memory, trace) = traced();
+        begin_play(&memory, 7, uses).unwrap();
+        let marks = trace.marks().unwrap();
+        assert_eq!((marks.apart, Marks::of(&memory)), (about, Some(marks)), "{uses} uses");
+        if uses > 4_096 {
+            assert!((SAMPLE..=2 * SAMPLE).contains(&(uses / marks.apart)), "{uses} uses");
+        }
+    }
+    // A hostile server may write anything.
+    let (memory, trace) = traced();
+    for apart in [0, 1, u64::MAX] {
+        write(&memory, APART_AT, apart).unwrap();
+        let marks = trace.marks().unwrap();
+        assert_eq!(marks.is_marked(b"m/n"), marks.is_marked(b"m/n"));
+        assert!(apart != 1 || marks.is_marked(b"m/n"));
+        assert!(!marks.are_bytes_marked(b"m/n") || marks.is_marked(b"m/n"));
+    }
+    assert!(Marks::new(0, u64::MAX).apart.is_power_of_two());
 }
 
 #[test]

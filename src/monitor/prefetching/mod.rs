@@ -343,10 +343,11 @@ impl Prefetching {
             }
         };
         let sink: Sink = with.log.sink;
+        let uses = self.last.as_ref().map_or(0, profiles::about_uses);
         Worker::start(with.program, sink, task, &descriptors, |process| {
             if work == Work::Play
                 && let Some(trace) = trace
-                && let Err(error) = trace::set_player(trace, process)
+                && let Err(error) = trace::begin_play(trace, process, uses)
             {
                 tracing::debug!(%error, "what is asked ahead counts as use");
             }
@@ -382,7 +383,7 @@ impl Prefetching {
         if work == Work::Play
             && let Some(trace) = &self.trace
         {
-            let _ = trace::set_player(trace, 0);
+            let _ = trace::end_play(trace);
         }
         match (work, end) {
             (Work::Play, End::Told(Told::Played(played))) => self.take_played(played),

@@ -106,6 +106,15 @@ impl Profiles {
     }
 }
 
+/// Bytes of one use in a profile, about: see docs/profile.md.
+const BYTES_OF_USE: u64 = 100;
+
+/// About how many uses are in `profile`, of which a monitor reads nothing.
+pub(super) fn about_uses(profile: &OwnedFd) -> u64 {
+    rustix::fs::fstat(profile)
+        .map_or(0, |stat| u64::try_from(stat.st_size).unwrap_or_default() / BYTES_OF_USE)
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
