@@ -31,8 +31,13 @@ const REST: Duration = Duration::from_millis(1);
 pub(super) struct Blocks<'a> {
     plan: &'a Plan,
     store: BorrowedFd<'a>,
-    /// The next one of which the attributes are asked for, and the next file.
-    next: [AtomicUsize; 2],
+    /// The next one of which the attributes are asked for.
+    next: AtomicUsize,
+    /// Where the next file is looked for.
+    file: AtomicUsize,
+    /// Files that a thread has taken, or that were left to users, and how many others there are.
+    taken: Vec<AtomicBool>,
+    left: AtomicUsize,
     /// Bytes that the view has; none: it is not asked for them.
     served: Option<&'a AtomicU64>,
     /// Bytes that the disk was asked for, and how many it may be.
@@ -51,15 +56,18 @@ impl<'a> Blocks<'a> {
         served: Option<&'a AtomicU64>,
         budget: u64,
     ) -> Self {
-        let brought = plan.bytes.iter().map(|_| AtomicBool::new(false)).collect();
+        let none = || plan.bytes.iter().map(|_| AtomicBool::new(false)).collect();
         Self {
             plan,
             store,
-            next: Default::default(),
+            next: AtomicUsize::new(0),
+            file: AtomicUsize::new(0),
+            taken: none(),
+            left: AtomicUsize::new(plan.bytes.len()),
             served,
             asked: AtomicU64::new(0),
             budget,
-            brought,
+            brought: none(),
             over: AtomicBool::new(false),
         }
     }
@@ -72,13 +80,11 @@ impl<'a> Blocks<'a> {
     /// What a thread does.
     pub(super) fn work(&self) {
         let mut below = Below::new(self.store);
-        while let Some(path) = self.take(0).and_then(|at| self.plan.blocks.get(at)) {
+        while let Some(path) = self.take() {
             // What is not there is for the view to say.
             let _ = below.stat(path);
         }
-        while let Some(at) = self.take(1)
-            && let Some(step) = self.plan.bytes.get(at)
-        {
+        while let Some((at, step)) = self.take_file() {
             let asked = self.asked.fetch_add(step.bytes(), Ordering::Relaxed);
             if asked > self.budget {
                 return;
@@ -99,18 +105,38 @@ impl<'a> Blocks<'a> {
 
     /// Whether nothing is left to ask for.
     pub(super) fn is_done(&self) -> bool {
-        let next = self.next.get(1).map_or(0, |next| next.load(Ordering::Relaxed));
-        next >= self.plan.bytes.len() + THREADS || self.asked.load(Ordering::Relaxed) > self.budget
+        self.left.load(Ordering::Relaxed) == 0 || self.asked.load(Ordering::Relaxed) > self.budget
     }
 
-    /// The view does not get what was brought for the steps from `at` on.
-    pub(super) fn drop_rest(&self, below: &mut Below<'_>, at: usize) {
-        (at..self.plan.bytes.len()).for_each(|at| self.drop_file(below, at));
+    /// Continues with the file of this step.
+    pub(super) fn jump(&self, at: usize) {
+        self.file.store(at, Ordering::Relaxed);
+    }
+
+    /// The file of this step is left to who reads it.
+    pub(super) fn leave(&self, at: usize) {
+        match self.reserve(at) {
+            true => {}
+            // It is what the view has, or will have, but it may be read of the store just now.
+            false => self.serve(at),
+        }
+    }
+
+    /// The view was asked for the file of this step.
+    pub(super) fn serve(&self, at: usize) {
+        if let Some((served, step)) = self.served.zip(self.plan.bytes.get(at)) {
+            served.fetch_add(step.bytes(), Ordering::Relaxed);
+        }
+    }
+
+    /// Drops what was brought and is left.
+    pub(super) fn drop_rest(&self, below: &mut Below<'_>) {
+        (0..self.plan.bytes.len()).for_each(|at| self.drop_file(below, at));
     }
 
     /// The view has the file of this step.
     pub(super) fn drop_file(&self, below: &mut Below<'_>, at: usize) {
-        if self.brought.get(at).is_some_and(|brought| brought.load(Ordering::Relaxed))
+        if self.brought.get(at).is_some_and(|brought| brought.swap(false, Ordering::Relaxed))
             && let Some(step) = self.plan.bytes.get(at)
             && let Ok(file) = below.file(step.path())
         {
@@ -118,11 +144,31 @@ impl<'a> Blocks<'a> {
         }
     }
 
-    fn take(&self, which: usize) -> Option<usize> {
+    fn take(&self) -> Option<&'a [u8]> {
         if self.over.load(Ordering::Relaxed) {
             return None;
         }
-        Some(self.next.get(which)?.fetch_add(1, Ordering::Relaxed))
+        self.plan.blocks.get(self.next.fetch_add(1, Ordering::Relaxed)).map(Vec::as_slice)
+    }
+
+    /// The next file that nobody has, from where the view is asked on.
+    fn take_file(&self) -> Option<(usize, &'a Step)> {
+        while !self.over.load(Ordering::Relaxed) && self.left.load(Ordering::Relaxed) > 0 {
+            let at = self.file.fetch_add(1, Ordering::Relaxed) % self.plan.bytes.len().max(1);
+            if self.reserve(at) {
+                return self.plan.bytes.get(at).map(|step| (at, step));
+            }
+        }
+        None
+    }
+
+    /// Whether nobody had it.
+    fn reserve(&self, at: usize) -> bool {
+        let is_first = self.taken.get(at).is_some_and(|taken| !taken.swap(true, Ordering::Relaxed));
+        if is_first {
+            self.left.fetch_sub(1, Ordering::Relaxed);
+        }
+        is_first
     }
 }
 

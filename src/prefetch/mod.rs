@@ -12,6 +12,7 @@
 
 mod below;
 mod blocks;
+mod course;
 pub mod learn;
 mod limits;
 mod outside;

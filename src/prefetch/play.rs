@@ -2,12 +2,14 @@
 //!
 //! Invariant: one thread asks the view, and one thing at a time, so a request of who uses the view waits behind one of these at most.
 //!
+//! Where that is, the users decide ([`super::course`]): it is never where they are.
+//!
 //! Hard point: a file is read in pieces of one request each, without reading ahead: more would be asked for in the background, where the kernel
 //! has a limit for the whole mount, also for who uses it.
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Advice, RawDir};
@@ -15,9 +17,11 @@ use rustix::io::Errno;
 
 use super::below::Below;
 use super::blocks::{Blocks, THREADS};
+use super::course::{Courses, Steps};
 use super::limits::Limits;
 use super::plan::{Plan, Rest, Step};
 use crate::protocol::task::{Done, Stopped};
+use crate::view::trace::following::Following;
 use crate::view::trace::records::PAGE;
 
 /// Bytes of one read: one request, also where the kernel has less than the most.
@@ -41,12 +45,13 @@ pub(super) struct Outcome {
     pub(super) stopped: Stopped,
 }
 
-/// Asks `view` by `plan`, and `store` for its blocks. `reads`: bytes are read through the view; otherwise the kernel reads the store's.
+/// Asks `view` by `plan`, and `store` for its blocks, elsewhere than users do, who are seen in `trace`. `reads`: bytes are read through the view; otherwise the kernel reads the store's.
 /// `learnt` is called when what was learnt is there, and what follows takes long.
 pub(super) fn play(
     plan: &Plan,
     view: BorrowedFd<'_>,
     store: BorrowedFd<'_>,
+    trace: BorrowedFd<'_>,
     reads: bool,
     limits: &mut Limits,
     learnt: impl FnOnce(),
@@ -63,27 +68,74 @@ pub(super) fn play(
         let mut player = Player {
             below: Below::new(view),
             store: Below::new(store),
+            users: Users {
+                trace: Following::new(trace),
+                steps: Steps::of(plan),
+                courses: Courses::new(plan),
+                blocks: &blocks,
+            },
             limits,
             outcome: Outcome { done: Done::default(), names: 0, files: 0, bytes: 0, stopped: Stopped::Done },
             buffer: vec![0; PIECE],
         };
-        if let Err(stopped) = player.all(plan, &blocks, reads.then_some(&served), learnt) {
-            player.outcome.stopped = stopped;
-            blocks.stop();
-            if reads {
-                blocks.drop_rest(&mut player.store, player.outcome.done.bytes);
-            }
+        let end = player.all(plan, &blocks, reads, learnt);
+        blocks.stop();
+        if reads {
+            blocks.drop_rest(&mut player.store);
         }
-        player.outcome
+        let courses = &player.users.courses;
+        // Files that the kernel reads of the store are asked for beside the names, all of them.
+        let bytes = match reads {
+            true => courses.bytes.reach(),
+            false if courses.names.is_over() => plan.bytes.len(),
+            false => 0,
+        };
+        let done = Done { names: courses.names.reach(), bytes };
+        Outcome { done, stopped: end.err().unwrap_or(Stopped::Done), ..player.outcome }
     })
 }
 
 struct Player<'a> {
     below: Below<'a>,
     store: Below<'a>,
+    users: Users<'a>,
     limits: &'a mut Limits,
     outcome: Outcome,
     buffer: Vec<u8>,
+}
+
+/// Where users are, and where the player is therefore.
+struct Users<'a> {
+    trace: Following<'a>,
+    steps: Steps<'a>,
+    courses: Courses,
+    blocks: &'a Blocks<'a>,
+}
+
+impl Users<'_> {
+    fn next_name(&mut self) -> Option<usize> {
+        self.look();
+        self.courses.names.next()
+    }
+
+    fn next_file(&mut self) -> Option<usize> {
+        self.look();
+        self.courses.bytes.next()
+    }
+
+    /// Goes out of their way.
+    fn look(&mut self) {
+        let Self { trace, steps, courses, blocks } = self;
+        trace.look(|record| {
+            if let Some(at) = steps.tell(courses, record) {
+                blocks.leave(at);
+            }
+        });
+        courses.names.turn();
+        if let Some(at) = courses.bytes.turn() {
+            blocks.jump(at);
+        }
+    }
 }
 
 impl Player<'_> {
@@ -91,26 +143,25 @@ impl Player<'_> {
         &mut self,
         plan: &Plan,
         blocks: &Blocks<'_>,
-        served: Option<&AtomicU64>,
+        reads: bool,
         learnt: impl FnOnce(),
     ) -> Result<(), Stopped> {
-        for step in &plan.names {
+        while let Some(step) = self.users.next_name().and_then(|at| plan.names.get(at)) {
             self.check()?;
             self.step(step)?;
-            self.outcome.done.names += 1;
         }
-        for (at, step) in plan.bytes.iter().enumerate() {
+        while reads
+            && let Some((at, step)) = self.users.next_file().and_then(|at| Some((at, plan.bytes.get(at)?)))
+        {
             self.check()?;
-            if let Some(served) = served {
-                self.step(step)?;
-                blocks.drop_file(&mut self.store, at);
-                served.fetch_add(step.bytes(), Ordering::Relaxed);
-            }
-            self.outcome.done.bytes += 1;
+            self.step(step)?;
+            blocks.drop_file(&mut self.store, at);
+            blocks.serve(at);
         }
         // The kernel reads the store's files by itself.
-        while served.is_none() && !blocks.is_done() {
+        while !reads && !blocks.is_done() {
             self.check()?;
+            self.users.look();
             std::thread::sleep(REST);
         }
         learnt();
@@ -118,7 +169,7 @@ impl Player<'_> {
             Rest::Nothing => return Ok(()),
             Rest::NamesInShort => (Some(self.limits.begun() + SHORT), false),
             Rest::Names => (None, false),
-            Rest::Bytes => (None, served.is_some()),
+            Rest::Bytes => (None, reads),
         };
         for member in &plan.members {
             self.walk(member.as_str().as_bytes(), DEPTH, until, bytes)?;

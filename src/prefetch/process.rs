@@ -148,7 +148,8 @@ impl Descriptors {
             // What would be played now would hide what is used, and nothing would be learnt.
             plan.rest = Rest::Nothing;
         }
-        let outcome = play::play(&plan, view.as_fd(), store.as_fd(), task.bytes, &mut limits, || drop(alone));
+        let (view, store, trace) = (view.as_fd(), store.as_fd(), trace.as_fd());
+        let outcome = play::play(&plan, view, store, trace, task.bytes, &mut limits, || drop(alone));
         let processor = rustix::time::clock_gettime(ClockId::ProcessCPUTime);
         let of = |part: i64| u64::try_from(part).unwrap_or_default();
         Ok(Played {

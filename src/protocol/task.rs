@@ -94,7 +94,7 @@ pub struct Learn {
     pub done: Done,
 }
 
-/// How many steps of a plan were done.
+/// How far it came in a plan: so many steps from the beginning were done, or left to users who asked for the same meanwhile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Done {
     /// Of those for names.

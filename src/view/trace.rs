@@ -1,7 +1,7 @@
 //! The trace: what was asked of a view since it was mounted, in order, in memory that the monitor makes and servers write.
 //!
 //! The monitor makes the memory ([`create`]) and says who plays ([`set_player`]); a server writes ([`Trace`]); who learns from it reads
-//! ([`records::read`]). See docs/design.md, "What a view has learnt".
+//! ([`records::read`]), and who plays while it is written ([`following`]). See docs/design.md, "What a view has learnt".
 //!
 //! Invariants:
 //! - A record exists when *end* lies behind it, and then it is whole: it is written first. So a server that is killed leaves nothing
@@ -14,6 +14,7 @@
 //! 2. What the kernel answers from its caches is not seen, and what was played lies there. So some names are *marked*
 //!    ([`Marks`]): the player is told them in such a way that their first user asks once more.
 
+pub mod following;
 pub mod records;
 
 use std::fs::File;

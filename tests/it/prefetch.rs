@@ -156,6 +156,34 @@ fn what_was_used_is_there_at_the_next_start() {
 }
 
 #[test]
+fn what_users_have_asked_for_meanwhile_is_left_to_them_and_remembered() {
+    need!(Root, Fuse, Nix);
+    let (fixture, views) = (Fixture::new(), Views::new());
+    let work = |view: &Mounted| use_all(view.path(), &fixture.data);
+    views.run(fixture.program(), work);
+    let played = |meanwhile: &dyn Fn(&Mounted)| {
+        let held = views.hold();
+        let (mut view, _dir) = views.start(fixture.program(), "auto");
+        views.player(&view);
+        meanwhile(&view);
+        drop(held);
+        let played = views.until_played();
+        assert_eq!(played["stopped"], "done", "{played}");
+        work(&view);
+        view.signal(Signal::TERM);
+        assert!(view.end().success(), "{}", view.stderr());
+        played
+    };
+    let count = |played: &Value, what: &str| played[what].as_u64().unwrap();
+    let (all, none) = (played(&|_| ()), played(&work));
+    assert!(count(&all, "files") > 10 && count(&all, "names") > 10, "{all}");
+    assert_eq!((count(&none, "files"), count(&none, "names")), (0, 0), "{none}");
+    assert_eq!(none["done"], all["done"], "what was left to users is done");
+    let next = played(&|_| ());
+    assert!(count(&next, "files") >= count(&all, "files"), "{all}, then {next}");
+}
+
+#[test]
 fn uses_of_members_are_told_as_without() {
     need!(Root, Fuse, Nix);
     let (fixture, views) = (Fixture::new(), Views::new());

@@ -170,7 +170,7 @@ pub fn parse(bytes: &[u8]) -> Vec<Record> {
     records
 }
 
-fn next<'a>(bytes: &'a [u8], last: &[u8]) -> Option<(Record, &'a [u8])> {
+pub(super) fn next<'a>(bytes: &'a [u8], last: &[u8]) -> Option<(Record, &'a [u8])> {
     let (head, bytes) = bytes.split_first_chunk::<WORD>()?;
     let head = u64::from_ne_bytes(*head);
     let length = |shift: u32| usize::try_from(head >> shift & ((1 << LENGTH) - 1)).ok();
