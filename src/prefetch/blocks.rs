@@ -122,11 +122,16 @@ impl<'a> Blocks<'a> {
         }
     }
 
-    /// The view was asked for the file of this step.
-    pub(super) fn serve(&self, at: usize) {
+    fn serve(&self, at: usize) {
         if let Some((served, step)) = self.served.zip(self.plan.bytes.get(at)) {
             served.fetch_add(step.bytes(), Ordering::Relaxed);
         }
+    }
+
+    /// The view has the file of this step.
+    pub(super) fn served(&self, below: &mut Below<'_>, at: usize) {
+        self.drop_file(below, at);
+        self.serve(at);
     }
 
     /// Drops what was brought and is left.
@@ -134,8 +139,7 @@ impl<'a> Blocks<'a> {
         (0..self.plan.bytes.len()).for_each(|at| self.drop_file(below, at));
     }
 
-    /// The view has the file of this step.
-    pub(super) fn drop_file(&self, below: &mut Below<'_>, at: usize) {
+    fn drop_file(&self, below: &mut Below<'_>, at: usize) {
         if self.brought.get(at).is_some_and(|brought| brought.swap(false, Ordering::Relaxed))
             && let Some(step) = self.plan.bytes.get(at)
             && let Ok(file) = below.file(step.path())

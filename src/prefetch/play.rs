@@ -1,31 +1,29 @@
 //! Steps become calls: the view is asked for what will be asked of it.
 //!
-//! Invariant: one thread asks the view, and one thing at a time, so a request of who uses the view waits behind one of these at most.
+//! Invariant: one thread asks the view, for one name at a time or a few pieces of files ([`super::pieces`]), so a request of who uses the view waits behind a few
+//! of these at most.
 //!
 //! Where that is, the users decide ([`super::course`]): it is never where they are.
-//!
-//! Hard point: a file is read in pieces of one request each, without reading ahead: more would be asked for in the background, where the kernel
-//! has a limit for the whole mount, also for who uses it.
 
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::rc::Rc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Advice, RawDir};
+use rustix::fs::{Advice, AtFlags, RawDir, StatxFlags};
 use rustix::io::Errno;
 
 use super::below::Below;
 use super::blocks::{Blocks, THREADS};
 use super::course::{Courses, Steps};
 use super::limits::Limits;
+use super::pieces::Pieces;
 use super::plan::{Plan, Rest, Step};
 use crate::protocol::task::{Done, Stopped};
 use crate::view::trace::following::Following;
 use crate::view::trace::records::PAGE;
 
-/// Bytes of one read: one request, also where the kernel has less than the most.
-const PIECE: usize = 128 << 10;
 /// Bytes of entries that a listing takes at once.
 const LISTING: usize = 32 << 10;
 /// How long all names of a closure of which nothing is known may take.
@@ -76,7 +74,8 @@ pub(super) fn play(
             },
             limits,
             outcome: Outcome { done: Done::default(), names: 0, files: 0, bytes: 0, stopped: Stopped::Done },
-            buffer: vec![0; PIECE],
+            blocks: &blocks,
+            pieces: Pieces::default(),
         };
         let end = player.all(plan, &blocks, reads, learnt);
         blocks.stop();
@@ -101,7 +100,8 @@ struct Player<'a> {
     users: Users<'a>,
     limits: &'a mut Limits,
     outcome: Outcome,
-    buffer: Vec<u8>,
+    blocks: &'a Blocks<'a>,
+    pieces: Pieces,
 }
 
 /// Where users are, and where the player is therefore.
@@ -155,9 +155,10 @@ impl Player<'_> {
         {
             self.check()?;
             self.step(step)?;
-            blocks.drop_file(&mut self.store, at);
-            blocks.serve(at);
+            let Self { store, pieces, .. } = self;
+            pieces.end_step(at, |at| blocks.served(store, at));
         }
+        self.wait()?;
         // The kernel reads the store's files by itself.
         while !reads && !blocks.is_done() {
             self.check()?;
@@ -174,14 +175,13 @@ impl Player<'_> {
         for member in &plan.members {
             self.walk(member.as_str().as_bytes(), DEPTH, until, bytes)?;
         }
-        Ok(())
+        self.wait()
     }
 
     fn check(&mut self) -> Result<(), Stopped> {
         self.limits.exceeded().map_or(Ok(()), Err)
     }
 
-    /// An error of one name is for who uses it to see. One of the whole view ends this.
     fn step(&mut self, step: &Step) -> Result<(), Stopped> {
         let asked = match step {
             Step::Look { path } => {
@@ -193,36 +193,34 @@ impl Player<'_> {
             Step::Read { path, ranges } => {
                 self.outcome.files += 1;
                 self.below.file(path).and_then(|file| {
-                    rustix::fs::fadvise(&file, 0, None, Advice::Random)?;
+                    let (file, size) = prepare(file)?;
                     ranges.iter().try_for_each(|pages| {
-                        self.read(file.as_fd(), pages.first * PAGE, u64::from(pages.count) * PAGE)
+                        let (from, length) = (pages.first * PAGE, u64::from(pages.count) * PAGE);
+                        self.read(&file, from, length.min(size.saturating_sub(from)))
                     })
                 })
             }
         };
-        match asked {
-            Err(Errno::NOTCONN | Errno::CONNABORTED | Errno::STALE) => Err(Stopped::View),
-            _ => Ok(()),
-        }
+        stops(asked)
     }
 
-    fn read(&mut self, file: BorrowedFd<'_>, from: u64, length: u64) -> Result<(), Errno> {
-        let (mut at, end) = (from, from.saturating_add(length));
-        while at < end && self.limits.exceeded().is_none() {
-            let most = usize::try_from(end - at).unwrap_or(PIECE).min(PIECE);
-            let room = self.buffer.get_mut(..most).unwrap_or_default();
-            match rustix::io::pread(file, room, at) {
-                Ok(0) => return Ok(()),
-                Ok(read) => {
-                    at += read as u64;
-                    self.outcome.bytes += read as u64;
-                    self.limits.count(read as u64);
-                }
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error),
+    fn read(&mut self, file: &Rc<OwnedFd>, from: u64, length: u64) -> Result<(), Errno> {
+        let Self { pieces, limits, outcome, blocks, store, .. } = self;
+        let asks = |bytes| {
+            let may = limits.exceeded().is_none();
+            if may {
+                outcome.bytes += bytes;
+                limits.count(bytes);
             }
-        }
-        Ok(())
+            may
+        };
+        pieces.ask(file, from, length, asks, |at| blocks.served(store, at))
+    }
+
+    /// Waits for what was asked for.
+    fn wait(&mut self) -> Result<(), Stopped> {
+        let Self { pieces, blocks, store, .. } = self;
+        stops(pieces.wait(0, |at| blocks.served(store, at)))
     }
 
     /// Lists `dir`, and calls `each` with what its entries are called and whether they are directories, if that is known.
@@ -289,11 +287,27 @@ impl Player<'_> {
 
     fn read_all(&mut self, path: &[u8]) -> Result<(), Stopped> {
         self.check()?;
-        if let Ok(file) = self.below.file(path) {
+        if let Ok((file, size)) = self.below.file(path).and_then(prepare) {
             self.outcome.files += 1;
-            let _ = rustix::fs::fadvise(&file, 0, None, Advice::Random);
-            let _ = self.read(file.as_fd(), 0, u64::MAX);
+            return stops(self.read(&file, 0, size));
         }
         Ok(())
     }
+}
+
+/// An error of one name is for who uses it to see. One of the whole view ends this.
+fn stops(asked: Result<(), Errno>) -> Result<(), Stopped> {
+    match asked {
+        Err(Errno::NOTCONN | Errno::CONNABORTED | Errno::STALE) => Err(Stopped::View),
+        _ => Ok(()),
+    }
+}
+
+/// A file of which nothing is asked for but what is asked for here, and its size.
+fn prepare(file: OwnedFd) -> Result<(Rc<OwnedFd>, u64), Errno> {
+    rustix::fs::fadvise(&file, 0, None, Advice::Random)?;
+    // As it is known since the name was looked up.
+    let stat =
+        rustix::fs::statx(&file, "", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, StatxFlags::SIZE)?;
+    Ok((Rc::new(file), stat.stx_size))
 }
