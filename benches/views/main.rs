@@ -291,6 +291,11 @@ fn choose(
         wanted.push(Column { name, kind: Kind::Peer(PathBuf::from(value)) });
     }
     if !arguments.only.is_empty() {
+        let is_known = |name: &&String| wanted.iter().any(|column| column.name == **name);
+        if let Some(name) = arguments.only.iter().find(|name| !is_known(name)) {
+            let known: Vec<&str> = wanted.iter().map(|column| column.name.as_str()).collect();
+            return Err(Fault::new(format!("--only {name}: the columns are {}", known.join(", "))));
+        }
         wanted.retain(|column| arguments.only.contains(&column.name));
     }
     for column in &wanted {

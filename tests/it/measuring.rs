@@ -92,3 +92,20 @@ fn a_quick_run_tries_every_step() {
     let left: Vec<_> = fs::read_dir(work.path()).unwrap().collect();
     assert!(left.is_empty(), "{left:?}\n{said}");
 }
+
+/// A column that there is not is refused: without it, a run would be of fewer columns than somebody believes.
+#[test]
+fn an_unknown_column_is_refused() {
+    need!(Root, Fuse, Nix);
+    let (out, work) = (scratch(), scratch());
+    let run = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/bench"))
+        .args(["--quick", "--program", env!("CARGO_BIN_EXE_nix-store-fs"), "--only", "cached,view"])
+        .arg("--out")
+        .arg(out.path())
+        .arg("--work")
+        .arg(work.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&run.stderr);
+    assert!(!run.status.success() && said.contains("--only view: the columns are cached,"), "{said}");
+}
