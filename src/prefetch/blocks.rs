@@ -3,6 +3,8 @@
 //!
 //! Bytes that were brought into the store's cache for the view are dropped from there when the view has them: otherwise they would be there twice. What
 //! was there before stays.
+//!
+//! Where memory answers, few questions are asked ([`super::sampling`]).
 
 use std::io::IoSliceMut;
 use std::num::NonZeroU64;
@@ -10,11 +12,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use nix::sys::resource::{UsageWho, getrusage};
 use rustix::fs::Advice;
 use rustix::io::{Errno, ReadWriteFlags};
 
 use super::below::Below;
 use super::plan::{Plan, Step};
+use super::sampling::Sampling;
 use crate::view::trace::records::PAGE;
 
 /// Threads that ask the disk.
@@ -43,6 +47,8 @@ pub(super) struct Blocks<'a> {
     /// Bytes that the disk was asked for, and how many it may be.
     asked: AtomicU64,
     budget: u64,
+    names: Sampling,
+    files: Sampling,
     /// Files whose bytes were brought.
     brought: Vec<AtomicBool>,
     over: AtomicBool,
@@ -67,6 +73,8 @@ impl<'a> Blocks<'a> {
             served,
             asked: AtomicU64::new(0),
             budget,
+            names: Sampling::default(),
+            files: Sampling::default(),
             brought: none(),
             over: AtomicBool::new(false),
         }
@@ -80,9 +88,13 @@ impl<'a> Blocks<'a> {
     /// What a thread does.
     pub(super) fn work(&self) {
         let mut below = Below::new(self.store);
-        while let Some(path) = self.take() {
-            // What is not there is for the view to say.
-            let _ = below.stat(path);
+        while let Some((at, path)) = self.take() {
+            if self.names.asks(at) {
+                let before = waits();
+                // What is not there is for the view to say.
+                let _ = below.stat(path);
+                self.names.told(waits() != before);
+            }
         }
         while let Some((at, step)) = self.take_file() {
             let asked = self.asked.fetch_add(step.bytes(), Ordering::Relaxed);
@@ -95,9 +107,13 @@ impl<'a> Blocks<'a> {
                     return;
                 }
             }
-            if bring(&mut below, step).unwrap_or(false)
-                && let Some(brought) = self.brought.get(at)
-            {
+            if !self.files.asks(at) {
+                continue;
+            }
+            let before = waits();
+            let is_brought = bring(&mut below, step).unwrap_or(false);
+            self.files.told(waits() != before);
+            if is_brought && let Some(brought) = self.brought.get(at) {
                 brought.store(true, Ordering::Relaxed);
             }
         }
@@ -148,11 +164,12 @@ impl<'a> Blocks<'a> {
         }
     }
 
-    fn take(&self) -> Option<&'a [u8]> {
+    fn take(&self) -> Option<(usize, &'a [u8])> {
         if self.over.load(Ordering::Relaxed) {
             return None;
         }
-        self.plan.blocks.get(self.next.fetch_add(1, Ordering::Relaxed)).map(Vec::as_slice)
+        let at = self.next.fetch_add(1, Ordering::Relaxed);
+        Some((at, self.plan.blocks.get(at)?))
     }
 
     /// The next file that nobody has, from where the view is asked on.
@@ -174,6 +191,13 @@ impl<'a> Blocks<'a> {
         }
         is_first
     }
+}
+
+/// What this thread has read from a disk, and how often it has waited for anything else that is not the processor, such as a file system that
+/// reads in threads of its own (getrusage(2)). A number that grows with both.
+fn waits() -> i64 {
+    getrusage(UsageWho::RUSAGE_THREAD)
+        .map_or(0, |usage| usage.block_reads().saturating_add(usage.voluntary_context_switches()))
 }
 
 /// Asks the disk for what `step` reads; whether nothing of it was there.

@@ -21,5 +21,6 @@ pub mod plan;
 mod play;
 mod process;
 pub mod profile;
+mod sampling;
 
 pub use process::perform;

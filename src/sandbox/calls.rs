@@ -143,8 +143,8 @@ const PR_GET_AUXV: libc::c_int = 0x4155_5856;
 /// Calls, each with alternatives for its arguments; none: whatever they are.
 pub(super) type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
-/// What only somebody calls who plays: it tells the kernel how a file will be read.
-pub(super) const OF_PLAYERS: &[i64] = &[libc::SYS_fadvise64];
+/// What only somebody calls who plays: it tells the kernel how a file will be read, and looks whether it has waited for the disk.
+pub(super) const OF_PLAYERS: &[i64] = &[libc::SYS_fadvise64, libc::SYS_getrusage];
 
 /// Leaves this thread, and those that it makes, the calls of the table, and `more`.
 pub(super) fn confine(more: &[i64]) -> io::Result<()> {
