@@ -201,7 +201,7 @@ impl Player<'_> {
                 })
             }
         };
-        stops(asked)
+        asked.or_else(unless_of_all)
     }
 
     fn read(&mut self, file: &Rc<OwnedFd>, from: u64, length: u64) -> Result<(), Errno> {
@@ -220,7 +220,7 @@ impl Player<'_> {
     /// Waits for what was asked for.
     fn wait(&mut self) -> Result<(), Stopped> {
         let Self { pieces, blocks, store, .. } = self;
-        stops(pieces.wait(0, |at| blocks.served(store, at)))
+        pieces.wait(0, |at| blocks.served(store, at)).or_else(unless_of_all)
     }
 
     /// Lists `dir`, and calls `each` with what its entries are called and whether they are directories, if that is known.
@@ -270,10 +270,11 @@ impl Player<'_> {
         });
         match listed {
             Ok(()) => {}
-            Err(Errno::NOTCONN | Errno::CONNABORTED | Errno::STALE) => return Err(Stopped::View),
-            // A member that is a file or a link.
-            Err(_) if bytes => return self.read_all(path),
-            Err(_) => return Ok(()),
+            Err(error) => {
+                unless_of_all(error)?;
+                // A member that is a file or a link.
+                return if bytes { self.read_all(path) } else { Ok(()) };
+            }
         }
         for (kind, path) in below {
             match kind {
@@ -287,18 +288,20 @@ impl Player<'_> {
 
     fn read_all(&mut self, path: &[u8]) -> Result<(), Stopped> {
         self.check()?;
-        if let Ok((file, size)) = self.below.file(path).and_then(prepare) {
-            self.outcome.files += 1;
-            return stops(self.read(&file, 0, size));
-        }
-        Ok(())
+        let (file, size) = match self.below.file(path).and_then(prepare) {
+            Ok(prepared) => prepared,
+            Err(error) => return unless_of_all(error),
+        };
+        self.outcome.files += 1;
+        self.read(&file, 0, size).or_else(unless_of_all)
     }
 }
 
-/// An error of one name is for who uses it to see. One of the whole view ends this.
-fn stops(asked: Result<(), Errno>) -> Result<(), Stopped> {
-    match asked {
-        Err(Errno::NOTCONN | Errno::CONNABORTED | Errno::STALE) => Err(Stopped::View),
+/// An error of one name is for who uses it to see. One that every other name would have as well ends the play.
+fn unless_of_all(error: Errno) -> Result<(), Stopped> {
+    match error {
+        Errno::NOTCONN | Errno::CONNABORTED | Errno::STALE => Err(Stopped::View),
+        Errno::MFILE | Errno::NFILE | Errno::NOMEM => Err(Stopped::Resources),
         _ => Ok(()),
     }
 }

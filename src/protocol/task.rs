@@ -127,6 +127,8 @@ pub enum Stopped {
     Time,
     /// The view does not answer, or is not there.
     View,
+    /// There were no more descriptors for it, or the kernel had no memory for a call.
+    Resources,
 }
 
 /// What was played.

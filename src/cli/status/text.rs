@@ -171,6 +171,9 @@ pub(in crate::cli) fn ahead_of_use(ahead: &Prefetch) -> String {
         Stopped::Memory => ", stopped as memory was short",
         Stopped::Time => ", stopped as it took too long",
         Stopped::View => ", stopped as the view did not answer",
+        Stopped::Resources => {
+            ", stopped as there were too few descriptors (ulimit -n, LimitNOFILE=) or no memory for a call"
+        }
     };
     let used = ahead.learnt.filter(|learnt| learnt.marked > 0).map(|learnt| {
         let percent = u64::from(learnt.used) * 100 / u64::from(learnt.marked);

@@ -424,6 +424,9 @@ impl Prefetching {
             Stopped::Memory => tracing::info!("asking ahead has stopped, as memory is short"),
             Stopped::Time => tracing::info!("asking ahead has stopped, as it takes too long"),
             Stopped::View => tracing::debug!("asking ahead has stopped, as the view does not answer"),
+            Stopped::Resources => tracing::info!(
+                "asking ahead has stopped, as there are too few descriptors or no memory for a call: see ulimit -n, or LimitNOFILE= of the unit"
+            ),
             Stopped::Done => tracing::debug!(?played, "asked ahead"),
         }
         self.played = Some(played);
