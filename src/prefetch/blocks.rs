@@ -10,7 +10,7 @@ use std::io::IoSliceMut;
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::resource::{UsageWho, getrusage};
 use rustix::fs::Advice;
@@ -52,6 +52,9 @@ pub(super) struct Blocks<'a> {
     /// Files whose bytes were brought.
     brought: Vec<AtomicBool>,
     over: AtomicBool,
+    /// Until when they rest, in microseconds since then.
+    resting: AtomicU64,
+    begun: Instant,
 }
 
 impl<'a> Blocks<'a> {
@@ -77,7 +80,15 @@ impl<'a> Blocks<'a> {
             files: Sampling::default(),
             brought: none(),
             over: AtomicBool::new(false),
+            resting: AtomicU64::new(0),
+            begun: Instant::now(),
         }
+    }
+
+    /// They rest until then.
+    pub(super) fn rest(&self, until: Instant) {
+        let micros = until.saturating_duration_since(self.begun).as_micros();
+        self.resting.store(u64::try_from(micros).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     /// Ends all threads soon.
@@ -90,6 +101,7 @@ impl<'a> Blocks<'a> {
         let mut below = Below::new(self.store);
         while let Some((at, path)) = self.take() {
             if self.names.asks(at) {
+                self.wait();
                 let before = waits();
                 // What is not there is for the view to say.
                 let _ = below.stat(path);
@@ -110,6 +122,7 @@ impl<'a> Blocks<'a> {
             if !self.files.asks(at) {
                 continue;
             }
+            self.wait();
             let before = waits();
             let is_brought = bring(&mut below, step).unwrap_or(false);
             self.files.told(waits() != before);
@@ -161,6 +174,14 @@ impl<'a> Blocks<'a> {
             && let Ok(file) = below.file(step.path())
         {
             let _ = rustix::fs::fadvise(&file, 0, None, Advice::DontNeed);
+        }
+    }
+
+    fn wait(&self) {
+        let until = self.begun + Duration::from_micros(self.resting.load(Ordering::Relaxed));
+        let left = until.saturating_duration_since(Instant::now());
+        if !left.is_zero() && !self.over.load(Ordering::Relaxed) {
+            std::thread::sleep(left);
         }
     }
 

@@ -16,6 +16,7 @@ mod course;
 pub mod learn;
 mod limits;
 mod outside;
+mod pace;
 mod pieces;
 pub mod plan;
 mod play;

@@ -18,6 +18,7 @@ use super::below::Below;
 use super::blocks::{Blocks, THREADS};
 use super::course::{Courses, Steps};
 use super::limits::Limits;
+use super::pace::Pace;
 use super::pieces::Pieces;
 use super::plan::{Plan, Rest, Step};
 use crate::protocol::task::{Done, Stopped};
@@ -44,7 +45,7 @@ pub(super) struct Outcome {
 }
 
 /// Asks `view` by `plan`, and `store` for its blocks, elsewhere than users do, who are seen in `trace`. `reads`: bytes are read through the view; otherwise the kernel reads the store's.
-/// `learnt` is called when what was learnt is there, and what follows takes long.
+/// `alone` is closed when others may play as well: what was learnt is there, or it begins to rest.
 pub(super) fn play(
     plan: &Plan,
     view: BorrowedFd<'_>,
@@ -52,7 +53,7 @@ pub(super) fn play(
     trace: BorrowedFd<'_>,
     reads: bool,
     limits: &mut Limits,
-    learnt: impl FnOnce(),
+    alone: Option<OwnedFd>,
 ) -> Outcome {
     let served = AtomicU64::new(0);
     let blocks = Blocks::new(plan, store, reads.then_some(&served), limits.budget());
@@ -73,11 +74,12 @@ pub(super) fn play(
                 blocks: &blocks,
             },
             limits,
+            turns: Turns { alone, pace: Pace::new(Instant::now()), blocks: &blocks },
             outcome: Outcome { done: Done::default(), names: 0, files: 0, bytes: 0, stopped: Stopped::Done },
             blocks: &blocks,
             pieces: Pieces::default(),
         };
-        let end = player.all(plan, &blocks, reads, learnt);
+        let end = player.all(plan, &blocks, reads);
         blocks.stop();
         if reads {
             blocks.drop_rest(&mut player.store);
@@ -99,9 +101,29 @@ struct Player<'a> {
     store: Below<'a>,
     users: Users<'a>,
     limits: &'a mut Limits,
+    turns: Turns<'a>,
     outcome: Outcome,
     blocks: &'a Blocks<'a>,
     pieces: Pieces,
+}
+
+/// When it asks, and when it leaves the processors and the disk to others.
+struct Turns<'a> {
+    /// Closed when others may play as well.
+    alone: Option<OwnedFd>,
+    pace: Pace,
+    blocks: &'a Blocks<'a>,
+}
+
+impl Turns<'_> {
+    /// Rests for a moment, if it is time.
+    fn rest(&mut self) {
+        if let Some(until) = self.pace.rests(Instant::now()) {
+            self.alone = None;
+            self.blocks.rest(until);
+            std::thread::sleep(until.saturating_duration_since(Instant::now()));
+        }
+    }
 }
 
 /// Where users are, and where the player is therefore.
@@ -139,24 +161,19 @@ impl Users<'_> {
 }
 
 impl Player<'_> {
-    fn all(
-        &mut self,
-        plan: &Plan,
-        blocks: &Blocks<'_>,
-        reads: bool,
-        learnt: impl FnOnce(),
-    ) -> Result<(), Stopped> {
+    fn all(&mut self, plan: &Plan, blocks: &Blocks<'_>, reads: bool) -> Result<(), Stopped> {
+        self.check()?;
         while let Some(step) = self.users.next_name().and_then(|at| plan.names.get(at)) {
-            self.check()?;
             self.step(step)?;
+            self.check()?;
         }
         while reads
             && let Some((at, step)) = self.users.next_file().and_then(|at| Some((at, plan.bytes.get(at)?)))
         {
-            self.check()?;
             self.step(step)?;
             let Self { store, pieces, .. } = self;
             pieces.end_step(at, |at| blocks.served(store, at));
+            self.check()?;
         }
         self.wait()?;
         // The kernel reads the store's files by itself.
@@ -165,7 +182,7 @@ impl Player<'_> {
             self.users.look();
             std::thread::sleep(REST);
         }
-        learnt();
+        self.turns.alone = None;
         let (until, bytes) = match plan.rest {
             Rest::Nothing => return Ok(()),
             Rest::NamesInShort => (Some(self.limits.begun() + SHORT), false),
@@ -178,7 +195,9 @@ impl Player<'_> {
         self.wait()
     }
 
+    /// Between two questions.
     fn check(&mut self) -> Result<(), Stopped> {
+        self.turns.rest();
         self.limits.exceeded().map_or(Ok(()), Err)
     }
 
@@ -205,8 +224,9 @@ impl Player<'_> {
     }
 
     fn read(&mut self, file: &Rc<OwnedFd>, from: u64, length: u64) -> Result<(), Errno> {
-        let Self { pieces, limits, outcome, blocks, store, .. } = self;
+        let Self { pieces, limits, turns, outcome, blocks, store, .. } = self;
         let asks = |bytes| {
+            turns.rest();
             let may = limits.exceeded().is_none();
             if may {
                 outcome.bytes += bytes;

@@ -23,7 +23,7 @@ use crate::view::trace::{Marks, records};
 use crate::{error, log, sandbox, sys};
 
 /// How long it plays what it has learnt, and how long where somebody asked for everything.
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(60);
 const LONG: Duration = Duration::from_secs(600);
 /// It is there for others: nice(1), but not so much that they would wait long for a name that it is about to know.
 const NICE: i32 = 5;
@@ -149,7 +149,7 @@ impl Descriptors {
             plan.rest = Rest::Nothing;
         }
         let (view, store, trace) = (view.as_fd(), store.as_fd(), trace.as_fd());
-        let outcome = play::play(&plan, view, store, trace, task.bytes, &mut limits, || drop(alone));
+        let outcome = play::play(&plan, view, store, trace, task.bytes, &mut limits, alone);
         let processor = rustix::time::clock_gettime(ClockId::ProcessCPUTime);
         let of = |part: i64| u64::try_from(part).unwrap_or_default();
         Ok(Played {
