@@ -158,6 +158,17 @@ fn a_slow_user_loses_little_by_a_jump() {
     assert!(lost <= 16 * UNKNOWN, "{lost}");
 }
 
+/// As while the player does names, and a user reads files.
+#[test]
+fn a_user_who_was_there_before_it_began_is_jumped_over_shortly() {
+    let mut course = Course::new(1000);
+    for at in 0..100 {
+        course.asked(at, true);
+    }
+    assert_eq!(course.turn(), Some(100 + LEAP));
+    assert_eq!((course.next(), course.turn()), (Some(100 + LEAP), None));
+}
+
 fn scene() -> impl Strategy<Value = Scene> {
     let order = prop_oneof![
         (1usize..2000).prop_map(|steps| (steps, (0..steps).collect())),

@@ -137,15 +137,23 @@ struct Users<'a> {
 impl Users<'_> {
     fn next_name(&mut self) -> Option<usize> {
         self.look();
+        self.courses.names.turn();
         self.courses.names.next()
     }
 
     fn next_file(&mut self) -> Option<usize> {
         self.look();
+        self.jump();
         self.courses.bytes.next()
     }
 
-    /// Goes out of their way.
+    /// Goes out of their way among files.
+    fn jump(&mut self) {
+        if let Some(at) = self.courses.bytes.turn() {
+            self.blocks.jump(at);
+        }
+    }
+
     fn look(&mut self) {
         let Self { trace, steps, courses, blocks } = self;
         trace.look(|record| {
@@ -153,10 +161,6 @@ impl Users<'_> {
                 blocks.leave(at);
             }
         });
-        courses.names.turn();
-        if let Some(at) = courses.bytes.turn() {
-            blocks.jump(at);
-        }
     }
 }
 
@@ -180,6 +184,7 @@ impl Player<'_> {
         while !reads && !blocks.is_done() {
             self.check()?;
             self.users.look();
+            self.users.jump();
             std::thread::sleep(REST);
         }
         self.turns.alone = None;
