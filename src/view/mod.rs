@@ -1,12 +1,13 @@
 //! What is served, without the kernel and without Nix: node ids ([`trie`]) and what a successor needs to know of them
-//! ([`journal`]), the physical store ([`backing`]), the answers made of them ([`ServedView`]), and how often they were asked for
-//! ([`usage`]), and in which order ([`trace`]).
+//! ([`journal`]), the physical store ([`backing`]), the answers made of them ([`ServedView`]), how often they were asked for
+//! ([`usage`]), and in which order ([`trace`]); and who reads one file after another ([`walk`]).
 
 pub mod backing;
 pub mod journal;
 pub mod trace;
 pub mod trie;
 pub mod usage;
+pub mod walk;
 
 mod answers;
 #[cfg(test)]
