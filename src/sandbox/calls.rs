@@ -11,6 +11,8 @@ use seccompiler::{
     TargetArch,
 };
 
+use crate::sys::cached::CACHESTAT;
+
 /// What is allowed whatever its arguments are. What requests take comes without conditions: the kernel knows such calls by a
 /// table of bits, and does not run the filter for them (`seccomp_cache_check_allow`, Linux 5.11).
 const ALLOWED: &[i64] = &[
@@ -143,8 +145,10 @@ const PR_GET_AUXV: libc::c_int = 0x4155_5856;
 /// Calls, each with alternatives for its arguments; none: whatever they are.
 pub(super) type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
-/// What only somebody calls who plays: it tells the kernel how a file will be read, and looks whether it has waited for the disk.
-pub(super) const OF_PLAYERS: &[i64] = &[libc::SYS_fadvise64, libc::SYS_getrusage];
+/// What those call who ask for bytes ahead of their readers: what is in memory, and what will be needed of a file.
+pub(super) const OF_READING_AHEAD: &[i64] = &[libc::SYS_fadvise64, CACHESTAT];
+/// The same, and whether a thread has waited for the disk.
+pub(super) const OF_PLAYERS: &[i64] = &[libc::SYS_fadvise64, CACHESTAT, libc::SYS_getrusage];
 
 /// Leaves this thread, and those that it makes, the calls of the table, and `more`.
 pub(super) fn confine(more: &[i64]) -> io::Result<()> {

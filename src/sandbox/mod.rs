@@ -132,7 +132,7 @@ impl Server<'_> {
     /// [`Missing`], where `wanted` is [`Sandbox::Require`].
     pub fn confine(self, wanted: Sandbox) -> Result<(), Missing> {
         let longest = || longest_file(self.journal.first().map(AsFd::as_fd));
-        give_up_all(Role::Server, wanted, longest, &|| files::confine(self), &[])
+        give_up_all(Role::Server, wanted, longest, &|| files::confine(self), calls::OF_READING_AHEAD)
     }
 }
 

@@ -44,6 +44,7 @@ use crate::protocol::handshake::{Io, Lifetime, Promised};
 use crate::protocol::task::Task;
 use crate::protocol::wire::{self, Carried, Cause, Order, Received, Report, Start};
 use crate::values::{StorePath, View};
+use crate::view::ahead::{Bringer, ReadAhead};
 use crate::view::backing::{Backing, Identity};
 use crate::view::journal::{Home, Journal, JournalError, Record};
 use crate::view::trace::Trace;
@@ -262,6 +263,7 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: &Arc<OwnedFd>) -> 
     let (stale, stale_nodes) = mpsc::channel();
     let view = ServedView::new(trie.clone(), backing, journal, registrations);
     let view = view.noting(ledger.clone()).counting(usage.clone()).invalidating(stale);
+    let view = read_ahead(view, trie.clone())?;
     let view = Arc::new(view);
     members.into_iter().for_each(|(member, identity)| view.restore_member(member, identity));
     let fresh = trie.prepare(&start.view);
@@ -347,6 +349,23 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: &Arc<OwnedFd>) -> 
     let answer = answer.map_err(failed("answering requests"));
     tracing::debug!(requests = %counts, nodes = trie.len(), "the session has ended");
     answer
+}
+
+/// Brings files ahead of whoever walks the `view`, in a thread that may wait for the disk: who waits for this server to end does not wait
+/// for that. Files that the kernel reads by itself are not seen.
+fn read_ahead(view: ServedView, trie: Arc<PathTrie>) -> Result<ServedView, ServeError> {
+    if view.registrations().is_some() {
+        return Ok(view);
+    }
+    let ahead = Arc::new(ReadAhead::default());
+    let files = view.backing().ahead();
+    let bringer = Bringer::new(files, trie);
+    let own = ahead.clone();
+    spawn("ahead", move || match sys::keep_descriptor(bringer.descriptor()) {
+        Ok(()) => own.work(bringer),
+        Err(error) => tracing::debug!(%error, "nothing is read ahead of who walks"),
+    })?;
+    Ok(view.reading_ahead(ahead))
 }
 
 /// The monitor's ear.

@@ -1,9 +1,10 @@
 //! The raw calls that no library offers safely: descriptors by number, what a process is started with, its end, the allocator's,
-//! shared [`memory`], file [`lock`]s, and the ioctls of `/dev/fuse`.
+//! shared [`memory`], what is [`cached`] of files, file [`lock`]s, and the ioctls of `/dev/fuse`.
 
 #![allow(unsafe_code)]
 
 pub mod apart;
+pub mod cached;
 pub mod lock;
 pub mod memory;
 

@@ -29,11 +29,12 @@ use std::sync::mpsc::Sender;
 use rustix::io::Errno;
 
 use super::Registrations;
+use super::ahead::ReadAhead;
 use super::links::Links;
 use super::members::{MembersOnDisk, Seen};
 use super::passthrough::Way;
 use super::root;
-use super::usage::Usage;
+use super::usage::{self, Usage};
 use crate::fuse::Ledger;
 use crate::sys;
 use crate::view::backing::{Backing, BackingError, Identity, Place, Read, Stat, Target};
@@ -130,6 +131,8 @@ pub struct ServedView {
     stale: Option<Sender<Stale>>,
     /// Where it is counted what was asked for.
     usage: Usage,
+    /// Who brings files ahead of whoever walks.
+    ahead: Option<Arc<ReadAhead>>,
 }
 
 impl ServedView {
@@ -153,6 +156,7 @@ impl ServedView {
             ledger: None,
             stale: None,
             usage: Usage::none(),
+            ahead: None,
         }
     }
 
@@ -161,6 +165,12 @@ impl ServedView {
     pub fn counting(self, usage: Usage) -> Self {
         usage.set_nodes(self.trie.len());
         Self { usage, ..self }
+    }
+
+    /// Tells `ahead` of what is read.
+    #[must_use]
+    pub fn reading_ahead(self, ahead: Arc<ReadAhead>) -> Self {
+        Self { ahead: Some(ahead), ..self }
     }
 
     /// Writes into `ledger` which ids are given.
@@ -427,6 +437,13 @@ impl ServedView {
     /// [`FsError::UnknownNode`] or the backing store's; then no byte counts.
     pub fn read(&self, id: NodeId, offset: u64, buffer: &mut [u8]) -> Result<Read, FsError> {
         self.at(id, |place, path| {
+            // Who plays brings for itself what it reads.
+            if offset == 0
+                && !usage::is_unseen()
+                && let Some(ahead) = &self.ahead
+            {
+                ahead.reads(path);
+            }
             let read = self.backing.read(id, place, offset, buffer);
             match &read {
                 Ok(read) => self.usage.read(path, offset, read.len),

@@ -1,7 +1,8 @@
 //! What is served, without the kernel and without Nix: node ids ([`trie`]) and what a successor needs to know of them
 //! ([`journal`]), the physical store ([`backing`]), the answers made of them ([`ServedView`]), how often they were asked for
-//! ([`usage`]), and in which order ([`trace`]); and who reads one file after another ([`walk`]).
+//! ([`usage`]), and in which order ([`trace`]); and what is brought for who reads one file after another ([`walk`], [`ahead`]).
 
+pub mod ahead;
 pub mod backing;
 pub mod journal;
 pub mod trace;

@@ -359,6 +359,11 @@ pub fn unseen<T>(unseen: bool, work: impl FnOnce() -> T) -> T {
     work()
 }
 
+/// Whether this thread answers somebody who does not count as a user: see [`unseen`].
+pub(super) fn is_unseen() -> bool {
+    UNSEEN.get()
+}
+
 /// Whether `word` is this one from now on. What it is once, it stays.
 fn is_taken(word: &AtomicU64, by: u64) -> bool {
     let take = || word.compare_exchange(0, by, Ordering::Relaxed, Ordering::Relaxed);

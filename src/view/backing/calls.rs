@@ -4,10 +4,15 @@
 //! host fail: `faults` answers the n-th call with an error instead of making it.
 
 use std::ffi::CString;
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{AtFlags, Mode, OFlags, RawDir, ResolveFlags, SeekFrom, Statx, StatxFlags};
+use rustix::fs::{
+    Advice, AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, SeekFrom, Statx, StatxFlags,
+};
 use rustix::io::{Errno, IoSliceMut, ReadWriteFlags};
+
+use crate::sys::cached::cached_pages;
 
 /// How often a call that was interrupted, or raced with a rename, is made again. Signals are blocked in every thread
 /// (`crate::monitor`), so more than one in a row comes from a file system that answers so for ever.
@@ -92,8 +97,9 @@ pub(super) fn readlink(dir: impl AsFd, name: &[u8]) -> Result<Vec<u8>, Errno> {
     })
 }
 
-/// Calls `each` for every name in `dir`, `.` and `..` left out (getdents64(2)). `dir` is at its beginning.
-pub(super) fn names(dir: impl AsFd, mut each: impl FnMut(&[u8])) -> Result<(), Errno> {
+/// Calls `each` for every name in `dir`, and what it stands for if the file system says so, `.` and `..` left out
+/// (getdents64(2)). `dir` is at its beginning.
+pub(super) fn names(dir: impl AsFd, mut each: impl FnMut(&[u8], FileType)) -> Result<(), Errno> {
     /// About the names of a directory of some hundred entries.
     const BUFFER: usize = 8 << 10;
     let mut buffer = Vec::with_capacity(BUFFER);
@@ -107,7 +113,7 @@ pub(super) fn names(dir: impl AsFd, mut each: impl FnMut(&[u8])) -> Result<(), E
             Some(Err(error)) => return Err(error),
             Some(Ok(entry)) => match entry.file_name().to_bytes() {
                 b"." | b".." => {}
-                name => each(name),
+                name => each(name, entry.file_type()),
             },
         }
     }
@@ -126,6 +132,24 @@ pub(super) fn read(
         fault()?;
         rustix::io::preadv2(&file, &mut [IoSliceMut::new(buffer)], offset, flags)
     })
+}
+
+/// Whether any of the first `length` bytes of `file` are in memory, or on the way to it. Where that cannot be told without asking for
+/// the first page of `file` (before Linux 6.5, and of other users' files), it is asked for.
+pub(super) fn is_cached(file: impl AsFd, length: u64) -> bool {
+    if let Ok(pages) = cached_pages(&file, 0, length) {
+        return pages > 0;
+    }
+    // One page, and none around it.
+    let _ = rustix::fs::fadvise(&file, 0, None, Advice::Random);
+    let mut byte = [0];
+    let read = rustix::io::preadv2(&file, &mut [IoSliceMut::new(&mut byte)], 0, ReadWriteFlags::NOWAIT);
+    !matches!(read, Err(Errno::AGAIN))
+}
+
+/// Says what will happen to some bytes of `file` (posix_fadvise(2)).
+pub(super) fn advise(file: impl AsFd, offset: u64, length: NonZeroU64, advice: Advice) -> Result<(), Errno> {
+    rustix::fs::fadvise(file, offset, Some(length), advice)
 }
 
 /// The next data or hole (lseek(2)).

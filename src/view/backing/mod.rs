@@ -28,6 +28,7 @@
 //! 5. The kernel takes fewer bytes than it asked for as the end of the file, for ever. So a read gives everything up to
 //!    the length that the same descriptor has, or fails.
 
+mod ahead;
 mod calls;
 mod descriptors;
 mod names;
@@ -41,6 +42,7 @@ use rustix::fs::{OFlags, SeekFrom, Statx, StatxAttributes};
 use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::view::trie::NodeId;
+pub use ahead::Ahead;
 #[cfg(test)]
 pub(crate) use calls::faults;
 use descriptors::{Descriptors, Held, Of};
@@ -113,10 +115,14 @@ impl Backing {
     /// Serves what lies in the directory `store`.
     #[must_use]
     pub fn new(store: OwnedFd) -> Self {
+        Self::over(Arc::new(store))
+    }
+
+    fn over(store: Arc<OwnedFd>) -> Self {
         // Without an answer no file is taken for another.
         let device = calls::stat(&store, b"").ok().map(|stat| (stat.stx_dev_major, stat.stx_dev_minor));
         Self {
-            store: Arc::new(store),
+            store,
             device,
             kept: Descriptors::default(),
             listings: Listings::default(),
@@ -240,7 +246,7 @@ impl Backing {
             // A description of its own: the kept one is shared, and so would be its position.
             let own = self.opening(|| calls::reopen(dir))?;
             let (mut bytes, mut ends) = (Vec::new(), Vec::new());
-            calls::names(&own, |name| {
+            calls::names(&own, |name, _| {
                 bytes.extend_from_slice(name);
                 ends.push(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
             })?;
