@@ -59,6 +59,7 @@ mod places;
 mod prefetch;
 mod private;
 mod readers;
+mod reading_ahead;
 mod readonly;
 mod recipes;
 mod registered;

@@ -1,0 +1,65 @@
+//! A walk through a view of a store that is on disk: the next files are brought, with the same answers, and do not stay.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use rustix::fs::Advice;
+
+use crate::util;
+use crate::util::load;
+use crate::util::program::Program;
+use crate::util::store::NixStore;
+
+const FILES: usize = 60;
+/// After that long without it something does not happen any more.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// How many of `files` have pages in the store's cache.
+fn cached(helper: &Path, files: impl Iterator<Item = std::path::PathBuf>) -> usize {
+    let has_pages = |file: &std::path::PathBuf| {
+        let output = Command::new(helper).arg(file).output().expect("the helper runs");
+        assert!(output.status.success(), "{}: {output:?}", file.display());
+        !output.stdout.starts_with(b"0 ")
+    };
+    files.filter(has_pages).count()
+}
+
+fn eventually(what: &str, is_so: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < LIMIT, "{what}");
+    }
+}
+
+/// The filter of system calls ends a server of a build for tests that makes a call which is not in its table.
+#[test]
+fn the_next_files_of_a_walk_are_brought_and_do_not_stay() {
+    need!(Root, Fuse, Nix, Disk, DontCache);
+    let _undisturbed = load::keep_caches();
+    let scratch = util::scratch();
+    let helper = util::compile("resident.c", scratch.path());
+    let store = NixStore::new();
+    let bytes = |number: usize| vec![number as u8; 3000 * number + 1];
+    let system = store.add("walked", &[], |path| {
+        fs::create_dir_all(path).unwrap();
+        (0..FILES).for_each(|number| fs::write(path.join(format!("{number:03}")), bytes(number)).unwrap());
+    });
+    let below = store.physical().join(&system.base);
+    let host = |number: usize| below.join(format!("{number:03}"));
+    let view = Program::on(&store).args(["--system", &system.path, "--prefetch", "off"]).mount();
+    for number in 0..FILES {
+        let file = File::open(host(number)).unwrap();
+        file.sync_all().unwrap();
+        rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).unwrap();
+    }
+    let read = |number: usize| {
+        let seen = fs::read(view.path().join(&system.base).join(format!("{number:03}"))).unwrap();
+        assert!(seen == bytes(number), "{number}");
+    };
+    (0..3).for_each(read);
+    eventually("nothing was brought behind the third file", || cached(&helper, (3..FILES).map(host)) > 0);
+    (3..FILES).for_each(read);
+    eventually("what was brought stays", || cached(&helper, (0..FILES).map(host)) == 0);
+}
