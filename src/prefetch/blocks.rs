@@ -6,19 +6,19 @@
 //!
 //! Where memory answers, few questions are asked ([`super::sampling`]).
 
-use std::io::IoSliceMut;
 use std::num::NonZeroU64;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{UsageWho, getrusage};
 use rustix::fs::Advice;
-use rustix::io::{Errno, ReadWriteFlags};
+use rustix::io::Errno;
 
 use super::below::Below;
 use super::plan::{Plan, Step};
 use super::sampling::Sampling;
+use crate::sys::cached::is_cached;
 use crate::view::trace::records::PAGE;
 
 /// Threads that ask the disk.
@@ -170,10 +170,15 @@ impl<'a> Blocks<'a> {
 
     fn drop_file(&self, below: &mut Below<'_>, at: usize) {
         if self.brought.get(at).is_some_and(|brought| brought.swap(false, Ordering::Relaxed))
-            && let Some(step) = self.plan.bytes.get(at)
-            && let Ok(file) = below.file(step.path())
+            && let Some(Step::Read { path, ranges }) = self.plan.bytes.get(at)
+            && let Ok(file) = below.file(path)
         {
-            let _ = rustix::fs::fadvise(&file, 0, None, Advice::DontNeed);
+            // No more than that: somebody else may use the rest.
+            for pages in ranges.iter() {
+                if let Some(length) = NonZeroU64::new(u64::from(pages.count) * PAGE) {
+                    let _ = rustix::fs::fadvise(&file, pages.first * PAGE, Some(length), Advice::DontNeed);
+                }
+            }
         }
     }
 
@@ -228,18 +233,11 @@ fn bring(below: &mut Below<'_>, step: &Step) -> Result<bool, Errno> {
     let mut was_there = false;
     for pages in ranges.iter() {
         let (from, length) = (pages.first * PAGE, u64::from(pages.count) * PAGE);
-        was_there |= is_cached(file.as_fd(), from);
+        was_there |= is_cached(&file, from, length);
         for at in (0..length).step_by(PIECE as usize) {
             let piece = NonZeroU64::new(PIECE.min(length - at));
             rustix::fs::fadvise(&file, from + at, piece, Advice::WillNeed)?;
         }
     }
     Ok(!was_there)
-}
-
-/// Whether the page at `from` is in memory (preadv2(2), `RWF_NOWAIT`). Where that cannot be told, it may be.
-fn is_cached(file: BorrowedFd<'_>, from: u64) -> bool {
-    let mut byte = [0];
-    let read = rustix::io::preadv2(file, &mut [IoSliceMut::new(&mut byte)], from, ReadWriteFlags::NOWAIT);
-    !matches!(read, Err(Errno::AGAIN))
 }

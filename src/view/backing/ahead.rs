@@ -18,6 +18,7 @@ use rustix::io::Errno;
 
 use super::objects::is_file;
 use super::{Backing, FILE, calls};
+use crate::sys::cached::is_cached;
 use crate::view::walk::{Found, Kind, Listed, split};
 
 /// Bytes that are asked for of one file at most. A reader of a longer one is followed by the kernel's own read-ahead.
@@ -82,7 +83,7 @@ impl Ahead {
         }
         // Only whole pages are dropped.
         let most = stat.stx_size.next_multiple_of(rustix::param::page_size() as u64).min(MOST);
-        if calls::is_cached(&file, most) {
+        if is_cached(&file, 0, most) {
             return Ok(Found::Warm);
         }
         let mut asked = 0;

@@ -12,8 +12,6 @@ use rustix::fs::{
 };
 use rustix::io::{Errno, IoSliceMut, ReadWriteFlags};
 
-use crate::sys::cached::cached_pages;
-
 /// How often a call that was interrupted, or raced with a rename, is made again. Signals are blocked in every thread
 /// (`crate::monitor`), so more than one in a row comes from a file system that answers so for ever.
 const RETRIES: usize = 64;
@@ -132,19 +130,6 @@ pub(super) fn read(
         fault()?;
         rustix::io::preadv2(&file, &mut [IoSliceMut::new(buffer)], offset, flags)
     })
-}
-
-/// Whether any of the first `length` bytes of `file` are in memory, or on the way to it. Where that cannot be told without asking for
-/// the first page of `file` (before Linux 6.5, and of other users' files), it is asked for.
-pub(super) fn is_cached(file: impl AsFd, length: u64) -> bool {
-    if let Ok(pages) = cached_pages(&file, 0, length) {
-        return pages > 0;
-    }
-    // One page, and none around it.
-    let _ = rustix::fs::fadvise(&file, 0, None, Advice::Random);
-    let mut byte = [0];
-    let read = rustix::io::preadv2(&file, &mut [IoSliceMut::new(&mut byte)], 0, ReadWriteFlags::NOWAIT);
-    !matches!(read, Err(Errno::AGAIN))
 }
 
 /// Says what will happen to some bytes of `file` (posix_fadvise(2)).
