@@ -72,7 +72,7 @@ const LIMITS: [Limit; 24] = [
     ("boot, again", Some(Bound::Bind(1.1)), Some(Bound::Bind(1.15)), Some(Bound::Bind(1.1))),
     ("boot, cold disk", None, None, Some(Bound::Bind(1.0))),
     ("set-up", None, None, Some(Bound::OverCached(0.001))),
-    ("page cache added", Some(Bound::Content(1.15)), Some(Bound::Content(1.05)), None),
+    ("page cache added", Some(Bound::Content(1.15)), Some(Bound::Content(1.05)), Some(Bound::Content(1.15))),
     ("private after every lstat", MEMORY, MEMORY, MEMORY),
     (neighbour::READ_BESIDE, None, None, Some(Bound::Row(neighbour::READ_ALONE, 1.1))),
     (neighbour::NAME_BESIDE, None, None, Some(Bound::Row(neighbour::NAME_ALONE, 1.1))),

@@ -168,7 +168,8 @@ impl<'a> Blocks<'a> {
         (0..self.plan.bytes.len()).for_each(|at| self.drop_file(below, at));
     }
 
-    fn drop_file(&self, below: &mut Below<'_>, at: usize) {
+    /// Drops what was brought of the file of this step.
+    pub(super) fn drop_file(&self, below: &mut Below<'_>, at: usize) {
         if self.brought.get(at).is_some_and(|brought| brought.swap(false, Ordering::Relaxed))
             && let Some(Step::Read { path, ranges }) = self.plan.bytes.get(at)
             && let Ok(file) = below.file(path)

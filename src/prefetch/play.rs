@@ -5,6 +5,7 @@
 //!
 //! Where that is, the users decide ([`super::course`]): it is never where they are.
 
+use std::collections::VecDeque;
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::Rc;
@@ -29,6 +30,8 @@ use crate::view::trace::records::PAGE;
 const LISTING: usize = 32 << 10;
 /// How long all names of a closure of which nothing is known may take.
 const SHORT: Duration = Duration::from_millis(500);
+/// Of so many files that were left to users lately, each may be read of the store just now. Of others it is dropped what was brought.
+const READING: usize = 32;
 /// How long it rests where others ask.
 const REST: Duration = Duration::from_millis(1);
 /// Levels of directories in a member that are walked.
@@ -72,6 +75,8 @@ pub(super) fn play(
                 steps: Steps::of(plan),
                 courses: Courses::new(plan),
                 blocks: &blocks,
+                left: VecDeque::new(),
+                store: Below::new(store),
             },
             limits,
             turns: Turns { alone, pace: Pace::new(Instant::now()), blocks: &blocks },
@@ -132,6 +137,9 @@ struct Users<'a> {
     steps: Steps<'a>,
     courses: Courses,
     blocks: &'a Blocks<'a>,
+    /// Files that were left to users lately.
+    left: VecDeque<usize>,
+    store: Below<'a>,
 }
 
 impl Users<'_> {
@@ -155,12 +163,16 @@ impl Users<'_> {
     }
 
     fn look(&mut self) {
-        let Self { trace, steps, courses, blocks } = self;
+        let Self { trace, steps, courses, blocks, left, store } = self;
         trace.look(|record| {
             if let Some(at) = steps.tell(courses, record) {
                 blocks.leave(at);
+                left.push_back(at);
             }
         });
+        while left.len() > READING {
+            left.pop_front().into_iter().for_each(|at| blocks.drop_file(store, at));
+        }
     }
 }
 
