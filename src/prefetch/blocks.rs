@@ -5,6 +5,9 @@
 //! was there before stays.
 //!
 //! Where memory answers, few questions are asked ([`super::sampling`]).
+//!
+//! Invariant: of a file no more is asked for than it has, and between two pieces each thread looks whether it is to end, has no bytes left, is too far ahead, or
+//! somebody else has the file by now: a profile may say anything, and files are as large as they like.
 
 use std::num::NonZeroU64;
 use std::os::fd::BorrowedFd;
@@ -12,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{UsageWho, getrusage};
-use rustix::fs::Advice;
+use rustix::fs::{Advice, AtFlags, StatxFlags};
 use rustix::io::Errno;
 
 use super::below::Below;
@@ -42,19 +45,32 @@ pub(super) struct Blocks<'a> {
     /// Files that a thread has taken, or that were left to users, and how many others there are.
     taken: Vec<AtomicBool>,
     left: AtomicUsize,
-    /// Bytes that the view has; none: it is not asked for them.
+    /// Bytes of those below that the view has; none: it is not asked for them.
     served: Option<&'a AtomicU64>,
     /// Bytes that the disk was asked for, and how many it may be.
     asked: AtomicU64,
     budget: u64,
     names: Sampling,
     files: Sampling,
-    /// Files whose bytes were brought.
-    brought: Vec<AtomicBool>,
+    /// By file.
+    brought: Vec<Brought>,
+    /// Bytes of a file that the view is being asked for.
+    under_way: AtomicU64,
     over: AtomicBool,
     /// Until when they rest, in microseconds since then.
     resting: AtomicU64,
     begun: Instant,
+}
+
+/// Of a file.
+#[derive(Debug, Default)]
+struct Brought {
+    /// Bytes that the disk was asked for, and that are not counted as the view's.
+    bytes: AtomicU64,
+    /// Nothing of it was in memory before.
+    is_own: AtomicBool,
+    /// The view has it, or who reads it is there.
+    is_over: AtomicBool,
 }
 
 impl<'a> Blocks<'a> {
@@ -65,20 +81,20 @@ impl<'a> Blocks<'a> {
         served: Option<&'a AtomicU64>,
         budget: u64,
     ) -> Self {
-        let none = || plan.bytes.iter().map(|_| AtomicBool::new(false)).collect();
         Self {
             plan,
             store,
             next: AtomicUsize::new(0),
             file: AtomicUsize::new(0),
-            taken: none(),
+            taken: plan.bytes.iter().map(|_| AtomicBool::new(false)).collect(),
             left: AtomicUsize::new(plan.bytes.len()),
             served,
             asked: AtomicU64::new(0),
             budget,
             names: Sampling::default(),
             files: Sampling::default(),
-            brought: none(),
+            brought: plan.bytes.iter().map(|_| Brought::default()).collect(),
+            under_way: AtomicU64::new(0),
             over: AtomicBool::new(false),
             resting: AtomicU64::new(0),
             begun: Instant::now(),
@@ -109,26 +125,74 @@ impl<'a> Blocks<'a> {
             }
         }
         while let Some((at, step)) = self.take_file() {
-            let asked = self.asked.fetch_add(step.bytes(), Ordering::Relaxed);
-            if asked > self.budget {
-                return;
-            }
-            while self.served.is_some_and(|served| asked > served.load(Ordering::Relaxed) + AHEAD) {
-                std::thread::sleep(REST);
-                if self.over.load(Ordering::Relaxed) {
-                    return;
-                }
-            }
             if !self.files.asks(at) {
+                // As if it had been, so that others do not get too far ahead.
+                let _ = self.count(at, step.bytes());
                 continue;
             }
             self.wait();
             let before = waits();
-            let is_brought = bring(&mut below, step).unwrap_or(false);
+            let is_own = self.bring(&mut below, at, step).unwrap_or(false);
             self.files.told(waits() != before);
-            if is_brought && let Some(brought) = self.brought.get(at) {
-                brought.store(true, Ordering::Relaxed);
+            if is_own && let Some(brought) = self.brought.get(at) {
+                brought.is_own.store(true, Ordering::Relaxed);
             }
+        }
+    }
+
+    /// Asks the disk for what `step` reads; whether nothing of it was there.
+    fn bring(&self, below: &mut Below<'_>, at: usize, step: &Step) -> Result<bool, Errno> {
+        let Step::Read { path, ranges } = step else { return Ok(false) };
+        let file = below.file(path)?;
+        let size =
+            rustix::fs::statx(&file, "", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, StatxFlags::SIZE)?
+                .stx_size;
+        let mut was_there = false;
+        for pages in ranges.iter() {
+            let from = pages.first.saturating_mul(PAGE);
+            let length = (u64::from(pages.count) * PAGE).min(size.saturating_sub(from));
+            was_there |= length > 0 && is_cached(&file, from, length);
+            for piece in (0..length).step_by(PIECE as usize) {
+                let bytes = PIECE.min(length - piece);
+                if !self.count(at, bytes) {
+                    return Ok(!was_there);
+                }
+                rustix::fs::fadvise(&file, from + piece, NonZeroU64::new(bytes), Advice::WillNeed)?;
+            }
+        }
+        Ok(!was_there)
+    }
+
+    /// Counts so many bytes of the file of this step, once it is not too far ahead. Returns whether they are to be asked for.
+    fn count(&self, at: usize, bytes: u64) -> bool {
+        let Some(brought) = self.brought.get(at) else { return false };
+        let stops = || self.over.load(Ordering::Relaxed) || brought.is_over.load(Ordering::SeqCst);
+        let is_far = || {
+            self.served.is_some_and(|served| {
+                let has =
+                    served.load(Ordering::SeqCst).saturating_add(self.under_way.load(Ordering::Relaxed));
+                self.asked.load(Ordering::SeqCst) >= has.saturating_add(AHEAD)
+            })
+        };
+        while !stops() && is_far() {
+            std::thread::sleep(REST);
+        }
+        if stops() || self.asked.fetch_add(bytes, Ordering::SeqCst) > self.budget {
+            return false;
+        }
+        brought.bytes.fetch_add(bytes, Ordering::SeqCst);
+        // Whoever comes second counts them.
+        if brought.is_over.load(Ordering::SeqCst) {
+            self.forgive(brought);
+        }
+        true
+    }
+
+    /// What was brought of a file is ahead of nobody any longer.
+    fn forgive(&self, brought: &Brought) {
+        let bytes = brought.bytes.swap(0, Ordering::SeqCst);
+        if let Some(served) = self.served {
+            served.fetch_add(bytes, Ordering::SeqCst);
         }
     }
 
@@ -137,30 +201,31 @@ impl<'a> Blocks<'a> {
         self.left.load(Ordering::Relaxed) == 0 || self.asked.load(Ordering::Relaxed) > self.budget
     }
 
-    /// Continues with the file of this step.
+    /// Continues with the file of this step. What was brought before is for later, and does not count.
     pub(super) fn jump(&self, at: usize) {
         self.file.store(at, Ordering::Relaxed);
+        self.brought.iter().for_each(|brought| self.forgive(brought));
     }
 
     /// The file of this step is left to who reads it.
     pub(super) fn leave(&self, at: usize) {
-        match self.reserve(at) {
-            true => {}
-            // It is what the view has, or will have, but it may be read of the store just now.
-            false => self.serve(at),
+        self.reserve(at);
+        if let Some(brought) = self.brought.get(at) {
+            brought.is_over.store(true, Ordering::SeqCst);
+            self.forgive(brought);
         }
     }
 
-    fn serve(&self, at: usize) {
-        if let Some((served, step)) = self.served.zip(self.plan.bytes.get(at)) {
-            served.fetch_add(step.bytes(), Ordering::Relaxed);
-        }
+    /// The view is asked for so many bytes of a file.
+    pub(super) fn asks(&self, bytes: u64) {
+        self.under_way.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// The view has the file of this step.
+    /// The view has the file of this step, whether or not a thread has come to it.
     pub(super) fn served(&self, below: &mut Below<'_>, at: usize) {
+        self.leave(at);
         self.drop_file(below, at);
-        self.serve(at);
+        self.under_way.store(0, Ordering::Relaxed);
     }
 
     /// Drops what was brought and is left.
@@ -170,7 +235,7 @@ impl<'a> Blocks<'a> {
 
     /// Drops what was brought of the file of this step.
     pub(super) fn drop_file(&self, below: &mut Below<'_>, at: usize) {
-        if self.brought.get(at).is_some_and(|brought| brought.swap(false, Ordering::Relaxed))
+        if self.brought.get(at).is_some_and(|brought| brought.is_own.swap(false, Ordering::Relaxed))
             && let Some(Step::Read { path, ranges }) = self.plan.bytes.get(at)
             && let Ok(file) = below.file(path)
         {
@@ -201,7 +266,7 @@ impl<'a> Blocks<'a> {
 
     /// The next file that nobody has, from where the view is asked on.
     fn take_file(&self) -> Option<(usize, &'a Step)> {
-        while !self.over.load(Ordering::Relaxed) && self.left.load(Ordering::Relaxed) > 0 {
+        while !self.over.load(Ordering::Relaxed) && !self.is_done() {
             let at = self.file.fetch_add(1, Ordering::Relaxed) % self.plan.bytes.len().max(1);
             if self.reserve(at) {
                 return self.plan.bytes.get(at).map(|step| (at, step));
@@ -227,18 +292,6 @@ fn waits() -> i64 {
         .map_or(0, |usage| usage.block_reads().saturating_add(usage.voluntary_context_switches()))
 }
 
-/// Asks the disk for what `step` reads; whether nothing of it was there.
-fn bring(below: &mut Below<'_>, step: &Step) -> Result<bool, Errno> {
-    let Step::Read { path, ranges } = step else { return Ok(false) };
-    let file = below.file(path)?;
-    let mut was_there = false;
-    for pages in ranges.iter() {
-        let (from, length) = (pages.first * PAGE, u64::from(pages.count) * PAGE);
-        was_there |= is_cached(&file, from, length);
-        for at in (0..length).step_by(PIECE as usize) {
-            let piece = NonZeroU64::new(PIECE.min(length - at));
-            rustix::fs::fadvise(&file, from + at, piece, Advice::WillNeed)?;
-        }
-    }
-    Ok(!was_there)
-}
+#[cfg(test)]
+#[path = "blocks_tests.rs"]
+mod tests;

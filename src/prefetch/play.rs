@@ -247,6 +247,7 @@ impl Player<'_> {
             let may = limits.exceeded().is_none();
             if may {
                 outcome.bytes += bytes;
+                blocks.asks(bytes);
                 limits.count(bytes);
             }
             may
