@@ -5,7 +5,8 @@
 //! and the user finds them done when he gets there.
 //!
 //! Invariants:
-//! - no step is done twice, and each is either done or left to a user who asked for all of it himself;
+//! - no step is done twice, and each is either done or left to a user who asked for it himself: for all of it, or for any bytes of a file, whose rest is
+//!   his as well;
 //! - what was jumped over is done when nothing is left ahead.
 //!
 //! Hard points:

@@ -268,6 +268,43 @@ fn a_profile_of_which_too_little_was_used_is_not_played_at_the_next_start() {
 }
 
 #[test]
+fn a_large_profile_keeps_what_is_used_and_few_marks_tell_when_too_much_is_not() {
+    const USES: usize = 10_000;
+    let all: Vec<Vec<u8>> = (0..USES).map(|n| full(1, &format!("{}/{n}", n % 100))).collect();
+    let start = u64::from(std::process::id());
+    println!("the first seed is {start}");
+    let seen = |paths: &[&Vec<u8>]| paths.iter().map(|path| record(Kind::Name, path, 0)).collect::<Vec<_>>();
+    let every = seen(&all.iter().collect::<Vec<_>>());
+    for percent in [100, 95, 50] {
+        let used: Vec<&Vec<u8>> = all.iter().step_by(2).chain(all.iter().skip(1).step_by(2)).collect();
+        let used = used.get(..USES * percent / 100).unwrap();
+        let first = Run { records: &every, done: Done::default(), marks: Marks::new(start, 0), lasted: LONG };
+        let (mut last, _) = learn(None, &[member(1)], &[], &first);
+        let mut starts_without = 0;
+        for number in 0..20 {
+            let marks = Marks::new((start + number).wrapping_mul(0x9e37_79b9_7f4a_7c15), last.len() as u64);
+            let plays = !last.is_doubtful();
+            let records = match plays {
+                true => seen(&used.iter().copied().filter(|path| marks.is_marked(path)).collect::<Vec<_>>()),
+                false => seen(used),
+            };
+            starts_without += u32::from(!plays);
+            let done = if plays { ALL } else { Done::default() };
+            (last, _) =
+                learn(Some(&last), &[member(1)], &[], &Run { records: &records, done, marks, lasted: LONG });
+            let known = paths(&last);
+            assert!(used.iter().all(|path| known.contains(*path)), "{percent} %, run {number}");
+        }
+        println!("{percent} % used: {} of {USES} are left, {starts_without} starts without", last.len());
+        match percent {
+            100 => assert_eq!((last.len(), starts_without), (USES, 0)),
+            50 => assert!(last.len() == used.len() && starts_without >= 1, "{}", last.len()),
+            _ => assert!((used.len()..=USES).contains(&last.len())),
+        }
+    }
+}
+
+#[test]
 fn what_was_used_of_a_member_that_came_later_is_learnt() {
     let records = [record(Kind::Name, &full(2, "x"), 1), record(Kind::Name, &full(3, "x"), 2)];
     let (next, _) = learn(
