@@ -510,3 +510,28 @@ fn a_directory_that_others_can_read_is_refused_and_the_view_is_served() {
     assert!(view.stderr().contains("is not this user's alone"), "{}", view.stderr());
     assert_eq!(views.ask("status")["prefetch"]["remembers"], false);
 }
+
+#[test]
+fn bytes_and_names_are_right_for_who_reads_beside_a_play() {
+    need!(Root, Fuse, Nix);
+    let (fixture, views) = (Fixture::new(), Views::new());
+    let members = [&fixture.data, &fixture.system];
+    views.run(fixture.program(), |view| {
+        members.into_iter().for_each(|member| use_all(view.path(), member));
+    });
+    let real: Vec<_> =
+        members.into_iter().map(|member| tree::walk(&fixture.store.physical(), &member.base)).collect();
+    for mode in ["auto", "names", "all"] {
+        let held = views.hold();
+        let (view, _dir) = views.start(fixture.program(), mode);
+        views.player(&view);
+        std::thread::scope(|scope| {
+            for (member, real) in members.into_iter().zip(&real) {
+                let at = view.path();
+                scope.spawn(move || tree::assert_same(real, &tree::walk(at, &member.base)));
+            }
+            drop(held);
+        });
+        assert_eq!(views.until_played()["stopped"], "done", "{mode}");
+    }
+}
