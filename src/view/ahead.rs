@@ -129,7 +129,7 @@ impl Bringer {
                             of.walks.lock().brought(walk, &path, found);
                         }
                     }
-                    Next::Later => {}
+                    Next::Later => of.walks.lock().found_no_file(walk),
                     Next::End => of.walks.lock().at_end(walk),
                 }
             }

@@ -8,6 +8,7 @@
 //! - Whatever was brought is dropped once: when the reader has come to a later file, when it is too far behind, or when the walk
 //!   has ended.
 //! - Of each walk at most [`BEHIND`] files behind the reader and [`WINDOW`] ahead are remembered.
+//! - Whoever reads nothing more makes a bounded number of files be looked for.
 //!
 //! Hard points:
 //! 1. Not each file of a walk is read here: an empty one never is, nor one of which the kernel has the pages already, by another
@@ -40,6 +41,8 @@ const BEHIND: usize = 32;
 const LOST: u32 = 64;
 /// The same, after which another walk may take its place.
 const STRAY: u32 = 16;
+/// Searches without a file to bring, since the last read of a walk, after which none is looked for until the next.
+const IN_VAIN: u32 = 64;
 /// Files in a row that were in memory already.
 const WARM: u32 = 8;
 /// First reads for which nobody is looked for, after nothing was won.
@@ -87,7 +90,7 @@ pub struct WalkId(u64);
 pub enum Found {
     /// So many bytes of it, from its beginning, were asked for.
     Cold(u64),
-    /// It was in memory.
+    /// It was in memory, or nobody can tell whether it was.
     Warm,
     /// There is nothing to read.
     Nothing,
@@ -131,6 +134,8 @@ struct Walk {
     others: u32,
     /// Files in a row that were in memory.
     warm: u32,
+    /// Searches since the last one of its files was read in which there was nothing to bring.
+    in_vain: u32,
     won: Won,
     /// Whether it was told of a read since it was last asked.
     heard: bool,
@@ -251,6 +256,7 @@ impl Walks {
             window: *WINDOW.start(),
             others: 0,
             warm: 0,
+            in_vain: 0,
             won: Won::Nothing,
             heard: true,
             further: Further::Perhaps,
@@ -299,6 +305,13 @@ impl Walks {
         }
     }
 
+    /// None of many names that come next in `walk` is a file.
+    pub fn found_no_file(&mut self, walk: WalkId) {
+        if let Some(walk) = self.find(walk) {
+            walk.in_vain += 1;
+        }
+    }
+
     /// What became of a file that `walk` expects.
     pub fn brought(&mut self, walk: WalkId, path: &[u8], found: Found) {
         let Some(walk) = self.find(walk) else {
@@ -319,6 +332,7 @@ impl Walks {
                 self.end_where(|walk| walk.warm >= WARM);
             }
             (Found::Nothing, _) => {
+                walk.in_vain += 1;
                 if let Some(at) = at {
                     walk.files.remove(at);
                     walk.passed -= usize::from(at < walk.passed);
@@ -371,7 +385,7 @@ impl Walk {
         if from_disk {
             self.won = Won::Something;
         }
-        (self.others, self.heard) = (0, true);
+        (self.others, self.in_vain, self.heard) = (0, 0, true);
         self.passed = self.passed.max(at + 1);
         Some(from_disk)
     }
@@ -384,13 +398,17 @@ impl Walk {
 
     fn wants(&self) -> bool {
         let (files, bytes) = self.ahead();
-        self.further == Further::Perhaps && files < self.window && bytes < BYTES
+        self.is_searching() && files < self.window && bytes < BYTES
+    }
+
+    fn is_searching(&self) -> bool {
+        self.further == Further::Perhaps && self.in_vain < IN_VAIN
     }
 
     /// Whether it is worth waking somebody.
     fn is_due(&self) -> bool {
         let (files, bytes) = self.ahead();
-        self.further == Further::Perhaps && files <= self.window / 2 && bytes < BYTES
+        self.is_searching() && files <= self.window / 2 && bytes < BYTES
     }
 
     /// A file that is not needed any more, of which something was brought.

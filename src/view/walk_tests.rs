@@ -213,6 +213,42 @@ fn a_walk_with_files_first_is_followed_once_it_is_known() {
     }
 }
 
+/// A disk that fails, or a tree of empty files: nobody looks through all of it for a reader who is not there.
+#[test]
+fn where_nothing_is_found_the_search_ends_until_somebody_reads() {
+    let mut walks = Walks::default();
+    for number in 0..RUN as usize {
+        let _ = walks.read(&file(number));
+    }
+    let mut names = (RUN as usize..).map(file);
+    let mut search = |walks: &mut Walks, found: &dyn Fn(usize) -> Found| {
+        let mut looked = 0;
+        while let Some(Job::Bring { walk, .. }) = walks.job() {
+            let path = names.next().unwrap();
+            assert!(looked < 10_000, "still looking");
+            if walks.expect(walk, &path) {
+                walks.brought(walk, &path, found(looked));
+            }
+            looked += 1;
+        }
+        looked
+    };
+    let first = search(&mut walks, &|at| if at == 0 { Found::Cold(1) } else { Found::Nothing });
+    assert!(first > 8, "{first}");
+    assert_eq!(walks.job(), None);
+    // The one file that is there is read.
+    assert_eq!(walks.read(&file(RUN as usize)), Wake::Now);
+    assert!(search(&mut walks, &|_| Found::Nothing) > 8);
+    let walk = walks.walks.iter().flatten().next().unwrap().id;
+    let _ = walks.read(&file(RUN as usize));
+    let steps = (0..10_000).take_while(|_| {
+        let is_looking = matches!(walks.job(), Some(Job::Bring { .. }));
+        walks.found_no_file(walk);
+        is_looking
+    });
+    assert!(steps.count() < 10_000, "directories without a file");
+}
+
 /// Empty files are never read, and of some the kernel has the pages.
 #[test]
 fn files_that_are_passed_by_do_not_end_a_walk() {
