@@ -94,3 +94,37 @@ fn nothing_but_a_plain_file_is_opened_and_no_link_is_followed() {
     let wanted: Vec<Listed> = kinds.map(|(name, kind)| (name.as_bytes().into(), kind)).into();
     assert_eq!(ahead.list(b"m"), Some(wanted));
 }
+
+/// There the pages are the lower file system's, and cachestat(2) sees none: what is dropped may be somebody else's.
+#[test]
+fn what_others_have_cached_stays_where_nobody_can_tell_whether_it_is_cached() {
+    let dir = tempfile::tempdir().unwrap();
+    let [lower, other, merged] = ["lower", "other", "merged"].map(|name| dir.path().join(name));
+    [&lower, &other, &merged].into_iter().for_each(|path| fs::create_dir(path).unwrap());
+    fs::create_dir(lower.join("m")).unwrap();
+    let file = lower.join("m/file");
+    fs::write(&file, vec![b'x'; 300_000]).unwrap();
+    File::open(&file).unwrap().sync_all().unwrap();
+    let on_overlay = || -> rustix::io::Result<Found> {
+        use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+        // The mount ends with this thread.
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)
+            .map_err(|error| Errno::from_raw_os_error(error as i32))?;
+        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+        let layers = std::ffi::CString::new(format!("lowerdir={}:{}", lower.display(), other.display()));
+        mount("overlay", &merged, "overlay", MountFlags::empty(), layers.unwrap().as_c_str())?;
+        let mut ahead = backing(&merged).ahead();
+        let found = ahead.bring(b"m/file");
+        if let Found::Cold(bytes) = found {
+            ahead.drop_pages(b"m/file", bytes);
+        }
+        Ok(found)
+    };
+    match std::thread::scope(|scope| scope.spawn(on_overlay).join().unwrap()) {
+        Ok(found) => {
+            assert_eq!(found, Found::Warm);
+            assert!(cached(&file, 300_000) >= 300_000);
+        }
+        Err(error) => eprintln!("not tested: no overlay can be mounted here: {error}"),
+    }
+}
