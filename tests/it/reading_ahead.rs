@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 use rustix::fs::Advice;
 
 use crate::util;
+use crate::util::faulty::{Cache, Call, Disk, Fault};
 use crate::util::load;
 use crate::util::program::Program;
+use crate::util::service::{Service, Victim};
 use crate::util::store::NixStore;
 
 const FILES: usize = 60;
@@ -62,4 +64,44 @@ fn the_next_files_of_a_walk_are_brought_and_do_not_stay() {
     eventually("nothing was brought behind the third file", || cached(&helper, (3..FILES).map(host)) > 0);
     (3..FILES).for_each(read);
     eventually("what was brought stays", || cached(&helper, (0..FILES).map(host)) == 0);
+}
+
+/// A disk that does not answer who reads ahead: only it lists directories here. A reload, the next server and the end of the
+/// view wait for nothing of it, though no signal ends a call that the disk has begun.
+#[test]
+fn nobody_waits_for_a_disk_that_hangs_under_who_reads_ahead() {
+    need!(Root, Fuse, Nix);
+    let store = NixStore::new();
+    let system = store.add_in_place("walked", &[], |path| {
+        fs::create_dir_all(path).unwrap();
+        (0..FILES).for_each(|number| fs::write(path.join(format!("{number:03}")), [number as u8]).unwrap());
+    });
+    let disk = Disk::new(&store.physical(), Cache::Pages);
+    let uri = format!("{}&real={}", store.uri(), disk.path().display());
+    let mut service = Service::on(&uri).with(["--system", &system.path, "--prefetch", "off"]);
+    for end in ["SIGTERM", "umount"] {
+        service.start_ready();
+        let read = |service: &Service, number: usize| {
+            let file = service.path().join(&system.base).join(format!("{number:03}"));
+            assert_eq!(fs::read(file).unwrap(), [number as u8], "{}", service.log());
+        };
+        disk.fail(Fault::hang(Call::Readdir));
+        (0..3).for_each(|number| read(&service, number));
+        eventually("nothing is read ahead", || disk.failed() == 1);
+        service.reload_well();
+        // Listings of the root need no disk. Names in the directory that is being listed would wait for it: the kernel lists and
+        // looks up one after the other in a directory of this disk.
+        service.kill_unwaited(Victim::Server);
+        assert_eq!(fs::read_dir(service.path()).unwrap().count(), 1, "{}", service.log());
+        service.kill_unwaited(Victim::Both);
+        service.start_ready();
+        assert_eq!(fs::read_dir(service.path()).unwrap().count(), 1, "{}", service.log());
+        if end == "SIGTERM" {
+            service.stop();
+        } else {
+            rustix::mount::unmount(service.path(), rustix::mount::UnmountFlags::empty()).unwrap();
+            assert_eq!(service.ended().code(), Some(0), "{}", service.log());
+        }
+        disk.recover();
+    }
 }

@@ -19,7 +19,7 @@ use fuser::{
     INodeNo, LockOwner, Notifier, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEntry, ReplyOpen,
     Request, Session, SessionACL,
 };
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use rustix::fs::{Mode, OFlags};
 
 use super::mounts::Own;
@@ -49,12 +49,19 @@ pub(crate) struct Fault {
     pub(crate) after: u64,
     /// Where in a file reading fails: a read that ends behind it.
     pub(crate) offset: u64,
+    /// Calls get no answer before the disk works again.
+    pub(crate) hangs: bool,
 }
 
 impl Fault {
     /// Every call of this kind fails.
     pub(crate) fn of(call: Call, errno: i32) -> Self {
-        Self { call, errno, after: 0, offset: 0 }
+        Self { call, errno, after: 0, offset: 0, hangs: false }
+    }
+
+    /// No call of this kind is answered.
+    pub(crate) fn hang(call: Call) -> Self {
+        Self { hangs: true, ..Self::of(call, 0) }
     }
 }
 
@@ -69,6 +76,7 @@ pub(crate) enum Cache {
 #[derive(Debug, Default)]
 struct Shared {
     fault: Mutex<Option<Fault>>,
+    recovered: Condvar,
     counts: Mutex<Counts>,
     nodes: Mutex<Nodes>,
 }
@@ -99,16 +107,22 @@ impl Nodes {
 impl Shared {
     /// Counts a call, and whether it is to fail.
     fn judge(&self, call: Call, end: u64) -> Result<(), Errno> {
-        let fault = self.fault.lock();
-        let Some(fault) = fault.filter(|fault| fault.call == call && end > fault.offset) else {
+        let mut current = self.fault.lock();
+        let Some(fault) = current.filter(|fault| fault.call == call && end > fault.offset) else {
             return Ok(());
         };
-        let mut counts = self.counts.lock();
-        counts.calls += 1;
-        if counts.calls <= fault.after {
+        {
+            let mut counts = self.counts.lock();
+            counts.calls += 1;
+            if counts.calls <= fault.after {
+                return Ok(());
+            }
+            counts.failed += 1;
+        }
+        if fault.hangs {
+            self.recovered.wait_while(&mut current, |fault| fault.is_some());
             return Ok(());
         }
-        counts.failed += 1;
         Err(Errno::from_i32(fault.errno))
     }
 
@@ -184,12 +198,19 @@ impl Disk {
     /// Works again from now on. How many calls have failed.
     pub(crate) fn recover(&self) -> u64 {
         *self.shared.fault.lock() = None;
+        self.shared.recovered.notify_all();
+        self.failed()
+    }
+
+    /// How many calls have failed, or hang.
+    pub(crate) fn failed(&self) -> u64 {
         self.shared.counts.lock().failed
     }
 }
 
 impl Drop for Disk {
     fn drop(&mut self) {
+        self.recover();
         drop(self.mount.take());
         // Whoever still has something of it open would keep the session; the test's end does not wait for them.
         drop(self.session.take());
