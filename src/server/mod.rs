@@ -263,7 +263,7 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: &Arc<OwnedFd>) -> 
     let (stale, stale_nodes) = mpsc::channel();
     let view = ServedView::new(trie.clone(), backing, journal, registrations);
     let view = view.noting(ledger.clone()).counting(usage.clone()).invalidating(stale);
-    let view = read_ahead(view, trie.clone())?;
+    let view = read_ahead(view, trie.clone());
     let view = Arc::new(view);
     members.into_iter().for_each(|(member, identity)| view.restore_member(member, identity));
     let fresh = trie.prepare(&start.view);
@@ -353,19 +353,26 @@ pub fn serve(start: Start, descriptors: Descriptors, monitor: &Arc<OwnedFd>) -> 
 
 /// Brings files ahead of whoever walks the `view`, in a thread that may wait for the disk: who waits for this server to end does not wait
 /// for that. Files that the kernel reads by itself are not seen.
-fn read_ahead(view: ServedView, trie: Arc<PathTrie>) -> Result<ServedView, ServeError> {
+fn read_ahead(view: ServedView, trie: Arc<PathTrie>) -> ServedView {
     if view.registrations().is_some() {
-        return Ok(view);
+        return view;
     }
     let ahead = Arc::new(ReadAhead::default());
     let files = view.backing().ahead();
     let bringer = Bringer::new(files, trie);
     let own = ahead.clone();
-    spawn("ahead", move || match sys::keep_descriptor(bringer.descriptor()) {
+    let begun = spawn("ahead", move || match sys::keep_descriptor(bringer.descriptor()) {
         Ok(()) => own.work(bringer),
         Err(error) => tracing::debug!(%error, "nothing is read ahead of who walks"),
-    })?;
-    Ok(view.reading_ahead(ahead))
+    });
+    match begun {
+        Ok(()) => view.reading_ahead(ahead),
+        // No answer depends on it.
+        Err(error) => {
+            tracing::debug!(error = %crate::error::chain(&error), "nothing is read ahead of who walks");
+            view
+        }
+    }
 }
 
 /// The monitor's ear.

@@ -4,7 +4,8 @@
 //! are in the order of a listing of the view.
 //!
 //! Invariants:
-//! - Of directories at most [`LEVELS`] are remembered. One that was left out is listed again when the walk comes back to it.
+//! - Of directories at most [`LEVELS`] are remembered, with [`NAMES`] names in all. One that was left out is listed again when the walk
+//!   comes back to it.
 //! - A call lists at most [`STEPS`] directories.
 //!
 //! Pure: directories are listed by a [`Tree`].
@@ -13,6 +14,8 @@ use std::collections::VecDeque;
 
 /// Directories on the way from the root that are remembered.
 const LEVELS: usize = 16;
+/// Names in them: twice as many as the longest directory may have that is walked.
+const NAMES: usize = 1 << 17;
 /// Names that one call looks at: a tree may have any number of directories and no file.
 const STEPS: usize = 1024;
 
@@ -140,7 +143,10 @@ impl Cursor {
     }
 
     fn enter(&mut self, level: Level) {
-        if self.levels.len() == LEVELS {
+        let names = |levels: &VecDeque<Level>| levels.iter().map(|level| level.names.len()).sum::<usize>();
+        while self.levels.len() >= LEVELS
+            || !self.levels.is_empty() && names(&self.levels) + level.names.len() > NAMES
+        {
             self.levels.pop_front();
         }
         self.levels.push_back(level);

@@ -132,6 +132,32 @@ fn a_tree_without_files_is_looked_at_a_little_at_a_time() {
 }
 
 #[test]
+fn large_directories_in_each_other_are_not_all_remembered() {
+    const WIDE: usize = NAMES / 4;
+    let mut node = Node::File;
+    for _ in 0..8 {
+        let names = (0..WIDE).map(|number| (format!("b{number:06}"), Node::Link));
+        node = Node::Directory(names.chain([("a".to_owned(), node), ("c".to_owned(), Node::File)]).collect());
+    }
+    let mut files = Vec::new();
+    walk(&node, "", Order::InTurn, &mut files);
+    let mut tree = Model { root: &node, tells: true, listed: 0 };
+    let mut cursor = Cursor::behind(b"0", Order::InTurn);
+    cursor.enter(Level { dir: Box::default(), names: tree.list(b"").unwrap(), next: 0 });
+    let mut found = Vec::new();
+    loop {
+        match cursor.next(&mut tree) {
+            Next::File(path) => found.push(String::from_utf8(path.into_vec()).unwrap()),
+            Next::Later => {}
+            Next::End => break,
+        }
+        let names: usize = cursor.levels.iter().map(|level| level.names.len()).sum();
+        assert!(names <= NAMES, "{names} names");
+    }
+    assert_eq!(found, files);
+}
+
+#[test]
 fn what_is_gone_is_passed() {
     let root = Node::Directory(
         [
