@@ -41,10 +41,10 @@ enum Queued {
 
 impl Pieces {
     /// Asks for `length` bytes of `file` from `from` on, none of which lies behind its end. `asks` is told before each piece how many bytes it has,
-    /// and whether it may be asked for; `ends` of each step that has ended.
+    /// and tells whether it may be asked for; `ends` is told of each step that has ended.
     ///
     /// # Errors
-    /// Those of posix_fadvise(2) and read(2).
+    /// Those of posix_fadvise(2), and of read(2) for this file: those of others keep nobody from reading this one.
     pub(super) fn ask(
         &mut self,
         file: &Rc<OwnedFd>,
@@ -64,7 +64,7 @@ impl Pieces {
             at += piece;
             self.queue.push_back(Queued::Piece(file.clone(), (at - 1) / PAGE * PAGE));
             self.pieces += 1;
-            self.wait(DEPTH, &mut ends)?;
+            self.wait_of(DEPTH, Some(file), &mut ends)?;
         }
         Ok(())
     }
@@ -81,15 +81,28 @@ impl Pieces {
     ///
     /// # Errors
     /// Those of read(2), one of them.
-    pub(super) fn wait(&mut self, left: usize, mut ends: impl FnMut(usize)) -> Result<(), Errno> {
+    pub(super) fn wait(&mut self, left: usize, ends: impl FnMut(usize)) -> Result<(), Errno> {
+        self.wait_of(left, None, ends)
+    }
+
+    /// The same; with a `file`, errors of others are not told.
+    fn wait_of(
+        &mut self,
+        left: usize,
+        file: Option<&Rc<OwnedFd>>,
+        mut ends: impl FnMut(usize),
+    ) -> Result<(), Errno> {
         let mut answer = Ok(());
         while self.pieces > left || matches!(self.queue.front(), Some(Queued::End(_))) {
             match self.queue.pop_front() {
                 None => break,
                 Some(Queued::End(step)) => ends(step),
-                Some(Queued::Piece(file, at)) => {
+                Some(Queued::Piece(of, at)) => {
                     self.pieces -= 1;
-                    answer = read_at(&file, at).and(answer);
+                    let read = read_at(&of, at);
+                    if file.is_none_or(|file| Rc::ptr_eq(file, &of)) {
+                        answer = read.and(answer);
+                    }
                 }
             }
         }
@@ -158,6 +171,21 @@ mod tests {
         };
         pieces.ask(&file, 0, 64 * PAGE, asks, |_| ()).unwrap();
         assert_eq!(pieces.pieces, 1);
+    }
+
+    #[test]
+    fn an_error_of_one_file_is_none_of_the_next() {
+        let directory: Rc<OwnedFd> = Rc::new(std::fs::File::open("/").unwrap().into());
+        let (next, mut pieces) = (file(200), Pieces::default());
+        pieces.queue.extend([Queued::Piece(directory, 0), Queued::End(1)]);
+        pieces.pieces = 1;
+        let (mut asked, mut ended) = (0, Vec::new());
+        let asks = |bytes| {
+            asked += bytes;
+            true
+        };
+        assert_eq!(pieces.ask(&next, 0, 200 * PAGE, asks, |step| ended.push(step)), Ok(()));
+        assert_eq!((asked, ended), (200 * PAGE, vec![1]));
     }
 
     #[test]

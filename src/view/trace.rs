@@ -1,6 +1,6 @@
 //! The trace: what was asked of a view since it was mounted, in order, in memory that the monitor makes and servers write.
 //!
-//! The monitor makes the memory ([`create`]) and says who plays ([`set_player`]); a server writes ([`Trace`]); who learns from it reads
+//! The monitor makes the memory ([`create`]) and says who plays ([`begin_play`]); a server writes ([`Trace`]); who learns from it reads
 //! ([`records::read`]), and who plays while it is written ([`following`]). See docs/design.md, "What a view has learnt".
 //!
 //! Invariants:

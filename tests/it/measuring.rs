@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output};
 
 use crate::util::scratch;
 
@@ -48,19 +48,19 @@ fn with_ending(directory: &Path, ending: &str) -> String {
     fs::read_to_string(found.unwrap_or_else(|| panic!("no .{ending} in {}", directory.display()))).unwrap()
 }
 
+/// Measures this program quickly, with these further arguments.
+fn quick_run(out: &Path, work: &Path, further: &[&str]) -> Output {
+    let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/bench"));
+    command.args(["--quick", "--program", env!("CARGO_BIN_EXE_nix-store-fs")]).args(further);
+    command.arg("--out").arg(out).arg("--work").arg(work).output().unwrap()
+}
+
 /// A quick run has a figure for every row of every column, says under which conditions, and leaves nothing behind.
 #[test]
 fn a_quick_run_tries_every_step() {
     need!(Root, Fuse, Nix);
     let (out, work) = (scratch(), scratch());
-    let run = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/bench"))
-        .args(["--quick", "--program", env!("CARGO_BIN_EXE_nix-store-fs")])
-        .arg("--out")
-        .arg(out.path())
-        .arg("--work")
-        .arg(work.path())
-        .output()
-        .unwrap();
+    let run = quick_run(out.path(), work.path(), &[]);
     let said = format!("{}{}", String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
     assert!(run.status.success(), "{said}");
 
@@ -98,14 +98,7 @@ fn a_quick_run_tries_every_step() {
 fn an_unknown_column_is_refused() {
     need!(Root, Fuse, Nix);
     let (out, work) = (scratch(), scratch());
-    let run = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/bench"))
-        .args(["--quick", "--program", env!("CARGO_BIN_EXE_nix-store-fs"), "--only", "cached,view"])
-        .arg("--out")
-        .arg(out.path())
-        .arg("--work")
-        .arg(work.path())
-        .output()
-        .unwrap();
+    let run = quick_run(out.path(), work.path(), &["--only", "cached,view"]);
     let said = String::from_utf8_lossy(&run.stderr);
     assert!(!run.status.success() && said.contains("--only view: the columns are cached,"), "{said}");
 }
