@@ -21,15 +21,13 @@ use rustix::io::Errno;
 use super::below::Below;
 use super::plan::{Plan, Step};
 use super::sampling::Sampling;
-use crate::sys::cached::is_cached;
+use crate::sys::cached::{self, Before};
 use crate::view::trace::records::PAGE;
 
 /// Threads that ask the disk.
 pub(super) const THREADS: usize = 4;
 /// Bytes that they are ahead of the view at most.
 const AHEAD: u64 = 32 << 20;
-/// Bytes of one question: of a longer one the kernel leaves out what is more than the disk reads ahead (`force_page_cache_ra`).
-const PIECE: u64 = 128 << 10;
 /// How long they rest when they are.
 const REST: Duration = Duration::from_millis(1);
 
@@ -147,17 +145,17 @@ impl<'a> Blocks<'a> {
         let size =
             rustix::fs::statx(&file, "", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, StatxFlags::SIZE)?
                 .stx_size;
-        let mut was_there = false;
+        let (mut was_there, mut may) = (false, true);
         for pages in ranges.iter() {
             let from = pages.first.saturating_mul(PAGE);
             let length = (u64::from(pages.count) * PAGE).min(size.saturating_sub(from));
-            was_there |= length > 0 && is_cached(&file, from, length);
-            for piece in (0..length).step_by(PIECE as usize) {
-                let bytes = PIECE.min(length - piece);
-                if !self.count(at, bytes) {
-                    return Ok(!was_there);
-                }
-                rustix::fs::fadvise(&file, from + piece, NonZeroU64::new(bytes), Advice::WillNeed)?;
+            let before = cached::bring(&file, from, length, |bytes, _| {
+                may = self.count(at, bytes);
+                may
+            })?;
+            was_there |= before == Before::Something;
+            if !may {
+                break;
             }
         }
         Ok(!was_there)

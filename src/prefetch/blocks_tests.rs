@@ -3,6 +3,8 @@ use std::os::fd::AsFd;
 
 use super::*;
 use crate::prefetch::plan::Rest;
+use crate::sys::cached::overlay::over_an_overlay;
+use crate::sys::cached::{QUESTION, cached_pages};
 use crate::view::trace::records::Pages;
 
 /// Bytes of each file, of which none is written.
@@ -37,7 +39,7 @@ fn of_a_file_no_more_is_brought_than_may_be_ahead_and_it_ends_in_the_middle() {
         }
         blocks.stop();
     });
-    assert!(asked(&blocks) <= AHEAD + PIECE, "{} bytes", asked(&blocks));
+    assert!(asked(&blocks) <= AHEAD + QUESTION, "{} bytes", asked(&blocks));
 }
 
 #[test]
@@ -48,23 +50,46 @@ fn of_a_file_no_more_is_brought_than_the_budget_has() {
     blocks.work();
     assert!(blocks.is_done());
     // The piece that was refused is counted as well.
-    assert!(asked(&blocks) <= AHEAD + 2 * PIECE, "{} bytes", asked(&blocks));
+    assert!(asked(&blocks) <= AHEAD + 2 * QUESTION, "{} bytes", asked(&blocks));
 }
 
 #[test]
 fn what_the_view_has_got_first_is_not_brought() {
     let dir = tempfile::tempdir().unwrap();
-    let (plan, store) = (plan(dir.path(), 4, PIECE), File::open(dir.path()).unwrap());
+    let (plan, store) = (plan(dir.path(), 4, QUESTION), File::open(dir.path()).unwrap());
     let served = AtomicU64::new(0);
     let blocks = Blocks::new(&plan, store.as_fd(), Some(&served), u64::MAX);
     let mut below = Below::new(store.as_fd());
     blocks.served(&mut below, 1);
     blocks.leave(2);
     blocks.work();
-    assert_eq!(asked(&blocks), 2 * PIECE);
+    assert_eq!(asked(&blocks), 2 * QUESTION);
     // The first one, which is left when users are elsewhere, keeps nobody from what is ahead of the view.
     blocks.jump(3);
-    assert_eq!(served.load(Ordering::SeqCst), 2 * PIECE);
+    assert_eq!(served.load(Ordering::SeqCst), 2 * QUESTION);
     blocks.served(&mut below, 0);
-    assert_eq!(served.load(Ordering::SeqCst), 2 * PIECE, "no byte counts twice");
+    assert_eq!(served.load(Ordering::SeqCst), 2 * QUESTION, "no byte counts twice");
+}
+
+/// As for who reads ahead of a walk: there the pages are the lower file system's, and what is dropped may be somebody else's.
+#[test]
+fn what_others_have_cached_stays_where_nobody_can_tell_whether_it_is_cached() {
+    const SIZE: u64 = 300_000;
+    let dir = tempfile::tempdir().unwrap();
+    let mut plan = plan(dir.path(), 1, SIZE);
+    let file = File::options().read(true).write(true).open(dir.path().join("0")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &vec![b'x'; SIZE as usize], 0).unwrap();
+    file.sync_all().unwrap();
+    let pages = Pages { first: 0, count: 74 };
+    plan.bytes = vec![Step::Read { path: b"0".to_vec(), ranges: [pages].into_iter().collect() }];
+    over_an_overlay(dir.path(), |merged| {
+        let store = File::open(merged).unwrap();
+        let served = AtomicU64::new(0);
+        let blocks = Blocks::new(&plan, store.as_fd(), Some(&served), u64::MAX);
+        blocks.work();
+        blocks.served(&mut Below::new(store.as_fd()), 0);
+        if let Ok(pages) = cached_pages(&file, 0, SIZE) {
+            assert_eq!(pages, SIZE.div_ceil(PAGE));
+        }
+    });
 }

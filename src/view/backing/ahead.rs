@@ -20,13 +20,11 @@ use rustix::io::Errno;
 
 use super::objects::is_file;
 use super::{Backing, FILE, calls};
-use crate::sys::cached::{cached_pages, is_cached};
+use crate::sys::cached::{Before, bring};
 use crate::view::walk::{Found, Kind, Listed, split};
 
 /// Bytes that are asked for of one file at most. A reader of a longer one is followed by the kernel's own read-ahead.
 const MOST: u64 = 1 << 20;
-/// Bytes of one question: of a longer one the kernel leaves out what is more than the disk reads ahead (`force_page_cache_ra`).
-const PIECE: u64 = 128 << 10;
 /// Names of the longest directory that is walked.
 const NAMES_MAX: usize = 1 << 16;
 
@@ -85,19 +83,12 @@ impl Ahead {
         }
         // Only whole pages are dropped.
         let most = stat.stx_size.next_multiple_of(rustix::param::page_size() as u64).min(MOST);
-        if is_cached(&file, 0, most) {
-            return Ok(Found::Warm);
-        }
         let mut asked = 0;
-        while let Some(length) = NonZeroU64::new(PIECE.min(most - asked)) {
-            calls::advise(&file, asked, length, Advice::WillNeed)?;
-            if asked == 0 && matches!(cached_pages(&file, 0, most), Ok(0)) {
-                // It has no pages of its own: whose they are that are cached, and whether any are, nobody tells.
-                return Ok(Found::Warm);
-            }
-            asked += length.get();
-        }
-        Ok(Found::Cold(asked))
+        let before = bring(&file, 0, most, |bytes, before| {
+            asked += bytes;
+            before == Before::Nothing
+        })?;
+        Ok(if before == Before::Nothing { Found::Cold(asked) } else { Found::Warm })
     }
 
     /// Drops what was brought: the first `bytes` of the file at `path`.
