@@ -115,3 +115,9 @@ fn openat(dir: BorrowedFd<'_>, name: &[u8], flags: OFlags) -> Result<OwnedFd, Er
         }
     }
 }
+
+/// How many bytes an open file has, as it is known since its name was looked up.
+pub(super) fn size(file: &OwnedFd) -> Result<u64, Errno> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    Ok(rustix::fs::statx(file, "", flags, StatxFlags::SIZE)?.stx_size)
+}

@@ -15,14 +15,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{UsageWho, getrusage};
-use rustix::fs::{Advice, AtFlags, StatxFlags};
+use rustix::fs::Advice;
 use rustix::io::Errno;
 
-use super::below::Below;
+use super::below::{self, Below};
 use super::plan::{Plan, Step};
 use super::sampling::Sampling;
 use crate::sys::cached::{self, Before};
-use crate::view::trace::records::PAGE;
 
 /// Threads that ask the disk.
 pub(super) const THREADS: usize = 4;
@@ -40,18 +39,16 @@ pub(super) struct Blocks<'a> {
     next: AtomicUsize,
     /// Where the next file is looked for.
     file: AtomicUsize,
-    /// Files that a thread has taken, or that were left to users, and how many others there are.
-    taken: Vec<AtomicBool>,
+    /// How many files nobody has taken.
     left: AtomicUsize,
     /// Bytes of those below that the view has; none: it is not asked for them.
-    served: Option<&'a AtomicU64>,
+    served: Option<AtomicU64>,
     /// Bytes that the disk was asked for, and how many it may be.
     asked: AtomicU64,
     budget: u64,
     names: Sampling,
     files: Sampling,
-    /// By file.
-    brought: Vec<Brought>,
+    by_file: Vec<OfFile>,
     /// Bytes of a file that the view is being asked for.
     under_way: AtomicU64,
     over: AtomicBool,
@@ -62,7 +59,9 @@ pub(super) struct Blocks<'a> {
 
 /// Of a file.
 #[derive(Debug, Default)]
-struct Brought {
+struct OfFile {
+    /// A thread has it, or it was left to users.
+    is_taken: AtomicBool,
     /// Bytes that the disk was asked for, and that are not counted as the view's.
     bytes: AtomicU64,
     /// Nothing of it was in memory before.
@@ -72,26 +71,20 @@ struct Brought {
 }
 
 impl<'a> Blocks<'a> {
-    /// Of what `plan` asks for, in `store`. `served` tells how many bytes the view was asked for.
-    pub(super) fn new(
-        plan: &'a Plan,
-        store: BorrowedFd<'a>,
-        served: Option<&'a AtomicU64>,
-        budget: u64,
-    ) -> Self {
+    /// Of what `plan` asks for, in `store`. `reads`: the view is asked for the same bytes, and they are not to be far ahead of it.
+    pub(super) fn new(plan: &'a Plan, store: BorrowedFd<'a>, reads: bool, budget: u64) -> Self {
         Self {
             plan,
             store,
             next: AtomicUsize::new(0),
             file: AtomicUsize::new(0),
-            taken: plan.bytes.iter().map(|_| AtomicBool::new(false)).collect(),
             left: AtomicUsize::new(plan.bytes.len()),
-            served,
+            served: reads.then(AtomicU64::default),
             asked: AtomicU64::new(0),
             budget,
             names: Sampling::default(),
             files: Sampling::default(),
-            brought: plan.bytes.iter().map(|_| Brought::default()).collect(),
+            by_file: plan.bytes.iter().map(|_| OfFile::default()).collect(),
             under_way: AtomicU64::new(0),
             over: AtomicBool::new(false),
             resting: AtomicU64::new(0),
@@ -132,7 +125,7 @@ impl<'a> Blocks<'a> {
             let before = waits();
             let is_own = self.bring(&mut below, at, step).unwrap_or(false);
             self.files.told(waits() != before);
-            if is_own && let Some(brought) = self.brought.get(at) {
+            if is_own && let Some(brought) = self.by_file.get(at) {
                 brought.is_own.store(true, Ordering::Relaxed);
             }
         }
@@ -142,13 +135,10 @@ impl<'a> Blocks<'a> {
     fn bring(&self, below: &mut Below<'_>, at: usize, step: &Step) -> Result<bool, Errno> {
         let Step::Read { path, ranges } = step else { return Ok(false) };
         let file = below.file(path)?;
-        let size =
-            rustix::fs::statx(&file, "", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, StatxFlags::SIZE)?
-                .stx_size;
+        let size = below::size(&file)?;
         let (mut was_there, mut may) = (false, true);
         for pages in ranges.iter() {
-            let from = pages.first.saturating_mul(PAGE);
-            let length = (u64::from(pages.count) * PAGE).min(size.saturating_sub(from));
+            let (from, length) = pages.within(size);
             let before = cached::bring(&file, from, length, |bytes, _| {
                 may = self.count(at, bytes);
                 may
@@ -163,10 +153,10 @@ impl<'a> Blocks<'a> {
 
     /// Counts so many bytes of the file of this step, once it is not too far ahead. Returns whether they are to be asked for.
     fn count(&self, at: usize, bytes: u64) -> bool {
-        let Some(brought) = self.brought.get(at) else { return false };
+        let Some(brought) = self.by_file.get(at) else { return false };
         let stops = || self.over.load(Ordering::Relaxed) || brought.is_over.load(Ordering::SeqCst);
         let is_far = || {
-            self.served.is_some_and(|served| {
+            self.served.as_ref().is_some_and(|served| {
                 let has =
                     served.load(Ordering::SeqCst).saturating_add(self.under_way.load(Ordering::Relaxed));
                 self.asked.load(Ordering::SeqCst) >= has.saturating_add(AHEAD)
@@ -187,9 +177,9 @@ impl<'a> Blocks<'a> {
     }
 
     /// What was brought of a file is ahead of nobody any longer.
-    fn forgive(&self, brought: &Brought) {
+    fn forgive(&self, brought: &OfFile) {
         let bytes = brought.bytes.swap(0, Ordering::SeqCst);
-        if let Some(served) = self.served {
+        if let Some(served) = &self.served {
             served.fetch_add(bytes, Ordering::SeqCst);
         }
     }
@@ -202,13 +192,13 @@ impl<'a> Blocks<'a> {
     /// Continues with the file of this step. What was brought before is for later, and does not count.
     pub(super) fn jump(&self, at: usize) {
         self.file.store(at, Ordering::Relaxed);
-        self.brought.iter().for_each(|brought| self.forgive(brought));
+        self.by_file.iter().for_each(|brought| self.forgive(brought));
     }
 
     /// The file of this step is left to who reads it.
     pub(super) fn leave(&self, at: usize) {
         self.reserve(at);
-        if let Some(brought) = self.brought.get(at) {
+        if let Some(brought) = self.by_file.get(at) {
             brought.is_over.store(true, Ordering::SeqCst);
             self.forgive(brought);
         }
@@ -233,14 +223,15 @@ impl<'a> Blocks<'a> {
 
     /// Drops what was brought of the file of this step.
     pub(super) fn drop_file(&self, below: &mut Below<'_>, at: usize) {
-        if self.brought.get(at).is_some_and(|brought| brought.is_own.swap(false, Ordering::Relaxed))
+        if self.by_file.get(at).is_some_and(|brought| brought.is_own.swap(false, Ordering::Relaxed))
             && let Some(Step::Read { path, ranges }) = self.plan.bytes.get(at)
             && let Ok(file) = below.file(path)
         {
             // No more than that: somebody else may use the rest.
             for pages in ranges.iter() {
-                if let Some(length) = NonZeroU64::new(u64::from(pages.count) * PAGE) {
-                    let _ = rustix::fs::fadvise(&file, pages.first * PAGE, Some(length), Advice::DontNeed);
+                let (from, length) = pages.within(u64::MAX);
+                if let Some(length) = NonZeroU64::new(length) {
+                    let _ = rustix::fs::fadvise(&file, from, Some(length), Advice::DontNeed);
                 }
             }
         }
@@ -275,7 +266,7 @@ impl<'a> Blocks<'a> {
 
     /// Whether nobody had it.
     fn reserve(&self, at: usize) -> bool {
-        let is_first = self.taken.get(at).is_some_and(|taken| !taken.swap(true, Ordering::Relaxed));
+        let is_first = self.by_file.get(at).is_some_and(|file| !file.is_taken.swap(true, Ordering::Relaxed));
         if is_first {
             self.left.fetch_sub(1, Ordering::Relaxed);
         }

@@ -5,7 +5,7 @@ use super::*;
 use crate::prefetch::plan::Rest;
 use crate::sys::cached::overlay::over_an_overlay;
 use crate::sys::cached::{QUESTION, cached_pages};
-use crate::view::trace::records::Pages;
+use crate::view::trace::records::{PAGE, Pages};
 
 /// Bytes of each file, of which none is written.
 const LARGE: u64 = 8 << 30;
@@ -26,12 +26,15 @@ fn asked(blocks: &Blocks<'_>) -> u64 {
     blocks.asked.load(Ordering::SeqCst)
 }
 
+fn served(blocks: &Blocks<'_>) -> u64 {
+    blocks.served.as_ref().unwrap().load(Ordering::SeqCst)
+}
+
 #[test]
 fn of_a_file_no_more_is_brought_than_may_be_ahead_and_it_ends_in_the_middle() {
     let dir = tempfile::tempdir().unwrap();
     let (plan, store) = (plan(dir.path(), 1, LARGE), File::open(dir.path()).unwrap());
-    let served = AtomicU64::new(0);
-    let blocks = Blocks::new(&plan, store.as_fd(), Some(&served), u64::MAX);
+    let blocks = Blocks::new(&plan, store.as_fd(), true, u64::MAX);
     std::thread::scope(|scope| {
         scope.spawn(|| blocks.work());
         while asked(&blocks) < AHEAD {
@@ -46,7 +49,7 @@ fn of_a_file_no_more_is_brought_than_may_be_ahead_and_it_ends_in_the_middle() {
 fn of_a_file_no_more_is_brought_than_the_budget_has() {
     let dir = tempfile::tempdir().unwrap();
     let (plan, store) = (plan(dir.path(), 3, LARGE), File::open(dir.path()).unwrap());
-    let blocks = Blocks::new(&plan, store.as_fd(), None, AHEAD);
+    let blocks = Blocks::new(&plan, store.as_fd(), false, AHEAD);
     blocks.work();
     assert!(blocks.is_done());
     // The piece that was refused is counted as well.
@@ -57,8 +60,7 @@ fn of_a_file_no_more_is_brought_than_the_budget_has() {
 fn what_the_view_has_got_first_is_not_brought() {
     let dir = tempfile::tempdir().unwrap();
     let (plan, store) = (plan(dir.path(), 4, QUESTION), File::open(dir.path()).unwrap());
-    let served = AtomicU64::new(0);
-    let blocks = Blocks::new(&plan, store.as_fd(), Some(&served), u64::MAX);
+    let blocks = Blocks::new(&plan, store.as_fd(), true, u64::MAX);
     let mut below = Below::new(store.as_fd());
     blocks.served(&mut below, 1);
     blocks.leave(2);
@@ -66,9 +68,9 @@ fn what_the_view_has_got_first_is_not_brought() {
     assert_eq!(asked(&blocks), 2 * QUESTION);
     // The first one, which is left when users are elsewhere, keeps nobody from what is ahead of the view.
     blocks.jump(3);
-    assert_eq!(served.load(Ordering::SeqCst), 2 * QUESTION);
+    assert_eq!(served(&blocks), 2 * QUESTION);
     blocks.served(&mut below, 0);
-    assert_eq!(served.load(Ordering::SeqCst), 2 * QUESTION, "no byte counts twice");
+    assert_eq!(served(&blocks), 2 * QUESTION, "no byte counts twice");
 }
 
 /// As for who reads ahead of a walk: there the pages are the lower file system's, and what is dropped may be somebody else's.
@@ -84,8 +86,7 @@ fn what_others_have_cached_stays_where_nobody_can_tell_whether_it_is_cached() {
     plan.bytes = vec![Step::Read { path: b"0".to_vec(), ranges: [pages].into_iter().collect() }];
     over_an_overlay(dir.path(), |merged| {
         let store = File::open(merged).unwrap();
-        let served = AtomicU64::new(0);
-        let blocks = Blocks::new(&plan, store.as_fd(), Some(&served), u64::MAX);
+        let blocks = Blocks::new(&plan, store.as_fd(), true, u64::MAX);
         blocks.work();
         blocks.served(&mut Below::new(store.as_fd()), 0);
         if let Ok(pages) = cached_pages(&file, 0, SIZE) {

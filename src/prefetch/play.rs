@@ -9,13 +9,12 @@ use std::collections::VecDeque;
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::Rc;
-use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Advice, AtFlags, RawDir, StatxFlags};
+use rustix::fs::{Advice, RawDir};
 use rustix::io::Errno;
 
-use super::below::Below;
+use super::below::{self, Below};
 use super::blocks::{Blocks, THREADS};
 use super::course::{Courses, Steps};
 use super::limits::Limits;
@@ -24,7 +23,6 @@ use super::pieces::Pieces;
 use super::plan::{Plan, Rest, Step};
 use crate::protocol::task::{Done, Stopped};
 use crate::view::trace::following::Following;
-use crate::view::trace::records::PAGE;
 
 /// Bytes of entries that a listing takes at once.
 const LISTING: usize = 32 << 10;
@@ -58,8 +56,7 @@ pub(super) fn play(
     limits: &mut Limits,
     alone: Option<OwnedFd>,
 ) -> Outcome {
-    let served = AtomicU64::new(0);
-    let blocks = Blocks::new(plan, store, reads.then_some(&served), limits.budget());
+    let blocks = Blocks::new(plan, store, reads, limits.budget());
     std::thread::scope(|scope| {
         for number in 0..THREADS {
             let work = std::thread::Builder::new().name(format!("blocks-{number}"));
@@ -76,7 +73,6 @@ pub(super) fn play(
                 courses: Courses::new(plan),
                 blocks: &blocks,
                 left: VecDeque::new(),
-                store: Below::new(store),
             },
             limits,
             turns: Turns { alone, pace: Pace::new(Instant::now()), blocks: &blocks },
@@ -139,18 +135,17 @@ struct Users<'a> {
     blocks: &'a Blocks<'a>,
     /// Files that were left to users lately.
     left: VecDeque<usize>,
-    store: Below<'a>,
 }
 
 impl Users<'_> {
-    fn next_name(&mut self) -> Option<usize> {
-        self.look();
+    fn next_name(&mut self, store: &mut Below<'_>) -> Option<usize> {
+        self.look(store);
         self.courses.names.turn();
         self.courses.names.next()
     }
 
-    fn next_file(&mut self) -> Option<usize> {
-        self.look();
+    fn next_file(&mut self, store: &mut Below<'_>) -> Option<usize> {
+        self.look(store);
         self.jump();
         self.courses.bytes.next()
     }
@@ -162,8 +157,9 @@ impl Users<'_> {
         }
     }
 
-    fn look(&mut self) {
-        let Self { trace, steps, courses, blocks, left, store } = self;
+    /// Leaves files to those who read them, and drops of the `store` what nobody reads any more.
+    fn look(&mut self, store: &mut Below<'_>) {
+        let Self { trace, steps, courses, blocks, left } = self;
         trace.look(|record| {
             if let Some(at) = steps.tell(courses, record) {
                 blocks.leave(at);
@@ -179,12 +175,13 @@ impl Users<'_> {
 impl Player<'_> {
     fn all(&mut self, plan: &Plan, blocks: &Blocks<'_>, reads: bool) -> Result<(), Stopped> {
         self.check()?;
-        while let Some(step) = self.users.next_name().and_then(|at| plan.names.get(at)) {
+        while let Some(step) = self.users.next_name(&mut self.store).and_then(|at| plan.names.get(at)) {
             self.step(step)?;
             self.check()?;
         }
         while reads
-            && let Some((at, step)) = self.users.next_file().and_then(|at| Some((at, plan.bytes.get(at)?)))
+            && let Some((at, step)) =
+                self.users.next_file(&mut self.store).and_then(|at| Some((at, plan.bytes.get(at)?)))
         {
             self.step(step)?;
             let Self { store, pieces, .. } = self;
@@ -195,7 +192,7 @@ impl Player<'_> {
         // The kernel reads the store's files by itself.
         while !reads && !blocks.is_done() {
             self.check()?;
-            self.users.look();
+            self.users.look(&mut self.store);
             self.users.jump();
             std::thread::sleep(REST);
         }
@@ -231,8 +228,8 @@ impl Player<'_> {
                 self.below.file(path).and_then(|file| {
                     let (file, size) = prepare(file)?;
                     ranges.iter().try_for_each(|pages| {
-                        let (from, length) = (pages.first * PAGE, u64::from(pages.count) * PAGE);
-                        self.read(&file, from, length.min(size.saturating_sub(from)))
+                        let (from, length) = pages.within(size);
+                        self.read(&file, from, length)
                     })
                 })
             }
@@ -347,8 +344,6 @@ fn unless_of_all(error: Errno) -> Result<(), Stopped> {
 /// A file of which nothing is asked for but what is asked for here, and its size.
 fn prepare(file: OwnedFd) -> Result<(Rc<OwnedFd>, u64), Errno> {
     rustix::fs::fadvise(&file, 0, None, Advice::Random)?;
-    // As it is known since the name was looked up.
-    let stat =
-        rustix::fs::statx(&file, "", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, StatxFlags::SIZE)?;
-    Ok((Rc::new(file), stat.stx_size))
+    let size = below::size(&file)?;
+    Ok((Rc::new(file), size))
 }

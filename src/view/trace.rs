@@ -111,8 +111,14 @@ pub fn close(trace: impl AsFd) -> io::Result<()> {
 /// Whether anything was recorded, as the server says.
 #[must_use]
 pub fn has_begun(trace: impl AsFd) -> bool {
-    let mut end = [0; WORD];
-    rustix::io::pread(trace, &mut end, END_AT as u64).is_ok_and(|read| read == WORD && end != [0; WORD])
+    read_word(trace, END_AT).is_ok_and(|end| end != 0)
+}
+
+/// A word of the head, of memory that is not mapped.
+fn read_word(trace: impl AsFd, at: usize) -> io::Result<u64> {
+    let mut word = [0; WORD];
+    let read = rustix::io::pread(trace, &mut word, at as u64)?;
+    if read == WORD { Ok(u64::from_ne_bytes(word)) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
 }
 
 fn write(trace: impl AsFd, at: usize, word: u64) -> io::Result<()> {
@@ -141,11 +147,7 @@ impl Marks {
     /// Those of the memory in `trace`.
     #[must_use]
     pub fn of(trace: impl AsFd) -> Option<Self> {
-        let word = |at: usize| {
-            let mut word = [0; WORD];
-            let read = rustix::io::pread(&trace, &mut word, at as u64).ok()?;
-            (read == WORD).then(|| u64::from_ne_bytes(word))
-        };
+        let word = |at| read_word(&trace, at).ok();
         Some(Self::of_words(word(SEED_AT)?, word(APART_AT)?))
     }
 

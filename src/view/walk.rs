@@ -25,7 +25,7 @@ use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 
 pub(crate) use cursor::split;
-pub use cursor::{Cursor, Kind, Listed, Next, Order, Tree};
+pub use cursor::{Cursor, Kind, LONGEST, Listed, Next, Order, Tree};
 
 /// First reads in a row, each of a later name in the same directory, that make a walk.
 const RUN: u32 = 3;

@@ -14,24 +14,23 @@
 
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
 use rustix::fs::{Advice, FileType};
 use rustix::io::Errno;
 
 use super::objects::is_file;
-use super::{Backing, FILE, calls};
+use super::{Backing, FILE, calls, open_directory};
 use crate::sys::cached::{Before, bring};
-use crate::view::walk::{Found, Kind, Listed, split};
+use crate::view::walk::{Found, Kind, LONGEST, Listed, split};
 
 /// Bytes that are asked for of one file at most. A reader of a longer one is followed by the kernel's own read-ahead.
 const MOST: u64 = 1 << 20;
-/// Names of the longest directory that is walked.
-const NAMES_MAX: usize = 1 << 16;
 
 /// Asks for files of a store ahead of their readers. For one thread.
 #[derive(Debug)]
 pub struct Ahead {
-    backing: Backing,
+    store: Arc<OwnedFd>,
     /// The directories that were last used, to bring and to drop.
     dirs: [Option<(Box<[u8]>, OwnedFd)>; 2],
 }
@@ -40,7 +39,7 @@ impl Backing {
     /// What asks for files of the same store ahead, by the store's own descriptor.
     #[must_use]
     pub fn ahead(&self) -> Ahead {
-        Ahead { backing: Self::over(self.store.clone()), dirs: [None, None] }
+        Ahead { store: self.store.clone(), dirs: [None, None] }
     }
 }
 
@@ -48,7 +47,7 @@ impl Ahead {
     /// The number of the one descriptor that it needs.
     #[must_use]
     pub fn descriptor(&self) -> RawFd {
-        self.backing.store.as_raw_fd()
+        self.store.as_raw_fd()
     }
 
     /// Closes what it has open.
@@ -59,15 +58,15 @@ impl Ahead {
     /// The names in the directory at `dir`, sorted by bytes as a listing of the view is. None also for one that is too long.
     #[must_use]
     pub fn list(&self, dir: &[u8]) -> Option<Vec<Listed>> {
-        let opened = self.backing.open_directory(dir).ok()?;
+        let opened = open_directory(self.store.as_fd(), dir).ok()?;
         let mut names: Vec<Listed> = Vec::new();
         let listed = calls::names(&opened, |name, kind| {
-            if names.len() <= NAMES_MAX {
+            if names.len() <= LONGEST {
                 names.push((name.into(), kind_of(kind)));
             }
         });
         names.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
-        listed.ok().filter(|()| names.len() <= NAMES_MAX).map(|()| names)
+        listed.ok().filter(|()| names.len() <= LONGEST).map(|()| names)
     }
 
     /// Asks the disk for the beginning of the file at `path`.
@@ -102,13 +101,13 @@ impl Ahead {
     fn file(&mut self, place: usize, path: &[u8]) -> Result<OwnedFd, Errno> {
         let (dir, name) = split(path);
         let (opened, open) = if dir.is_empty() {
-            (self.backing.store.as_fd(), calls::open_across as fn(_, &[u8], _) -> _)
+            (self.store.as_fd(), calls::open_across as fn(_, &[u8], _) -> _)
         } else {
             let kept = self.dirs.get_mut(place).ok_or(Errno::INVAL)?;
             let kept = match kept {
                 Some((path, opened)) if **path == *dir => (&*path, &*opened),
                 kept => {
-                    let opened = self.backing.open_directory(dir)?;
+                    let opened = open_directory(self.store.as_fd(), dir)?;
                     let (path, opened) = kept.insert((dir.into(), opened));
                     (&*path, &*opened)
                 }

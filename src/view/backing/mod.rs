@@ -115,14 +115,10 @@ impl Backing {
     /// Serves what lies in the directory `store`.
     #[must_use]
     pub fn new(store: OwnedFd) -> Self {
-        Self::over(Arc::new(store))
-    }
-
-    fn over(store: Arc<OwnedFd>) -> Self {
         // Without an answer no file is taken for another.
         let device = calls::stat(&store, b"").ok().map(|stat| (stat.stx_dev_major, stat.stx_dev_minor));
         Self {
-            store,
+            store: Arc::new(store),
             device,
             kept: Descriptors::default(),
             listings: Listings::default(),
@@ -421,7 +417,9 @@ impl Backing {
     }
 
     fn directory(&self, id: NodeId, path: &[u8]) -> Result<Held, BackingError> {
-        self.kept.get(Of::Directory, id, || self.opening(|| self.open_directory(path))).map_err(host)
+        self.kept
+            .get(Of::Directory, id, || self.opening(|| open_directory(self.store.as_fd(), path)))
+            .map_err(host)
     }
 
     /// Makes a call that opens something, once more when there is no descriptor left but those that are kept.
@@ -434,35 +432,35 @@ impl Backing {
             answer => answer,
         }
     }
+}
 
-    /// Opens the directory at `path` below the store directory.
-    fn open_directory(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
-        match self.open_on_one_mount(None, path) {
-            // The member is a mount point, or something below it is.
-            Err(Errno::XDEV) => {}
-            answer => return answer,
-        }
-        match path.iter().position(|b| *b == b'/').and_then(|end| path.split_at_checked(end)) {
-            Some((member, rest)) => {
-                let member = calls::open_across(&*self.store, member, ON_THE_WAY)?;
-                self.open_on_one_mount(Some(member), rest.get(1..).unwrap_or_default())
-            }
-            None => calls::open_across(&*self.store, path, DIRECTORY),
-        }
+/// Opens the directory at `path` below the `store` directory.
+fn open_directory(store: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, Errno> {
+    match open_on_one_mount(store, path) {
+        // The member is a mount point, or something below it is.
+        Err(Errno::XDEV) => {}
+        answer => return answer,
     }
-
-    /// Opens the directory at `path` below `at`, or below the store directory, in stretches where it is long.
-    fn open_on_one_mount(&self, mut at: Option<OwnedFd>, path: &[u8]) -> Result<OwnedFd, Errno> {
-        let mut rest = path;
-        loop {
-            let base = at.as_ref().map_or(self.store.as_fd(), AsFd::as_fd);
-            let cut = rest.get(..STRETCH).and_then(|head| head.iter().rposition(|b| *b == b'/'));
-            let Some((head, tail)) = cut.and_then(|cut| rest.split_at_checked(cut)) else {
-                return calls::open(base, rest, DIRECTORY);
-            };
-            at = Some(calls::open(base, head, ON_THE_WAY)?);
-            rest = tail.get(1..).unwrap_or_default();
+    match path.iter().position(|b| *b == b'/').and_then(|end| path.split_at_checked(end)) {
+        Some((member, rest)) => {
+            let member = calls::open_across(store, member, ON_THE_WAY)?;
+            open_on_one_mount(member.as_fd(), rest.get(1..).unwrap_or_default())
         }
+        None => calls::open_across(store, path, DIRECTORY),
+    }
+}
+
+/// Opens the directory at `path` below `dir`, in stretches where it is long.
+fn open_on_one_mount(dir: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, Errno> {
+    let (mut at, mut rest): (Option<OwnedFd>, _) = (None, path);
+    loop {
+        let base = at.as_ref().map_or(dir, AsFd::as_fd);
+        let cut = rest.get(..STRETCH).and_then(|head| head.iter().rposition(|b| *b == b'/'));
+        let Some((head, tail)) = cut.and_then(|cut| rest.split_at_checked(cut)) else {
+            return calls::open(base, rest, DIRECTORY);
+        };
+        at = Some(calls::open(base, head, ON_THE_WAY)?);
+        rest = tail.get(1..).unwrap_or_default();
     }
 }
 

@@ -5,7 +5,7 @@
 use std::os::fd::BorrowedFd;
 
 use super::records::{self, Record};
-use super::{BYTES, END_AT, HEAD, WORD};
+use super::{BYTES, END_AT, HEAD, read_word};
 
 /// Bytes of records of one look.
 const LOOK: usize = 64 << 10;
@@ -39,11 +39,7 @@ impl<'a> Following<'a> {
     }
 
     fn read(&mut self, from: usize, mut each: impl FnMut(&Record)) -> Option<usize> {
-        let mut end = [0; WORD];
-        if rustix::io::pread(self.trace, &mut end, END_AT as u64) != Ok(WORD) {
-            return None;
-        }
-        let end = usize::try_from(u64::from_ne_bytes(end)).ok()?.min(BYTES - HEAD);
+        let end = usize::try_from(read_word(self.trace, END_AT).ok()?).ok()?.min(BYTES - HEAD);
         if end <= from {
             return Some(from);
         }

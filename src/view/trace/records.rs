@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use super::{BYTES, END_AT, FIRST_AT, HEAD, MARK, MARK_AT, WORD};
+use super::{BYTES, END_AT, FIRST_AT, HEAD, MARK, MARK_AT, WORD, read_word};
 
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
@@ -69,6 +69,13 @@ impl Pages {
         Self { first, count: u32::try_from(end.saturating_sub(first)).unwrap_or(u32::MAX) }
     }
 
+    /// Where they begin, and how many bytes a file of `size` bytes has in them.
+    #[must_use]
+    pub fn within(self, size: u64) -> (u64, u64) {
+        let from = self.first.saturating_mul(PAGE);
+        (from, (u64::from(self.count) * PAGE).min(size.saturating_sub(from)))
+    }
+
     pub(super) fn pack(self) -> u64 {
         let most = (1 << COUNT) - 1;
         let first = self.first.min((1 << (u64::BITS - COUNT)) - 1);
@@ -112,17 +119,11 @@ pub(super) fn head(kind: Kind, after: u32, shared: usize, rest: usize) -> Option
 /// Those of pread(2); `InvalidData`: it is no trace of this version.
 pub fn read(trace: impl AsFd) -> io::Result<Vec<Record>> {
     // Not mapped, as that would make pages of what was never written.
-    let mut bytes = vec![0; HEAD];
-    read_exact(&trace, &mut bytes, 0)?;
-    let word = |bytes: &[u8], at: usize| {
-        bytes.get(at..).and_then(|rest| rest.first_chunk()).copied().map(u64::from_ne_bytes)
-    };
-    if word(&bytes, MARK_AT) != Some(MARK) {
+    if read_word(&trace, MARK_AT)? != MARK {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "this is no trace of this version"));
     }
-    let end = usize::try_from(word(&bytes, END_AT).unwrap_or_default()).unwrap_or(usize::MAX);
-    bytes.clear();
-    bytes.resize(end.min(BYTES - HEAD), 0);
+    let end = usize::try_from(read_word(&trace, END_AT)?).unwrap_or(usize::MAX);
+    let mut bytes = vec![0; end.min(BYTES - HEAD)];
     read_exact(&trace, &mut bytes, HEAD as u64)?;
     Ok(parse(&bytes))
 }
@@ -132,10 +133,7 @@ pub fn read(trace: impl AsFd) -> io::Result<Vec<Record>> {
 /// # Errors
 /// Those of pread(2).
 pub fn lasted(trace: impl AsFd, records: &[Record]) -> io::Result<Duration> {
-    let mut words = [0; 2 * WORD];
-    read_exact(&trace, &mut words, FIRST_AT as u64)?;
-    let [first, end] = [0, WORD]
-        .map(|at| words.get(at..).and_then(|rest| rest.first_chunk()).copied().map_or(0, u64::from_ne_bytes));
+    let (first, end) = (read_word(&trace, FIRST_AT)?, read_word(&trace, END_AT)?);
     let is_full = end.saturating_add(LONGEST) > (BYTES - HEAD) as u64;
     let last = records.last().map(|record| record.after).unwrap_or_default();
     let now = Duration::from_millis(super::milliseconds().saturating_sub(first));

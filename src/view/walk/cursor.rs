@@ -14,8 +14,10 @@ use std::collections::VecDeque;
 
 /// Directories on the way from the root that are remembered.
 const LEVELS: usize = 16;
-/// Names in them: twice as many as the longest directory may have that is walked.
-const NAMES: usize = 1 << 17;
+/// Names of the longest directory that is walked.
+pub const LONGEST: usize = 1 << 16;
+/// Names in those that are remembered.
+const NAMES: usize = 2 * LONGEST;
 /// Names that one call looks at: a tree may have any number of directories and no file.
 const STEPS: usize = 1024;
 
@@ -59,7 +61,7 @@ pub type Listed = (Box<[u8]>, Kind);
 /// Where directories are listed.
 pub trait Tree {
     /// The names in the directory at `dir`, a path below the store directory (which is the empty path), in the order of a listing.
-    /// None: it is no directory, or cannot be listed, or is too long to be walked.
+    /// None: it is no directory, or cannot be listed, or has more than [`LONGEST`] names.
     fn list(&mut self, dir: &[u8]) -> Option<Vec<Listed>>;
 }
 
