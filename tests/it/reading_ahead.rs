@@ -1,13 +1,11 @@
 //! A walk through a view of a store that is on disk: the next files are brought, with the same answers, and do not stay.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
-use rustix::fs::Advice;
-
 use crate::util;
+use crate::util::cached::{evict, resident};
 use crate::util::faulty::{Cache, Call, Disk, Fault};
 use crate::util::load;
 use crate::util::program::Program;
@@ -20,12 +18,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// How many of `files` have pages in the store's cache.
 fn cached(helper: &Path, files: impl Iterator<Item = std::path::PathBuf>) -> usize {
-    let has_pages = |file: &std::path::PathBuf| {
-        let output = Command::new(helper).arg(file).output().expect("the helper runs");
-        assert!(output.status.success(), "{}: {output:?}", file.display());
-        !output.stdout.starts_with(b"0 ")
-    };
-    files.filter(has_pages).count()
+    files.filter(|file| resident(helper, file).0 > 0).count()
 }
 
 fn eventually(what: &str, is_so: impl Fn() -> bool) {
@@ -51,11 +44,7 @@ fn the_next_files_of_a_walk_are_brought_and_do_not_stay() {
     let below = store.physical().join(&system.base);
     let host = |number: usize| below.join(format!("{number:03}"));
     let view = Program::on(&store).args(["--system", &system.path, "--prefetch", "off"]).mount();
-    for number in 0..FILES {
-        let file = File::open(host(number)).unwrap();
-        file.sync_all().unwrap();
-        rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).unwrap();
-    }
+    (0..FILES).for_each(|number| evict(&host(number)));
     let read = |number: usize| {
         let seen = fs::read(view.path().join(&system.base).join(format!("{number:03}"))).unwrap();
         assert!(seen == bytes(number), "{number}");

@@ -1,30 +1,13 @@
 //! Whose page cache holds what is read through a view.
 
-use std::fs::{self, File};
+use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process::Command;
-
-use rustix::fs::Advice;
 
 use crate::util;
+use crate::util::cached::{evict, resident};
 use crate::util::fixture::Fixture;
 use crate::util::load;
-
-/// How many pages of `file` are in memory for whoever maps it, and how many it has.
-fn resident(helper: &Path, file: &Path) -> (usize, usize) {
-    let output = Command::new(helper).arg(file).output().expect("the helper runs");
-    assert!(output.status.success(), "{}: {output:?}", file.display());
-    let text = String::from_utf8(output.stdout).unwrap();
-    let mut numbers = text.split_whitespace().map(|number| number.parse().unwrap());
-    (numbers.next().unwrap(), numbers.next().unwrap())
-}
-
-fn evict(file: &Path) {
-    let file = File::open(file).unwrap();
-    file.sync_all().unwrap();
-    rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).unwrap();
-}
 
 /// With `--io passthrough` two views and the host use one copy of a file's pages, whoever read it.
 #[test]

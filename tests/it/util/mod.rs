@@ -3,6 +3,7 @@
 #[macro_use]
 pub(crate) mod gate;
 pub(crate) mod browser;
+pub(crate) mod cached;
 pub(crate) mod collecting;
 pub(crate) mod descriptors;
 pub(crate) mod faulty;
