@@ -69,6 +69,16 @@ pub(crate) fn until_gone(pid: Pid) {
     }
 }
 
+/// Waits until each thread of a process sleeps: a server that nobody asks has marked all that it took as answered.
+pub(crate) fn until_asleep(pid: Pid) {
+    let until = Instant::now() + DEADLINE;
+    let threads = || fs::read_dir(format!("{}/task", process(pid))).into_iter().flatten().flatten();
+    while threads().any(|thread| state(thread.path()) != Some('S')) {
+        assert!(Instant::now() < until, "not asleep: {}", describe(pid));
+        std::thread::yield_now();
+    }
+}
+
 /// Whether the thread of this name waits in the kernel for something that no signal ends.
 pub(crate) fn waits_in_kernel(pid: Pid, name: &str) -> bool {
     let is_it = |thread: &Path| {
