@@ -2,8 +2,9 @@
 //!
 //! The neighbour works in short turns: a few files from disk, and some names that are in the kernel's caches, timed
 //! apart. It takes as many turns as fit into the play of a view on a host with empty caches, and some before the view
-//! is started and some after the play, which are what the others are compared with. Its files are its own, their
-//! pages are dropped before each turn, off the clock, and all were read once before, so that no turn is the first.
+//! is started and some after the play, which are what the others are compared with. Of each round, the median turn is
+//! kept. Its files are its own, their pages are dropped before each turn, off the clock, and all were read once before,
+//! so that no turn is the first.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use crate::caches;
 use crate::columns::Column;
 use crate::fault::{Doing, Outcome};
 use crate::rounds::{Cell, Run};
-use crate::samples::Unit;
+use crate::samples::{self, Unit};
 use crate::work::Work;
 
 const FILES: usize = 400;
@@ -99,9 +100,14 @@ fn beside(run: &mut Run<'_>, cell: Cell, column: &Column, neighbour: &mut Neighb
         return Ok(());
     }
     for (turns, read, name) in [(&alone, READ_ALONE, NAME_ALONE), (&beside, READ_BESIDE, NAME_BESIDE)] {
-        for turn in turns {
-            run.keep(cell, read, FILES_IN_TURN, turn.reading, Unit::Seconds);
-            run.keep(cell, name, NAMES_IN_TURN, turn.looking, Unit::Seconds);
+        // A play has thousands of turns.
+        for (row, operations, took) in [
+            (read, FILES_IN_TURN, turns.iter().map(|turn| turn.reading).collect()),
+            (name, NAMES_IN_TURN, turns.iter().map(|turn| turn.looking).collect()),
+        ] {
+            if let Some(middle) = samples::median(took) {
+                run.keep(cell, row, operations, middle, Unit::Seconds);
+            }
         }
     }
     Ok(())
