@@ -64,6 +64,16 @@ enum Running {
     Task(Work, Worker),
 }
 
+/// What was asked of the view ahead of its users.
+#[derive(Debug)]
+enum Asked {
+    Nothing,
+    /// Something, and nobody has told how far it came.
+    Untold,
+    /// As told.
+    Played(Played),
+}
+
 /// See above.
 #[derive(Debug)]
 pub(super) struct Prefetching {
@@ -76,15 +86,32 @@ pub(super) struct Prefetching {
     last: Option<OwnedFd>,
     schedule: Schedule,
     running: Option<Running>,
-    /// Whether something was asked ahead of which nobody has told how far it came.
-    untold: bool,
+    asked: Asked,
     /// What the view showed when its first server served it.
     view: Option<View>,
     /// When the last learning is no longer waited for.
     until: Option<Instant>,
-    played: Option<Played>,
     learnt: Option<Learnt>,
     failed: Option<String>,
+}
+
+impl Asked {
+    fn played(&self) -> Option<&Played> {
+        match self {
+            Self::Played(played) => Some(played),
+            Self::Nothing | Self::Untold => None,
+        }
+    }
+
+    /// How much of the plan may be ready.
+    fn done(&self) -> Done {
+        match self {
+            Self::Nothing => Done::default(),
+            // Killed, perhaps at its end.
+            Self::Untold => Done { names: usize::MAX, bytes: usize::MAX },
+            Self::Played(played) => played.done,
+        }
+    }
 }
 
 impl Prefetching {
@@ -106,10 +133,9 @@ impl Prefetching {
             last: None,
             schedule: Schedule::new(Abilities { plays: false, learns: false }),
             running: None,
-            untold: false,
+            asked: Asked::Nothing,
             view: None,
             until: None,
-            played: None,
             learnt: None,
             failed: None,
         }
@@ -243,7 +269,7 @@ impl Prefetching {
             mode: self.prefetch,
             playing: matches!(self.running, Some(Running::Looking(_) | Running::Task(Work::Play, _))),
             remembers: self.profiles.is_some() && self.trace.is_some(),
-            played: self.played.clone(),
+            played: self.asked.played().cloned(),
             learnt: self.learnt,
             failed: self.failed.clone(),
         })
@@ -298,7 +324,9 @@ impl Prefetching {
     fn begin_task(&mut self, work: Work, with: With<'_>, view: Option<&OwnedFd>) {
         match self.start(work, with, view) {
             Ok(worker) => {
-                self.untold |= work == Work::Play;
+                if work == Work::Play {
+                    self.asked = Asked::Untold;
+                }
                 self.running = Some(Running::Task(work, worker));
             }
             Err(error) => self.fail(format!("cannot start the process for it: {error}")),
@@ -335,11 +363,7 @@ impl Prefetching {
             }
             (Work::Play, None) => return Err(std::io::Error::other("the view cannot be seen from here")),
             (Work::Learn, _) => {
-                // Of one that was killed nobody knows how far it came: all of it may be ready.
-                let untold =
-                    if self.untold { Done { names: usize::MAX, bytes: usize::MAX } } else { Done::default() };
-                let done = self.played.as_ref().map_or(untold, |played| played.done);
-                Task::Learn(Box::new(Learn { common, later: with.view.clone(), done }))
+                Task::Learn(Box::new(Learn { common, later: with.view.clone(), done: self.asked.done() }))
             }
         };
         let sink: Sink = with.log.sink;
@@ -388,7 +412,7 @@ impl Prefetching {
         match (work, end) {
             (Work::Play, End::Told(Told::Played(played))) => self.take_played(played),
             (Work::Play, End::Told(Told::Failed(why))) => {
-                self.untold = false;
+                self.asked = Asked::Nothing;
                 self.not_asked(why);
             }
             (Work::Learn, End::Told(Told::Learnt(learnt))) => {
@@ -429,7 +453,7 @@ impl Prefetching {
             ),
             Stopped::Done => tracing::debug!(?played, "asked ahead"),
         }
-        self.played = Some(played);
+        self.asked = Asked::Played(played);
     }
 
     fn fail(&mut self, why: String) {
