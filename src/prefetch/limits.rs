@@ -110,7 +110,7 @@ impl Limits {
         if now.duration_since(self.begun) > self.time {
             return Some(Stopped::Time);
         }
-        if self.outside.as_ref().is_some_and(Outside::has_lost_it) {
+        if self.outside.as_mut().is_some_and(Outside::has_lost_it) {
             return Some(Stopped::View);
         }
         let is_short = self.pressures.iter().any(|pressure| pressure.since_then() > STALLED)

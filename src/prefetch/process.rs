@@ -46,6 +46,8 @@ enum TaskError {
     Sandbox(#[from] sandbox::Missing),
     #[error("the view cannot be opened in a mount namespace of its own")]
     View(#[source] io::Error),
+    #[error("the view was unmounted before it was asked for anything")]
+    Unmounted,
     #[error("another file system is mounted over the view")]
     Covered,
     #[error("the trace cannot be read")]
@@ -126,13 +128,17 @@ impl Descriptors {
         let (profile, profiles) = (self.take(Given::Profile), self.take(Given::Profiles));
         let common = &task.common;
         let remembers = profiles.is_some();
-        let alone = profiles.map(lock).transpose().unwrap_or_else(|error| {
+        let mut outside = Outside::open(task.connection).map_err(TaskError::View)?;
+        let alone = profiles.map(|dir| lock(dir, &mut outside)).transpose().unwrap_or_else(|error| {
             tracing::debug!(%error, "views may be asked ahead at the same time");
             None
         });
+        if outside.has_lost_it() {
+            return Err(TaskError::Unmounted);
+        }
         let begun = Instant::now();
         let time = if common.prefetch == Prefetch::Auto { SOON } else { LONG };
-        let mut limits = Limits::new(time, Outside::open(task.connection).map_err(TaskError::View)?);
+        let mut limits = Limits::new(time, outside);
         let view = open_view(task, self.take(Given::View))?;
         let names: Vec<&str> = common.view.names().map(StorePath::as_str).collect();
         sandbox::Player { view: view.as_fd(), store: store.as_fd(), members: &names }
@@ -186,14 +192,14 @@ impl Descriptors {
     }
 }
 
-/// Waits until nobody else plays whose profiles are in `dir`; until the result is closed, nobody does.
-fn lock(dir: OwnedFd) -> io::Result<OwnedFd> {
+/// Waits until nobody else plays whose profiles are in `dir`; until the result is closed, nobody does. A view that is unmounted is not waited for.
+fn lock(dir: OwnedFd, outside: &mut Outside) -> io::Result<OwnedFd> {
     // The lock belongs to what was opened (flock(2)), which the monitor has as well.
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let own = rustix::fs::openat(dir, ".", flags, Mode::empty())?;
     let until = Instant::now() + WAIT;
     while let Err(error) = rustix::fs::flock(&own, FlockOperation::NonBlockingLockExclusive) {
-        if error != Errno::WOULDBLOCK || until < Instant::now() {
+        if error != Errno::WOULDBLOCK || until < Instant::now() || outside.has_lost_it() {
             return Err(error.into());
         }
         std::thread::sleep(PAUSE);

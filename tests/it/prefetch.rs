@@ -472,6 +472,23 @@ fn who_asks_ahead_keeps_nobody_from_unmounting() {
     threads::until_gone(player);
 }
 
+/// Nor while it waits until others have been asked, which may take long.
+#[test]
+fn a_view_that_is_unmounted_before_it_is_asked_ahead_ends() {
+    need!(Root, Fuse, Nix);
+    let (fixture, views) = (Fixture::new(), Views::new());
+    views.run(fixture.program(), |view| use_all(view.path(), &fixture.data));
+    let held = views.hold();
+    let (mut view, _dir) = views.start(fixture.program(), "auto");
+    let player = views.player(&view);
+    rustix::mount::unmount(view.path(), rustix::mount::UnmountFlags::empty()).unwrap();
+    assert!(view.end().success(), "{}", view.stderr());
+    let log = view.stderr();
+    assert!(log.contains("the view was unmounted before"), "{log}");
+    threads::until_gone(player);
+    drop(held);
+}
+
 /// One after the other, and each of them.
 #[test]
 fn views_that_keep_their_profiles_in_one_place_are_all_asked_ahead() {
