@@ -48,6 +48,15 @@ impl Views {
         answer
     }
 
+    /// The same, whatever is played. What the program said.
+    fn run_as_it_is(&self, program: Program, work: impl FnOnce(&Mounted)) -> String {
+        let (mut view, _dir) = self.start(program, "auto");
+        work(&view);
+        view.signal(Signal::TERM);
+        assert!(view.end().success(), "{}", view.stderr());
+        view.stderr()
+    }
+
     fn profile(&self) -> PathBuf {
         self.cache.path().join(&self.name)
     }
@@ -452,6 +461,54 @@ fn what_was_learnt_stays_when_who_asks_ahead_is_killed() {
     let after = uses();
     // One in 64 is marked.
     assert!(after > before / 2, "{before} uses, then {after}: {log}");
+}
+
+/// As happens first where memory is short. What is used is remembered all the same, and nobody says otherwise.
+#[test]
+fn who_asks_ahead_is_killed_and_no_more_than_that_is_said() {
+    need!(Root, Fuse, Nix);
+    let (fixture, views) = (Fixture::new(), Views::new());
+    views.run(fixture.program(), |view| use_all(view.path(), &fixture.data));
+    let held = views.hold();
+    let (mut view, _dir) = views.start(fixture.program(), "auto");
+    kill_process(views.player(&view), Signal::KILL).unwrap();
+    view.said_soon("asking ahead has ended early");
+    drop(held);
+    use_all(view.path(), &fixture.data);
+    let told = views.ask("status")["prefetch"]["failed"].to_string();
+    assert!(told.contains("SIGKILL"), "{told}");
+    view.signal(Signal::TERM);
+    assert!(view.end().success());
+    let log = view.stderr();
+    assert!(!log.contains("not remembered"), "{log}");
+    let profile: Value = serde_json::from_slice(&fs::read(views.profile()).unwrap()).unwrap();
+    assert_eq!(profile["runs"], 2);
+}
+
+/// Also where it cannot be replaced.
+#[test]
+fn what_is_in_the_way_of_a_profile_is_named() {
+    need!(Root, Fuse, Nix);
+    let (fixture, views) = (Fixture::new(), Views::new());
+    let place = views.profile();
+    let said = |work: &dyn Fn()| {
+        views.run_as_it_is(fixture.program(), |view| {
+            use_all(view.path(), &fixture.data);
+            work();
+        })
+    };
+    fs::create_dir(&place).unwrap();
+    let log = said(&|| {});
+    let named = |log: &str, what: &str, path: &Path| {
+        let path = path.to_str().unwrap();
+        assert!(log.lines().any(|line| line.contains(what) && line.contains(path)), "{what} {path}: {log}");
+    };
+    named(&log, "cannot be read", &place);
+    named(&log, "no plain file", &place);
+    named(&log, "cannot be replaced", &place);
+    fs::remove_dir(&place).unwrap();
+    let log = said(&|| fs::remove_dir(views.cache.path()).unwrap());
+    named(&log, "cannot be created", &views.cache.path().join(format!(".{}.new", views.name)));
 }
 
 /// Nor does it keep a view that somebody has unmounted.

@@ -152,7 +152,7 @@ impl Prefetching {
             profiles
                 .last()
                 .inspect_err(
-                    |error| tracing::warn!(%error, "the profile of use cannot be read, and is replaced"),
+                    |error| tracing::warn!(%error, path = %profiles.path().display(), "the profile of use cannot be read, and is replaced if it can be"),
                 )
                 .ok()
                 .flatten()
@@ -329,7 +329,8 @@ impl Prefetching {
                 }
                 self.running = Some(Running::Task(work, worker));
             }
-            Err(error) => self.fail(format!("cannot start the process for it: {error}")),
+            Err(error) if work == Work::Play => self.not_asked(error.to_string()),
+            Err(error) => self.fail(error.to_string()),
         }
     }
 
@@ -376,6 +377,9 @@ impl Prefetching {
                 tracing::debug!(%error, "what is asked ahead counts as use");
             }
         })
+        .map_err(|error| {
+            std::io::Error::new(error.kind(), format!("cannot start the process for it: {error}"))
+        })
     }
 
     /// Takes what has come of what was begun; returns whether it is over. `with`: what comes next can be begun.
@@ -416,16 +420,23 @@ impl Prefetching {
                 self.not_asked(why);
             }
             (Work::Learn, End::Told(Told::Learnt(learnt))) => {
-                match self.profiles.as_ref().map(Profiles::keep_next) {
-                    Some(Ok(())) => {
+                match self.profiles.as_ref().map(|profiles| (profiles.path(), profiles.keep_next())) {
+                    Some((_, Ok(()))) => {
                         tracing::debug!(?learnt, "the profile of use is written");
                         self.learnt = Some(learnt);
                     }
-                    Some(Err(error)) => self.fail(format!("the profile of use cannot be replaced: {error}")),
+                    Some((path, Err(error))) => {
+                        self.fail(format!("'{}' cannot be replaced: {error}; remove it", path.display()));
+                    }
                     None => {}
                 }
             }
-            (Work::Learn, End::Told(Told::Failed(why))) | (_, End::Silent(why)) => self.fail(why),
+            (Work::Learn, End::Told(Told::Failed(why)) | End::Silent(why)) => self.fail(why),
+            (Work::Play, End::Silent(why)) => {
+                let why = format!("asking ahead has ended early: {why}");
+                tracing::warn!("{why}");
+                self.failed = Some(why);
+            }
             (_, End::Told(_)) => self.fail("it has told of something else".to_owned()),
             (_, End::Killed) => tracing::debug!("what was asked ahead or learnt was ended"),
         }

@@ -34,6 +34,8 @@ pub(super) enum ProfilesError {
 #[derive(Debug)]
 pub(super) struct Profiles {
     dir: OwnedFd,
+    /// What it was called when it was opened.
+    at: PathBuf,
     name: OsString,
     next: OsString,
 }
@@ -59,7 +61,7 @@ impl Profiles {
             return Err(ProfilesError::NotOwn(dir.to_owned()));
         }
         // A view's name does not begin with a dot.
-        Ok(Self { dir: open, name: name.into(), next: format!(".{name}.new").into() })
+        Ok(Self { dir: open, at: dir.to_owned(), name: name.into(), next: format!(".{name}.new").into() })
     }
 
     /// The profile, if there is one.
@@ -73,7 +75,11 @@ impl Profiles {
             answer => answer?,
         };
         let kind = FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode);
-        if kind == FileType::RegularFile { Ok(Some(file)) } else { Err(io::ErrorKind::InvalidData.into()) }
+        if kind == FileType::RegularFile {
+            Ok(Some(file))
+        } else {
+            Err(io::Error::new(io::ErrorKind::InvalidData, "it is no plain file"))
+        }
     }
 
     /// An empty file for the next one.
@@ -84,7 +90,12 @@ impl Profiles {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         // Of a monitor that was killed.
         self.drop_next();
-        Ok(rustix::fs::openat(&self.dir, &self.next, flags, Mode::RUSR | Mode::WUSR)?.into())
+        let new =
+            rustix::fs::openat(&self.dir, &self.next, flags, Mode::RUSR | Mode::WUSR).map_err(|error| {
+                let (error, path) = (io::Error::from(error), self.at.join(&self.next));
+                io::Error::new(error.kind(), format!("'{}' cannot be created: {error}", path.display()))
+            })?;
+        Ok(new.into())
     }
 
     /// The next one takes the place of the last.
@@ -98,6 +109,11 @@ impl Profiles {
     /// There is no next one.
     pub(super) fn drop_next(&self) {
         let _ = rustix::fs::unlinkat(&self.dir, &self.next, AtFlags::empty());
+    }
+
+    /// Where the profile is, to be told.
+    pub(super) fn path(&self) -> PathBuf {
+        self.at.join(&self.name)
     }
 
     /// The directory, to be locked by who plays.
