@@ -547,6 +547,22 @@ fn a_view_that_is_unmounted_before_it_is_asked_ahead_ends() {
 }
 
 /// One after the other, and each of them.
+/// An activation reloads every view soon after the boot: where nothing has changed, what is asked ahead is not given up for it.
+#[test]
+fn a_reload_that_changes_nothing_does_not_end_it() {
+    need!(Root, Fuse, Nix);
+    let (fixture, views) = (Fixture::new(), Views::new());
+    views.run(fixture.program(), |view| use_all(view.path(), &fixture.data));
+    let held = views.hold();
+    let (view, _dir) = views.start(fixture.program(), "auto");
+    let player = views.player(&view);
+    let reloaded = Program::new().args(["reload", &views.name]).run();
+    assert!(reloaded.status.success(), "{reloaded:?}");
+    assert_eq!(views.player(&view), player);
+    drop(held);
+    assert_eq!(views.until_played()["stopped"], "done", "{}", view.stderr());
+}
+
 #[test]
 fn views_that_keep_their_profiles_in_one_place_are_all_asked_ahead() {
     need!(Root, Fuse, Nix);

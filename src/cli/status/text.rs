@@ -157,7 +157,9 @@ pub(in crate::cli) fn ahead_of_use(ahead: &Prefetch) -> String {
     let Some(played) = &ahead.played else {
         return match (ahead.playing, ahead.remembers) {
             (true, _) => "under way".to_owned(),
-            (false, true) => "nothing yet; what is used is remembered for the next start".to_owned(),
+            (false, true) => {
+                "nothing, or it was ended; what is used is remembered for the next start".to_owned()
+            }
             (false, false) => "nothing".to_owned(),
         };
     };

@@ -203,8 +203,8 @@ impl Prefetching {
 
     /// Other members may be shown.
     pub(super) fn switched(&mut self, with: With<'_>) {
-        let used = self.is_used();
-        let wishes = self.schedule.switched(used);
+        let (used, others) = (self.is_used(), self.view.as_ref() != Some(with.view));
+        let wishes = self.schedule.switched(others, used);
         self.fulfil(wishes, with);
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Invariants, each held by a property test:
 //! - One thing is done at a time. The end comes before learning, learning before playing.
-//! - Each mount is played once, when its first server serves it. What is played ends with that server, and at a switch.
+//! - Each mount is played once, when its first server serves it. What is played ends with that server, and at a switch to other members.
 //! - Learnt is a minute after the first use, ten minutes after it, at each switch between, and at the end; then nothing more is
 //!   recorded.
 
@@ -107,10 +107,12 @@ impl Schedule {
         self.running == Some(Work::Play) && !self.stopped
     }
 
-    /// Other members are shown; `used`: something was recorded.
-    pub(super) fn switched(&mut self, used: bool) -> Vec<Wish> {
-        let mut wishes = self.stop_play();
-        self.next.remove(&Work::Play);
+    /// A reload is over. `others`: other members are shown than when the mount was served first; `used`: something was recorded.
+    pub(super) fn switched(&mut self, others: bool, used: bool) -> Vec<Wish> {
+        let mut wishes = if others { self.stop_play() } else { Vec::new() };
+        if others {
+            self.next.remove(&Work::Play);
+        }
         if used && matches!(self.recording, Recording::Waiting | Recording::Begun) {
             self.next.insert(Work::Learn);
         }

@@ -40,10 +40,12 @@ fn what_is_played_ends_with_its_server_and_at_a_switch() {
     assert_eq!(schedule.server_ended(), []);
     let mut schedule = Schedule::new(BOTH);
     let _ = schedule.served(Instant::now());
-    assert_eq!(schedule.switched(true), [Wish::StopPlay]);
+    assert_eq!(schedule.switched(false, true), [], "the same members");
+    assert!(schedule.plays());
+    assert_eq!(schedule.switched(true, true), [Wish::StopPlay]);
     assert_eq!(schedule.ended(), [LEARN]);
-    assert_eq!(schedule.switched(true), [], "one after the other");
-    assert_eq!(Schedule::new(BOTH).switched(true), [], "nobody has served");
+    assert_eq!(schedule.switched(true, true), [], "one after the other");
+    assert_eq!(Schedule::new(BOTH).switched(true, true), [], "nobody has served");
     assert_eq!(schedule.ended(), [LEARN]);
 }
 
@@ -51,7 +53,7 @@ fn what_is_played_ends_with_its_server_and_at_a_switch() {
 fn nothing_is_done_that_cannot_be() {
     let now = Instant::now();
     let mut none = Schedule::new(Abilities { plays: false, learns: false });
-    assert_eq!((none.served(now), none.switched(true), none.time(now, true)), (vec![], vec![], vec![]));
+    assert_eq!((none.served(now), none.switched(true, true), none.time(now, true)), (vec![], vec![], vec![]));
     assert!(!none.end(true) && none.due().is_none());
     let mut plays = Schedule::new(Abilities { plays: true, learns: false });
     assert_eq!(plays.served(now), [PLAY]);
@@ -77,7 +79,7 @@ proptest! {
             let wishes = match step {
                 0 => schedule.served(now),
                 1 => schedule.server_ended(),
-                2 => schedule.switched(used),
+                2 => schedule.switched(seconds % 2 == 0, used),
                 3 | 4 => schedule.time(now, used),
                 _ if running.take().is_some() => schedule.ended(),
                 _ => Vec::new(),
