@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use rustix::fs::FlockOperation;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -93,22 +93,6 @@ impl Views {
         rustix::fs::flock(&dir, FlockOperation::LockExclusive).unwrap();
         dir
     }
-
-    /// Who plays, once there is such a process.
-    fn player(&self, view: &Mounted) -> Pid {
-        let until = Instant::now() + DEADLINE;
-        loop {
-            let monitor = view.pid();
-            let found = threads::children(monitor)
-                .into_iter()
-                .find(|child| threads::name(*child) == "nix-store-ahead");
-            if let Some(player) = found {
-                return player;
-            }
-            assert!(Instant::now() < until, "nobody plays; {}", view.stderr());
-            std::thread::yield_now();
-        }
-    }
 }
 
 /// A bind mount, for a moment.
@@ -173,7 +157,7 @@ fn what_users_have_asked_for_meanwhile_is_left_to_them_and_remembered() {
     let played = |meanwhile: &dyn Fn(&Mounted)| {
         let held = views.hold();
         let (mut view, _dir) = views.start(fixture.program(), "auto");
-        views.player(&view);
+        threads::player(view.pid());
         meanwhile(&view);
         drop(held);
         let played = views.until_played();
@@ -249,7 +233,7 @@ fn what_is_mounted_on_a_name_stays_when_its_directory_is_listed_ahead() {
     views.run(program(), |view| use_all(view.path(), &many));
     let held = views.hold();
     let (view, _dir) = views.start(program(), "auto");
-    views.player(&view);
+    threads::player(view.pid());
     let (dir, source) = (view.path().join(&many.base).join("in"), scratch());
     let file = source.path().join("mounted");
     fs::write(&file, "mounted").unwrap();
@@ -378,7 +362,8 @@ fn it_stops_when_descriptors_are_short_and_says_so() {
     let held = views.hold();
     let (mut view, _dir) = views.start(program(), "auto");
     let few = rustix::process::Rlimit { current: Some(40), maximum: Some(40) };
-    rustix::process::prlimit(Some(views.player(&view)), rustix::process::Resource::Nofile, few).unwrap();
+    rustix::process::prlimit(Some(threads::player(view.pid())), rustix::process::Resource::Nofile, few)
+        .unwrap();
     drop(held);
     let played = views.until_played();
     assert_eq!(played["stopped"], "resources", "{played}");
@@ -400,7 +385,7 @@ fn a_view_ends_in_the_middle_of_it_and_nothing_is_left() {
     for stopped in [false, true] {
         let held = views.hold();
         let (mut view, dir) = views.start(fixture.program(), "auto");
-        let player = views.player(&view);
+        let player = threads::player(view.pid());
         let server = view.server_now().unwrap();
         if stopped {
             kill_process(server, Signal::STOP).unwrap();
@@ -423,7 +408,7 @@ fn a_view_ends_in_the_middle_of_it_and_nothing_is_left() {
     // A server that is killed takes it along, and the next one serves.
     let held = views.hold();
     let (view, _dir) = views.start(fixture.program(), "auto");
-    let player = views.player(&view);
+    let player = threads::player(view.pid());
     kill_process(view.server_now().unwrap(), Signal::KILL).unwrap();
     threads::until_gone(player);
     drop(held);
@@ -449,7 +434,7 @@ fn what_was_learnt_stays_when_who_asks_ahead_is_killed() {
     let before = uses();
     let held = views.hold();
     let (mut view, _dir) = views.start(fixture.program(), "auto");
-    let player = views.player(&view);
+    let player = threads::player(view.pid());
     kill_process(player, Signal::STOP).unwrap();
     drop(held);
     fs::read(view.path().join(&fixture.file.base)).unwrap();
@@ -471,7 +456,7 @@ fn who_asks_ahead_is_killed_and_no_more_than_that_is_said() {
     views.run(fixture.program(), |view| use_all(view.path(), &fixture.data));
     let held = views.hold();
     let (mut view, _dir) = views.start(fixture.program(), "auto");
-    kill_process(views.player(&view), Signal::KILL).unwrap();
+    kill_process(threads::player(view.pid()), Signal::KILL).unwrap();
     view.said_soon("asking ahead has ended early");
     drop(held);
     use_all(view.path(), &fixture.data);
@@ -519,7 +504,7 @@ fn who_asks_ahead_keeps_nobody_from_unmounting() {
     views.run(fixture.program(), |view| use_all(view.path(), &fixture.data));
     let held = views.hold();
     let (mut view, _dir) = views.start(fixture.program(), "auto");
-    let (player, server) = (views.player(&view), view.server_now().unwrap());
+    let (player, server) = (threads::player(view.pid()), view.server_now().unwrap());
     kill_process(server, Signal::STOP).unwrap();
     drop(held);
     threads::until_asking(player);
@@ -537,7 +522,7 @@ fn a_view_that_is_unmounted_before_it_is_asked_ahead_ends() {
     views.run(fixture.program(), |view| use_all(view.path(), &fixture.data));
     let held = views.hold();
     let (mut view, _dir) = views.start(fixture.program(), "auto");
-    let player = views.player(&view);
+    let player = threads::player(view.pid());
     rustix::mount::unmount(view.path(), rustix::mount::UnmountFlags::empty()).unwrap();
     assert!(view.end().success(), "{}", view.stderr());
     let log = view.stderr();
@@ -555,10 +540,10 @@ fn a_reload_that_changes_nothing_does_not_end_it() {
     views.run(fixture.program(), |view| use_all(view.path(), &fixture.data));
     let held = views.hold();
     let (view, _dir) = views.start(fixture.program(), "auto");
-    let player = views.player(&view);
+    let player = threads::player(view.pid());
     let reloaded = Program::new().args(["reload", &views.name]).run();
     assert!(reloaded.status.success(), "{reloaded:?}");
-    assert_eq!(views.player(&view), player);
+    assert_eq!(threads::player(view.pid()), player);
     drop(held);
     assert_eq!(views.until_played()["stopped"], "done", "{}", view.stderr());
 }
@@ -614,7 +599,7 @@ fn bytes_and_names_are_right_for_who_reads_beside_a_play() {
     for mode in ["auto", "names", "all"] {
         let held = views.hold();
         let (view, _dir) = views.start(fixture.program(), mode);
-        views.player(&view);
+        threads::player(view.pid());
         std::thread::scope(|scope| {
             for (member, real) in members.into_iter().zip(&real) {
                 let at = view.path();

@@ -4,13 +4,13 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
 
-use rustix::process::Signal;
+use rustix::process::{Signal, kill_process};
 
 use crate::util::fixture::Fixture;
-use crate::util::program::unique_name;
+use crate::util::program::{Mounted, unique_name};
 use crate::util::store::NixStore;
-use crate::util::tree;
 use crate::util::user::{NOBODY, User};
+use crate::util::{threads, tree};
 
 #[test]
 fn an_ordinary_user_mounts() {
@@ -53,6 +53,47 @@ fn an_ordinary_user_mounts() {
         view.stderr()
     );
     assert_eq!(user.left_behind(), [] as [std::path::PathBuf; 0]);
+}
+
+/// Where mounts of the host cannot be taken away one by one: in a user namespace of theirs.
+#[test]
+fn what_an_ordinary_user_used_is_asked_ahead_and_keeps_nobody_from_unmounting() {
+    need!(Root, Fuse, Nix, Fusermount);
+    let fixture = Fixture::in_store(NixStore::owned_by(NOBODY));
+    let (user, name) = (User::new(), unique_name());
+    let (at, cache) = (user.runtime().join("nix-store-fs").join(&name), user.runtime().join("cache"));
+    let start = || {
+        let program = fixture.program().args(["-v", "--name", &name, "--prefetch", "auto", "--cache-dir"]);
+        user.with_device(program.arg(&cache), "0666", "/usr/bin:/bin").mount_at(&at)
+    };
+    let run = |view: &Mounted, command: &[&str]| {
+        let done = User::beside(view.pid(), NOBODY, &[command, &[&at.display().to_string()]].concat());
+        assert!(done.status.success(), "{done:?}; {}", view.stderr());
+    };
+    let mut view = start();
+    run(&view, &["ls", "-lR"]);
+    view.signal(Signal::TERM);
+    assert!(view.end().success(), "{}", view.stderr());
+
+    let view = start();
+    view.said_soon("ahead");
+    let log = view.stderr();
+    assert!(log.contains("known: Profile(1)") && log.contains("stopped: Done"), "{log}");
+    drop(view);
+
+    // While it waits for an answer of a server that was stopped.
+    let held = fs::File::open(&cache).unwrap();
+    rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let mut view = start();
+    let player = threads::player(view.pid());
+    let server = view.server_now().unwrap();
+    kill_process(server, Signal::STOP).unwrap();
+    drop(held);
+    threads::until_asking(player);
+    run(&view, &["fusermount3", "-u"]);
+    kill_process(server, Signal::CONT).unwrap();
+    assert!(view.end().success(), "{}", view.stderr());
+    threads::until_gone(player);
 }
 
 /// What they own themselves is theirs to keep links of the collector in; what somebody else could replace is not.

@@ -50,6 +50,19 @@ pub(crate) fn children(pid: Pid) -> Vec<Pid> {
     all.split_whitespace().filter_map(|child| Pid::from_raw(child.parse().ok()?)).collect()
 }
 
+/// Who asks ahead of a view's users, once the view's monitor has begun such a process.
+pub(crate) fn player(monitor: Pid) -> Pid {
+    let until = Instant::now() + DEADLINE;
+    loop {
+        let found = children(monitor).into_iter().find(|child| name(*child) == "nix-store-ahead");
+        if let Some(player) = found {
+            return player;
+        }
+        assert!(Instant::now() < until, "nobody plays");
+        std::thread::yield_now();
+    }
+}
+
 /// Waits until a process waits for the answer to a request.
 pub(crate) fn until_asking(pid: Pid) {
     let until = Instant::now() + DEADLINE;
