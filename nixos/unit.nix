@@ -219,6 +219,9 @@ in
       "~@privileged @resources"
       # what the store library does when it opens a local store, and SQLite when it makes a file
       "@chown"
+      # what who asks ahead lets others go first by (CAP_SYS_NICE, which would allow more, is not there), and what tells
+      # it, and the server for reading ahead, which pages are cached
+      "setpriority ioprio_set cachestat"
       # what a server gives its rights up by
       "landlock_create_ruleset landlock_add_rule landlock_restrict_self seccomp capset"
     ];

@@ -1,14 +1,17 @@
 //! How far the unit confines the service, and that everything works within that.
 
-use std::fs;
+use std::fs::{self, File};
+
+use rustix::fs::FlockOperation;
 
 use super::host::{Host, system};
 use super::machine::eventually;
 use crate::util::tree;
 
 /// The exposure that `systemd-analyze security` gives the unit, in tenths. All that is left needs a mount namespace of its own
-/// (half of it), is what the service does, or refuses openat2(2): `nixos/unit.nix`.
-const EXPOSURE: u32 = 37;
+/// (half of it), is what the service does, or refuses openat2(2): `nixos/unit.nix`. One of them is for setpriority(2) and ioprio_set(2), which
+/// without CAP_SYS_NICE let others go first and nothing else.
+const EXPOSURE: u32 = 38;
 
 #[test]
 fn the_unit_is_as_confined_as_it_was() {
@@ -19,6 +22,29 @@ fn the_unit_is_as_confined_as_it_was() {
     host.machine.run(&format!("{analyze} --threshold={EXPOSURE} {unit}"));
     // If this is not refused, the constant can be lowered.
     host.machine.refuse(&format!("{analyze} --threshold={} {unit}", EXPOSURE - 1));
+}
+
+/// The unit allows the calls by which who asks ahead of users lets others go first.
+#[test]
+fn who_asks_ahead_lets_others_go_first() {
+    need_systemd!();
+    let host = Host::boot("small");
+    host.set_roots(&[&system(&host.store, "one").path]);
+    host.tell("start");
+    host.machine.run(&format!("ls -lR {}", host.mount_point()));
+    host.tell("stop");
+    // Nobody plays as long as this is locked.
+    let held = File::open(host.machine.path("/var/cache/nix-store-fs")).unwrap();
+    rustix::fs::flock(&held, FlockOperation::LockExclusive).unwrap();
+    host.tell("start");
+    let player = || {
+        host.machine.run(
+            "for at in /proc/[0-9]*; do [ \"$(cat $at/comm 2>&1)\" != nix-store-ahead ] || \
+             echo $(cut -d' ' -f19 $at/stat) $(ionice -p ${at#/proc/}); done",
+        )
+    };
+    let last = "5 best-effort: prio 7\n";
+    assert!(eventually(|| player() == last), "{:?}; {}", player(), host.log());
 }
 
 /// With every option: the mount is in the host's mount namespace, for containers with private users as well, the kernel reads
