@@ -580,10 +580,23 @@ fn a_directory_that_others_can_read_is_refused_and_the_view_is_served() {
     need!(Root, Fuse, Nix);
     let (fixture, views) = (Fixture::new(), Views::new());
     fs::set_permissions(views.cache.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let refused = || {
+        let ahead = views.ask("status")["prefetch"].clone();
+        assert_eq!(ahead["remembers"], false);
+        let status = Program::new().args(["status", &views.name]).run().stdout;
+        assert!(status.contains("is not this user's alone; 'chmod 700' it"), "{status}");
+    };
     let (view, _dir) = views.start(fixture.program(), "auto");
     use_all(view.path(), &fixture.data);
     assert!(view.stderr().contains("is not this user's alone"), "{}", view.stderr());
-    assert_eq!(views.ask("status")["prefetch"]["remembers"], false);
+    refused();
+    drop(view);
+    // Where nobody has asked for it, no line of the log does.
+    let program = fixture.program().env("CACHE_DIRECTORY", views.cache.path());
+    let (program, dir) = (program.args(["--name", &views.name, "--prefetch", "auto"]), scratch());
+    let view = program.arg(dir.path()).mount_at(dir.path());
+    assert!(!view.stderr().contains("is not this user's alone"), "{}", view.stderr());
+    refused();
 }
 
 #[test]

@@ -171,7 +171,7 @@ pub(in crate::cli) fn ahead_of_use(ahead: &Prefetch) -> String {
     let stopped = match played.stopped {
         Stopped::Done => "",
         Stopped::Memory => ", stopped as memory was short",
-        Stopped::Time => ", stopped as it took too long",
+        Stopped::Time => ", stopped as its time was over",
         Stopped::View => ", stopped as the view did not answer",
         Stopped::Resources => {
             ", stopped as there were too few descriptors (ulimit -n, LimitNOFILE=) or no memory for a call"

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use super::child::Program;
 use super::settings;
+use crate::error;
 use crate::log::{LogSettings, Sink};
 use crate::protocol::control::status;
 use crate::protocol::task::{
@@ -124,11 +125,14 @@ impl Prefetching {
             Some(settings::Profiles::Default(dir)) => Profiles::open(dir, name)
                 .inspect_err(|error| tracing::debug!(error = error as &dyn std::error::Error, "{LOST}")),
             None => Err(ProfilesError::Nowhere),
-        }
-        .ok();
+        };
+        let failed = match &profiles {
+            Ok(_) | Err(ProfilesError::Nowhere) => None,
+            Err(error) => Some(format!("{LOST}: {}", error::chain(error))),
+        };
         Self {
             prefetch,
-            profiles,
+            profiles: profiles.ok(),
             trace: None,
             last: None,
             schedule: Schedule::new(Abilities { plays: false, learns: false }),
@@ -137,7 +141,7 @@ impl Prefetching {
             view: None,
             until: None,
             learnt: None,
-            failed: None,
+            failed,
         }
     }
 
@@ -457,7 +461,7 @@ impl Prefetching {
         }
         match played.stopped {
             Stopped::Memory => tracing::info!("asking ahead has stopped, as memory is short"),
-            Stopped::Time => tracing::info!("asking ahead has stopped, as it takes too long"),
+            Stopped::Time => tracing::info!("asking ahead has stopped, as its time was over"),
             Stopped::View => tracing::debug!("asking ahead has stopped, as the view does not answer"),
             Stopped::Resources => tracing::info!(
                 "asking ahead has stopped, as there are too few descriptors or no memory for a call: see ulimit -n, or LimitNOFILE= of the unit"
