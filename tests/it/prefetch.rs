@@ -193,6 +193,7 @@ fn uses_of_members_are_told_as_without() {
             used.iter().map(|member| member["path"].as_str().unwrap().to_owned()).collect()
         };
         assert!(used().is_empty(), "what was asked ahead is no use: {:?}", used());
+        assert_eq!(views.ask("status")["usage"]["bytesRead"], 0, "nobody has read anything");
         fs::read(view.path().join(&fixture.file.base)).unwrap();
         assert_eq!(used(), std::slice::from_ref(&fixture.file.base));
         fs::metadata(view.path().join(&fixture.data.base).join("deep/er/still")).unwrap();
