@@ -2,14 +2,15 @@
 //!
 //! Invariants, each held by a property test:
 //! - One thing is done at a time. The end comes before learning, learning before playing.
-//! - Each mount is played once, when its first server serves it. What is played ends with that server, and at a switch to other members.
-//! - Learnt is a minute after the first use, ten minutes after it, at each switch between, and at the end; then nothing more is
+//! - Each mount is played once, when its first server serves it. What is played ends with that server, and at a switch to other
+//!   members.
+//! - Learnt is within a minute of the first use, nine minutes later, at each switch between, and at the end; then nothing more is
 //!   recorded.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-/// How long after the first use it is learnt, and how much later for the last time.
+/// How often it is looked whether there was a first use, from which it is learnt then, and how much later for the last time.
 const EARLY: Duration = Duration::from_secs(60);
 const LATE: Duration = Duration::from_secs(540);
 

@@ -7,7 +7,7 @@ const PLAY: Wish = Wish::Begin(Work::Play);
 const LEARN: Wish = Wish::Begin(Work::Learn);
 
 #[test]
-fn a_mount_is_played_once_and_learnt_from_a_minute_and_ten_minutes_after_its_first_use() {
+fn a_mount_is_played_once_and_learnt_from_within_a_minute_of_its_first_use_and_nine_minutes_later() {
     let mut schedule = Schedule::new(BOTH);
     let start = Instant::now();
     assert_eq!(schedule.served(start), [PLAY]);
