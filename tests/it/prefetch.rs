@@ -276,7 +276,17 @@ fn a_profile_that_cannot_be_used_is_said_and_replaced() {
         assert_eq!(new["version"], 1);
         assert!(!new["members"].as_array().unwrap().is_empty());
     }
-    // That of another closure is nothing to say anything about.
+    // An empty one, and that of another closure, are nothing to say anything about.
+    let mut empty: Value = serde_json::from_str(&good).unwrap();
+    empty["members"] = Value::Array(Vec::new());
+    fs::write(views.profile(), empty.to_string()).unwrap();
+    views.run(fixture.program(), |view| {
+        assert_eq!(views.until_played()["names"], 0);
+        use_all(view.path(), &fixture.data);
+        assert!(!view.stderr().contains("WARN"), "{}", view.stderr());
+    });
+    let new: Value = serde_json::from_slice(&fs::read(views.profile()).unwrap()).unwrap();
+    assert!(!new["members"].as_array().unwrap().is_empty());
     let store = NixStore::new();
     let lone = store.add("lone", &[], |path| fs::write(path, "lone").unwrap());
     views.run(Program::on(&store).arg("--system").arg(&lone.path), |view| {
