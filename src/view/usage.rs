@@ -290,7 +290,7 @@ impl Usage {
     /// The slot of the member in which `path` lies, which is taken if it has none yet. None: it lies in none, no slot is free, or it is no
     /// use.
     fn slot(&self, path: &[u8]) -> Option<Slot<'_>> {
-        if UNSEEN.get() {
+        if is_unseen() {
             return None;
         }
         let (words, key) = (self.words.as_ref()?, Key::of(path)?);

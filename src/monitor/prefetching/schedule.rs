@@ -99,8 +99,7 @@ impl Schedule {
 
     /// A server has ended.
     pub(super) fn server_ended(&mut self) -> Vec<Wish> {
-        self.next.remove(&Work::Play);
-        self.stop_play()
+        self.give_up_play()
     }
 
     /// Whether who is to play is still wanted: the server and what it shows are those of the beginning.
@@ -110,10 +109,7 @@ impl Schedule {
 
     /// A reload is over. `others`: other members are shown than when the mount was served first; `used`: something was recorded.
     pub(super) fn switched(&mut self, others: bool, used: bool) -> Vec<Wish> {
-        let mut wishes = if others { self.stop_play() } else { Vec::new() };
-        if others {
-            self.next.remove(&Work::Play);
-        }
+        let mut wishes = if others { self.give_up_play() } else { Vec::new() };
         if used && matches!(self.recording, Recording::Waiting | Recording::Begun) {
             self.next.insert(Work::Learn);
         }
@@ -163,7 +159,8 @@ impl Schedule {
         learns
     }
 
-    fn stop_play(&mut self) -> Vec<Wish> {
+    fn give_up_play(&mut self) -> Vec<Wish> {
+        self.next.remove(&Work::Play);
         self.stopped = self.running == Some(Work::Play);
         if self.stopped { vec![Wish::StopPlay] } else { Vec::new() }
     }
