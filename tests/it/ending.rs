@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc::{Receiver, channel};
 
-use rustix::fs::FlockOperation;
 use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, Signal};
 
@@ -18,7 +17,7 @@ use crate::util::namespace::Namespace;
 use crate::util::program::{Finished, Program};
 use crate::util::service::{Service, Victim};
 use crate::util::thief::{self, Thief, Waiter};
-use crate::util::{DEADLINE, mounts, tree};
+use crate::util::{DEADLINE, locked, mounts, tree};
 
 fn service(fixture: &Fixture) -> Service {
     Service::new(&fixture.store).with(["--system", &fixture.system.path])
@@ -236,8 +235,7 @@ fn a_start_that_waits_keeps_nobody() {
     let connection = thief::connection(service.path());
     let (thief, mut lost) = lose(&mut service, &fixture);
     service.kill(Victim::Both);
-    let lock = fs::File::open(service.state().join("server")).unwrap();
-    rustix::fs::flock(&lock, FlockOperation::LockExclusive).unwrap();
+    let lock = locked(&service.state().join("server"));
     let mut waiter = Waiter::start(connection, &mut look(&service.path().join(&fixture.data.base)));
     thief.wait();
     service.start();

@@ -7,15 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use rustix::fs::FlockOperation;
-use rustix::process::{Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::util::fixture::Fixture;
 use crate::util::program::{Mounted, Program, unique_name};
 use crate::util::store::{Member, NixStore};
-use crate::util::{DEADLINE, mounts, scratch, threads, tree};
+use crate::util::{DEADLINE, locked, mounts, scratch, threads, tree};
 
 /// Views of one name, one after the other, with a directory for their profile.
 struct Views {
@@ -36,25 +35,32 @@ impl Views {
         (program.arg(self.cache.path()).arg(dir.path()).mount_at(dir.path()), dir)
     }
 
+    /// The same, with who plays, who waits until the first is dropped.
+    fn start_held(&self, program: Program, mode: &str) -> (File, Mounted, TempDir, Pid) {
+        let held = locked(self.cache.path());
+        let (view, dir) = self.start(program, mode);
+        let player = threads::player(view.pid());
+        (held, view, dir, player)
+    }
+
     /// Does `work` over a view with the profile that there is, once what was learnt has been asked for.
     fn run<T>(&self, program: Program, work: impl FnOnce(&Mounted) -> T) -> T {
+        let when_played = |view: &Mounted| {
+            if self.profile().exists() {
+                self.until_played();
+            }
+            work(view)
+        };
+        self.run_as_it_is(program, when_played).0
+    }
+
+    /// The same, whatever is played; and what the program said.
+    fn run_as_it_is<T>(&self, program: Program, work: impl FnOnce(&Mounted) -> T) -> (T, String) {
         let (mut view, _dir) = self.start(program, "auto");
-        if self.profile().exists() {
-            self.until_played();
-        }
         let answer = work(&view);
         view.signal(Signal::TERM);
         assert!(view.end().success(), "{}", view.stderr());
-        answer
-    }
-
-    /// The same, whatever is played. What the program said.
-    fn run_as_it_is(&self, program: Program, work: impl FnOnce(&Mounted)) -> String {
-        let (mut view, _dir) = self.start(program, "auto");
-        work(&view);
-        view.signal(Signal::TERM);
-        assert!(view.end().success(), "{}", view.stderr());
-        view.stderr()
+        (answer, view.stderr())
     }
 
     fn profile(&self) -> PathBuf {
@@ -85,13 +91,6 @@ impl Views {
             assert!(Instant::now() < until, "{ahead}");
             std::thread::yield_now();
         }
-    }
-
-    /// Nobody plays as long as this exists.
-    fn hold(&self) -> File {
-        let dir = File::open(self.cache.path()).unwrap();
-        rustix::fs::flock(&dir, FlockOperation::LockExclusive).unwrap();
-        dir
     }
 }
 
@@ -155,9 +154,7 @@ fn what_users_have_asked_for_meanwhile_is_left_to_them_and_remembered() {
     let work = |view: &Mounted| use_all(view.path(), &fixture.data);
     views.run(fixture.program(), work);
     let played = |meanwhile: &dyn Fn(&Mounted)| {
-        let held = views.hold();
-        let (mut view, _dir) = views.start(fixture.program(), "auto");
-        threads::player(view.pid());
+        let (held, mut view, _dir, _) = views.start_held(fixture.program(), "auto");
         meanwhile(&view);
         drop(held);
         let played = views.until_played();
@@ -232,9 +229,7 @@ fn what_is_mounted_on_a_name_stays_when_its_directory_is_listed_ahead() {
     });
     let program = || Program::on(&store).arg("--system").arg(&many.path);
     views.run(program(), |view| use_all(view.path(), &many));
-    let held = views.hold();
-    let (view, _dir) = views.start(program(), "auto");
-    threads::player(view.pid());
+    let (held, view, _dir, _) = views.start_held(program(), "auto");
     let (dir, source) = (view.path().join(&many.base).join("in"), scratch());
     let file = source.path().join("mounted");
     fs::write(&file, "mounted").unwrap();
@@ -370,11 +365,9 @@ fn it_stops_when_descriptors_are_short_and_says_so() {
     });
     let program = || Program::on(&store).arg("--system").arg(&many.path);
     views.run(program(), |view| use_all(view.path(), &many));
-    let held = views.hold();
-    let (mut view, _dir) = views.start(program(), "auto");
+    let (held, mut view, _dir, player) = views.start_held(program(), "auto");
     let few = rustix::process::Rlimit { current: Some(40), maximum: Some(40) };
-    rustix::process::prlimit(Some(threads::player(view.pid())), rustix::process::Resource::Nofile, few)
-        .unwrap();
+    rustix::process::prlimit(Some(player), rustix::process::Resource::Nofile, few).unwrap();
     drop(held);
     let played = views.until_played();
     assert_eq!(played["stopped"], "resources", "{played}");
@@ -394,9 +387,7 @@ fn a_view_ends_in_the_middle_of_it_and_nothing_is_left() {
     views.run(fixture.program(), |view| use_all(view.path(), &fixture.data));
     // Before it asks the view, and while it waits for an answer of a server that was stopped.
     for stopped in [false, true] {
-        let held = views.hold();
-        let (mut view, dir) = views.start(fixture.program(), "auto");
-        let player = threads::player(view.pid());
+        let (held, mut view, dir, player) = views.start_held(fixture.program(), "auto");
         let server = view.server_now().unwrap();
         if stopped {
             kill_process(server, Signal::STOP).unwrap();
@@ -417,9 +408,7 @@ fn a_view_ends_in_the_middle_of_it_and_nothing_is_left() {
         assert!(mounts::at(dir.path()).is_none());
     }
     // A server that is killed takes it along, and the next one serves.
-    let held = views.hold();
-    let (view, _dir) = views.start(fixture.program(), "auto");
-    let player = threads::player(view.pid());
+    let (held, view, _dir, player) = views.start_held(fixture.program(), "auto");
     kill_process(view.server_now().unwrap(), Signal::KILL).unwrap();
     threads::until_gone(player);
     drop(held);
@@ -443,9 +432,7 @@ fn what_was_learnt_stays_when_who_asks_ahead_is_killed() {
     };
     views.run(fixture.program(), |view| use_all(view.path(), &fixture.data));
     let before = uses();
-    let held = views.hold();
-    let (mut view, _dir) = views.start(fixture.program(), "auto");
-    let player = threads::player(view.pid());
+    let (held, mut view, _dir, player) = views.start_held(fixture.program(), "auto");
     kill_process(player, Signal::STOP).unwrap();
     drop(held);
     fs::read(view.path().join(&fixture.file.base)).unwrap();
@@ -465,9 +452,8 @@ fn who_asks_ahead_is_killed_and_no_more_than_that_is_said() {
     need!(Root, Fuse, Nix);
     let (fixture, views) = (Fixture::new(), Views::new());
     views.run(fixture.program(), |view| use_all(view.path(), &fixture.data));
-    let held = views.hold();
-    let (mut view, _dir) = views.start(fixture.program(), "auto");
-    kill_process(threads::player(view.pid()), Signal::KILL).unwrap();
+    let (held, mut view, _dir, player) = views.start_held(fixture.program(), "auto");
+    kill_process(player, Signal::KILL).unwrap();
     view.said_soon("asking ahead has ended early");
     drop(held);
     use_all(view.path(), &fixture.data);
@@ -488,10 +474,12 @@ fn what_is_in_the_way_of_a_profile_is_named() {
     let (fixture, views) = (Fixture::new(), Views::new());
     let place = views.profile();
     let said = |work: &dyn Fn()| {
-        views.run_as_it_is(fixture.program(), |view| {
-            use_all(view.path(), &fixture.data);
-            work();
-        })
+        views
+            .run_as_it_is(fixture.program(), |view| {
+                use_all(view.path(), &fixture.data);
+                work();
+            })
+            .1
     };
     fs::create_dir(&place).unwrap();
     let log = said(&|| {});
@@ -513,9 +501,8 @@ fn who_asks_ahead_keeps_nobody_from_unmounting() {
     need!(Root, Fuse, Nix);
     let (fixture, views) = (Fixture::new(), Views::new());
     views.run(fixture.program(), |view| use_all(view.path(), &fixture.data));
-    let held = views.hold();
-    let (mut view, _dir) = views.start(fixture.program(), "auto");
-    let (player, server) = (threads::player(view.pid()), view.server_now().unwrap());
+    let (held, mut view, _dir, player) = views.start_held(fixture.program(), "auto");
+    let server = view.server_now().unwrap();
     kill_process(server, Signal::STOP).unwrap();
     drop(held);
     threads::until_asking(player);
@@ -531,9 +518,7 @@ fn a_view_that_is_unmounted_before_it_is_asked_ahead_ends() {
     need!(Root, Fuse, Nix);
     let (fixture, views) = (Fixture::new(), Views::new());
     views.run(fixture.program(), |view| use_all(view.path(), &fixture.data));
-    let held = views.hold();
-    let (mut view, _dir) = views.start(fixture.program(), "auto");
-    let player = threads::player(view.pid());
+    let (held, mut view, _dir, player) = views.start_held(fixture.program(), "auto");
     rustix::mount::unmount(view.path(), rustix::mount::UnmountFlags::empty()).unwrap();
     assert!(view.end().success(), "{}", view.stderr());
     let log = view.stderr();
@@ -542,16 +527,13 @@ fn a_view_that_is_unmounted_before_it_is_asked_ahead_ends() {
     drop(held);
 }
 
-/// One after the other, and each of them.
 /// An activation reloads every view soon after the boot: where nothing has changed, what is asked ahead is not given up for it.
 #[test]
 fn a_reload_that_changes_nothing_does_not_end_it() {
     need!(Root, Fuse, Nix);
     let (fixture, views) = (Fixture::new(), Views::new());
     views.run(fixture.program(), |view| use_all(view.path(), &fixture.data));
-    let held = views.hold();
-    let (view, _dir) = views.start(fixture.program(), "auto");
-    let player = threads::player(view.pid());
+    let (held, view, _dir, player) = views.start_held(fixture.program(), "auto");
     let reloaded = Program::new().args(["reload", &views.name]).run();
     assert!(reloaded.status.success(), "{reloaded:?}");
     assert_eq!(threads::player(view.pid()), player);
@@ -559,6 +541,7 @@ fn a_reload_that_changes_nothing_does_not_end_it() {
     assert_eq!(views.until_played()["stopped"], "done", "{}", view.stderr());
 }
 
+/// One after the other, and each of them.
 #[test]
 fn views_that_keep_their_profiles_in_one_place_are_all_asked_ahead() {
     need!(Root, Fuse, Nix);
@@ -621,9 +604,7 @@ fn bytes_and_names_are_right_for_who_reads_beside_a_play() {
     let real: Vec<_> =
         members.into_iter().map(|member| tree::walk(&fixture.store.physical(), &member.base)).collect();
     for mode in ["auto", "names", "all"] {
-        let held = views.hold();
-        let (view, _dir) = views.start(fixture.program(), mode);
-        threads::player(view.pid());
+        let (held, view, _dir, _) = views.start_held(fixture.program(), mode);
         std::thread::scope(|scope| {
             for (member, real) in members.into_iter().zip(&real) {
                 let at = view.path();

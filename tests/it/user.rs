@@ -10,7 +10,7 @@ use crate::util::fixture::Fixture;
 use crate::util::program::{Mounted, unique_name};
 use crate::util::store::NixStore;
 use crate::util::user::{NOBODY, User};
-use crate::util::{threads, tree};
+use crate::util::{locked, threads, tree};
 
 #[test]
 fn an_ordinary_user_mounts() {
@@ -82,8 +82,7 @@ fn what_an_ordinary_user_used_is_asked_ahead_and_keeps_nobody_from_unmounting() 
     drop(view);
 
     // While it waits for an answer of a server that was stopped.
-    let held = fs::File::open(&cache).unwrap();
-    rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let held = locked(&cache);
     let mut view = start();
     let player = threads::player(view.pid());
     let server = view.server_now().unwrap();

@@ -1,12 +1,10 @@
 //! How far the unit confines the service, and that everything works within that.
 
-use std::fs::{self, File};
-
-use rustix::fs::FlockOperation;
+use std::fs;
 
 use super::host::{Host, system};
 use super::machine::eventually;
-use crate::util::tree;
+use crate::util::{locked, tree};
 
 /// The exposure that `systemd-analyze security` gives the unit, in tenths. All that is left needs a mount namespace of its own
 /// (half of it), is what the service does, or refuses openat2(2): `nixos/unit.nix`. One of them is for setpriority(2) and ioprio_set(2), which
@@ -34,8 +32,7 @@ fn who_asks_ahead_lets_others_go_first() {
     host.machine.run(&format!("ls -lR {}", host.mount_point()));
     host.tell("stop");
     // Nobody plays as long as this is locked.
-    let held = File::open(host.machine.path("/var/cache/nix-store-fs")).unwrap();
-    rustix::fs::flock(&held, FlockOperation::LockExclusive).unwrap();
+    let _held = locked(&host.machine.path("/var/cache/nix-store-fs"));
     host.tell("start");
     let player = || {
         host.machine.run(

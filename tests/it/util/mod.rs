@@ -54,6 +54,13 @@ pub(crate) fn logged_soon(log: impl Fn() -> String, what: &str, times: usize) ->
     }
 }
 
+/// What is there at `path`, locked as long as this exists.
+pub(crate) fn locked(path: &Path) -> std::fs::File {
+    let file = std::fs::File::open(path).unwrap();
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    file
+}
+
 /// A directory of the test's own, with a name that snapshots recognise and other users may enter.
 pub(crate) fn scratch() -> tempfile::TempDir {
     scratch_in(&std::env::temp_dir())
